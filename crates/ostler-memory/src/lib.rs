@@ -1,0 +1,21 @@
+//! Guest physical memory.
+//!
+//! A guest's memory is a set of *slots*, as `/dev/kvm` has them: a range of guest physical
+//! addresses backed by host memory, read-only or not, with or without a dirty log. Storage and
+//! volatile access are `vm-memory`'s; this crate adds what every accelerator and device shares:
+//!
+//! * [`GuestRam`], the slots of one VM, replaceable while others read ([`ram`]);
+//! * [`PageLog`], which hears of every write: it keeps the dirty log and the *watched lines*, the
+//!   64-byte lines of which a software CPU holds decoded copies ([`log`]).
+//!
+//! All numbers are bytes; `gpa` is a guest physical address.
+
+pub mod log;
+pub mod ram;
+mod sparse;
+
+pub use log::{LINE_BYTES, PageLog, WatchedWrite, WriteWatch};
+pub use ram::{Backing, GuestMap, GuestRam, HostPage, MemoryError, Region, SlotConfig};
+
+/// The unit of the dirty log and of address translation.
+pub const PAGE_BYTES: u64 = 4096;

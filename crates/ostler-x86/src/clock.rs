@@ -1,0 +1,53 @@
+//! The VM's time: one monotonic nanosecond clock from which TSC, timers and kvmclock all derive.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// The guest's TSC counts nanoseconds. A fixed rate on every host means that a saved guest finds
+/// the same TSC frequency wherever it is loaded, and kvmclock's scale is 1.
+pub const TSC_HZ: u64 = 1_000_000_000;
+
+/// Nanoseconds since the VM was created (or since what [`GuestClock::set_ns`] said).
+#[derive(Debug)]
+pub struct GuestClock {
+    origin: Instant,
+    /// Added to the time since `origin`, wrapping.
+    offset_ns: AtomicU64,
+}
+
+impl Default for GuestClock {
+    fn default() -> Self {
+        Self { origin: Instant::now(), offset_ns: AtomicU64::new(0) }
+    }
+}
+
+impl GuestClock {
+    #[inline]
+    pub fn now_ns(&self) -> u64 {
+        (self.origin.elapsed().as_nanos() as u64).wrapping_add(self.offset_ns.load(Ordering::Relaxed))
+    }
+
+    pub fn set_ns(&self, ns: u64) {
+        let elapsed = self.origin.elapsed().as_nanos() as u64;
+        self.offset_ns.store(ns.wrapping_sub(elapsed), Ordering::Relaxed);
+    }
+
+    /// How long from now until the clock shows `deadline_ns`; zero when it is past.
+    pub fn until(&self, deadline_ns: u64) -> Duration {
+        Duration::from_nanos(deadline_ns.saturating_sub(self.now_ns()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clock_set_goes_on_from_there() {
+        let clock = GuestClock::default();
+        clock.set_ns(5_000_000_000);
+        let now = clock.now_ns();
+        assert!((5_000_000_000..6_000_000_000).contains(&now), "{now}");
+        assert_eq!(clock.until(1), Duration::ZERO);
+    }
+}
