@@ -17,7 +17,7 @@ from ostler.errors import StateError
 
 @dataclass(slots=True)
 class State:
-    """Base of every device state. Subclasses are `@dataclass(slots=True)` with plain field types."""
+    """Base of every device state. Subclasses are `@dataclass(slots=True)`; plain field types."""
 
     version: ClassVar[int] = 1
 
