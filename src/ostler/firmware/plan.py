@@ -1,0 +1,195 @@
+"""A boot plan: what to write into guest memory and how the first CPU starts, as plain data.
+
+The register groups have the names of the engine's (`Regs`, `Sregs`, `Segment`, as `/dev/kvm`
+groups them), so the machine copies them field by field of the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ostler.errors import KernelError
+
+Buffer = bytes | bytearray | memoryview
+
+E820_RAM = 1
+E820_RESERVED = 2
+E820_ACPI = 3
+E820_NVS = 4
+
+PAGE = 0x1000
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRange:
+    """A row of the E820 map: `size` bytes at guest physical `base`, of type `kind` (`E820_*`)."""
+
+    base: int
+    size: int
+    kind: int = E820_RAM
+
+    @property
+    def end(self) -> int:
+        """The address after the last byte."""
+        return self.base + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Bytes for guest physical `gpa`, then `zero_bytes` zeros (bss; RAM may not be fresh)."""
+
+    gpa: int
+    data: Buffer
+    what: str
+    zero_bytes: int = 0
+
+    @property
+    def end(self) -> int:
+        """The address after the last byte, zeros included."""
+        return self.gpa + len(self.data) + self.zero_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment register with its hidden part; `limit` in bytes, `kind` the descriptor's type."""
+
+    base: int = 0
+    limit: int = 0
+    selector: int = 0
+    kind: int = 0
+    present: bool = False
+    dpl: int = 0
+    db: bool = False
+    s: bool = False
+    l: bool = False  # noqa: E741 - the bit's name in the manual
+    g: bool = False
+    avl: bool = False
+    unusable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptorTable:
+    """GDTR or IDTR."""
+
+    base: int = 0
+    limit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sregs:
+    """Segment and control registers at entry. The APIC base stays as the reset left it."""
+
+    cs: Segment
+    ds: Segment
+    es: Segment
+    fs: Segment
+    gs: Segment
+    ss: Segment
+    tr: Segment
+    ldt: Segment
+    gdt: DescriptorTable
+    idt: DescriptorTable
+    cr0: int
+    cr2: int = 0
+    cr3: int = 0
+    cr4: int = 0
+    cr8: int = 0
+    efer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Regs:
+    """General registers, RIP and RFLAGS at entry."""
+
+    rip: int
+    rax: int = 0
+    rbx: int = 0
+    rcx: int = 0
+    rdx: int = 0
+    rsi: int = 0
+    rdi: int = 0
+    rsp: int = 0
+    rbp: int = 0
+    r8: int = 0
+    r9: int = 0
+    r10: int = 0
+    r11: int = 0
+    r12: int = 0
+    r13: int = 0
+    r14: int = 0
+    r15: int = 0
+    rflags: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A file handed over with the kernel (initrd, multiboot module) and its own command line."""
+
+    data: Buffer
+    cmdline: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What the machine gives every kind of kernel.
+
+    `memory_map` is in ascending order of `base`; `rsdp_gpa` is 0 where there are no ACPI tables;
+    `modules[0]` is the initrd where the kernel's protocol has one.
+    """
+
+    memory_map: Sequence[MemoryRange]
+    cmdline: str = ""
+    modules: Sequence[Module] = ()
+    rsdp_gpa: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BootPlan:
+    """What to write (`loads`, in any order; they do not overlap) and the first CPU's state.
+
+    `protocol` names how the kernel is entered, for people: `linux64`, `linux32`, `pvh`, `elf64`
+    or `multiboot`.
+    """
+
+    protocol: str
+    loads: tuple[Load, ...]
+    regs: Regs
+    sregs: Sregs
+
+
+def check_loads(loads: Iterable[Load], memory_map: Sequence[MemoryRange]) -> tuple[Load, ...]:
+    """The loads in ascending order; `KernelError` when one overlaps another or is not in RAM."""
+    ordered = tuple(
+        sorted((load for load in loads if load.end > load.gpa), key=lambda load: load.gpa)
+    )
+    for below, above in pairwise(ordered):
+        if below.end > above.gpa:
+            raise KernelError(
+                f"{above.what} at {above.gpa:#x} and {below.what} at {below.gpa:#x} overlap;"
+                " link the kernel at 1 MiB or higher or give the guest more --memory"
+            )
+    for load in ordered:
+        if not any(
+            r.kind == E820_RAM and r.base <= load.gpa and load.end <= r.end for r in memory_map
+        ):
+            raise KernelError(
+                f"{load.what} at {load.gpa:#x}-{load.end:#x} is not within the guest's RAM;"
+                " give the guest more --memory"
+            )
+    return ordered
+
+
+def place_high(
+    size: int, memory_map: Sequence[MemoryRange], above: int, below: int, what: str
+) -> int:
+    """The highest page of RAM from `above` on where `size` bytes end by `below`."""
+    for row in sorted(memory_map, key=lambda row: row.base, reverse=True):
+        gpa = (min(row.end, below) - size) & -PAGE
+        if row.kind == E820_RAM and gpa >= max(row.base, above):
+            return gpa
+    raise KernelError(
+        f"{what} of {size} bytes does not fit into the guest's RAM beside the kernel;"
+        " give the guest more --memory"
+    )

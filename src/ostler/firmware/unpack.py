@@ -1,0 +1,127 @@
+"""Unpacks the payload of a bzImage: gzip, bzip2, lzma, xz, lz4 (legacy frames), zstd.
+
+The last four bytes of a payload are its unpacked size (gzip's own trailer, appended by the kernel's
+build for the others), so the output is bounded before a byte is unpacked. LZO is left to the
+guest's own code.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import struct
+import zlib
+from collections.abc import Callable
+
+import lz4.block
+import zstandard
+
+from ostler.errors import KernelError
+
+SIZE_LIMIT = 1 << 30
+MEMORY_LIMIT = 1 << 30
+LZ4_BLOCK = 8 << 20
+
+
+def can_unpack(payload: memoryview) -> bool:
+    """Whether the payload begins as one of the formats this module reads."""
+    return _reader(payload) is not None
+
+
+def unpack(payload: memoryview) -> memoryview:
+    """What `payload` holds; `KernelError` when it is damaged or not of the size it promises."""
+    reader = _reader(payload)
+    if reader is None or len(payload) < 8:
+        raise KernelError("has a payload of unknown compression; use a stock kernel")
+    name, read = reader
+    (size,) = struct.unpack_from("<I", payload, len(payload) - 4)
+    if size > SIZE_LIMIT:
+        raise KernelError(
+            f"promises {size} bytes unpacked, over 1 GiB; the file is damaged, fetch it again"
+        )
+    try:
+        data = read(payload, size)
+    except (
+        zlib.error,
+        lzma.LZMAError,
+        lz4.block.LZ4BlockError,
+        zstandard.ZstdError,
+        OSError,
+        EOFError,
+        ValueError,
+    ) as error:
+        raise KernelError(f"has a damaged {name} payload ({error}); fetch it again") from None
+    if len(data) != size:
+        raise KernelError(
+            f"unpacks to {len(data)} bytes, its {name} payload promises {size}; fetch it again"
+        )
+    return memoryview(data)
+
+
+def _gzip(payload: memoryview, size: int) -> bytes:
+    return zlib.decompressobj(wbits=31).decompress(payload, size or 1)
+
+
+def _bzip2(payload: memoryview, size: int) -> bytes:
+    return _stream(bz2.BZ2Decompressor(), payload, size)
+
+
+def _lzma(payload: memoryview, size: int) -> bytes:
+    return _stream(lzma.LZMADecompressor(lzma.FORMAT_ALONE, MEMORY_LIMIT), payload, size)
+
+
+def _xz(payload: memoryview, size: int) -> bytes:
+    return _stream(lzma.LZMADecompressor(lzma.FORMAT_XZ, MEMORY_LIMIT), payload, size)
+
+
+def _stream(
+    decompressor: bz2.BZ2Decompressor | lzma.LZMADecompressor, payload: memoryview, size: int
+) -> bytes:
+    return decompressor.decompress(payload, size)
+
+
+def _zstd(payload: memoryview, size: int) -> bytearray:
+    out = bytearray(size)
+    with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(payload) as reader:
+        view, at = memoryview(out), 0
+        while at < size and (count := reader.readinto(view[at:])):
+            at += count
+    del view
+    return out[:at] if at < size else out
+
+
+def _lz4(payload: memoryview, size: int) -> bytes:
+    """Blocks of at most 8 MiB, each behind its packed size (`lz4 -l`)."""
+    blocks: list[bytes] = []
+    at, end, left = 4, len(payload) - 4, size
+    while at < end and left:
+        if at + 4 > end:
+            raise ValueError("a block's size is cut short")
+        (packed,) = struct.unpack_from("<I", payload, at)
+        at += 4
+        if packed > end - at:
+            raise ValueError(f"a block ends {packed - (end - at)} bytes past the payload")
+        block = lz4.block.decompress(
+            payload[at : at + packed], uncompressed_size=min(left, LZ4_BLOCK)
+        )
+        blocks.append(block)
+        left -= len(block)
+        at += packed
+    return b"".join(blocks)
+
+
+_MAGICS: tuple[tuple[bytes, str, Callable[[memoryview, int], bytes | bytearray]], ...] = (
+    (b"\x1f\x8b\x08", "gzip", _gzip),
+    (b"BZh", "bzip2", _bzip2),
+    (b"\x5d\x00\x00", "lzma", _lzma),
+    (b"\xfd7zXZ\x00", "xz", _xz),
+    (b"\x02\x21\x4c\x18", "lz4", _lz4),
+    (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
+)
+
+
+def _reader(
+    payload: memoryview,
+) -> tuple[str, Callable[[memoryview, int], bytes | bytearray]] | None:
+    start = bytes(payload[:8])
+    return next(((name, read) for magic, name, read in _MAGICS if start.startswith(magic)), None)
