@@ -35,7 +35,11 @@ pub enum AccelError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error("{what}")]
-    Host { what: &'static str, #[source] source: std::io::Error },
+    Host {
+        what: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 pub type Result<T> = std::result::Result<T, AccelError>;

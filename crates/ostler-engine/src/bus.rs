@@ -1,0 +1,389 @@
+//! Who answers which port and which address.
+//!
+//! The bus knows the owner of every range and asks it on the vCPU's own thread. Looking a range up
+//! takes no lock: a change makes a new table and swaps it in.
+
+use std::fmt::{self, Debug};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::exit::IoHandler;
+
+/// Something that answers accesses to a range. Called on vCPU threads, from several at once.
+///
+/// `data` has 1, 2, 4 or 8 bytes, little-endian, and lies wholly inside the range.
+pub trait BusDevice: Send + Sync + Debug {
+    /// Fills `data` with what is at `offset` bytes into the range.
+    fn read(&self, offset: u64, data: &mut [u8]);
+    fn write(&self, offset: u64, data: &[u8]);
+}
+
+/// The two address spaces of a PC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// 64 Ki I/O ports, reached by IN and OUT.
+    Pio,
+    /// Guest physical addresses where no memory slot is.
+    Mmio,
+}
+
+impl Space {
+    fn last_address(self) -> u64 {
+        match self {
+            Self::Pio => 0xffff,
+            Self::Mmio => (1 << 52) - 1,
+        }
+    }
+}
+
+impl fmt::Display for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pio => "port",
+            Self::Mmio => "MMIO",
+        })
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BusError {
+    #[error("{name}: a {space} range of {size:#x} bytes at {base:#x} is empty or past the end of the space")]
+    BadRange { space: Space, name: String, base: u64, size: u64 },
+    #[error("{name}: {space} range {base:#x}..={last:#x} overlaps {other}'s {other_base:#x}..={other_last:#x}")]
+    Overlap { space: Space, name: String, base: u64, last: u64, other: String, other_base: u64, other_last: u64 },
+    #[error("no {space} range starts at {base:#x}")]
+    NoRange { space: Space, base: u64 },
+}
+
+/// A range and its owner. `last` is inside it.
+#[derive(Clone, Debug)]
+struct Range {
+    base: u64,
+    last: u64,
+    name: Arc<str>,
+    device: Arc<dyn BusDevice>,
+}
+
+/// The ranges of one space, sorted by base, none overlapping another.
+#[derive(Debug, Default)]
+struct Ranges(ArcSwap<Vec<Range>>);
+
+impl Ranges {
+    fn change<R>(&self, edit: impl FnOnce(&mut Vec<Range>) -> R) -> R {
+        let mut ranges = Vec::clone(&self.0.load());
+        let result = edit(&mut ranges);
+        self.0.store(Arc::new(ranges));
+        result
+    }
+}
+
+/// The range that `address` is in.
+fn find(ranges: &[Range], address: u64) -> Option<&Range> {
+    let after = ranges.partition_point(|range| range.base <= address);
+    ranges[..after].last().filter(|range| address <= range.last)
+}
+
+/// The range that takes an access of `len` bytes as one.
+fn find_whole(ranges: &[Range], address: u64, len: usize) -> Option<&Range> {
+    let whole = |range: &&Range| range.last - address >= len as u64 - 1 && matches!(len, 1 | 2 | 4 | 8);
+    find(ranges, address).filter(whole)
+}
+
+/// The port and MMIO ranges of one VM.
+#[derive(Debug)]
+pub struct Bus {
+    pio: Ranges,
+    mmio: Ranges,
+    /// Held while a table is replaced.
+    changing: Mutex<()>,
+    open_bus: AtomicBool,
+}
+
+impl Default for Bus {
+    fn default() -> Self {
+        Self {
+            pio: Ranges::default(),
+            mmio: Ranges::default(),
+            changing: Mutex::new(()),
+            open_bus: AtomicBool::new(true),
+        }
+    }
+}
+
+impl Bus {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether nobody's addresses read as ones and take writes silently, as on a PC's bus. Without
+    /// it, an access that nobody owns becomes an exit.
+    pub fn open_bus(&self) -> bool {
+        self.open_bus.load(Ordering::Relaxed)
+    }
+
+    pub fn set_open_bus(&self, open: bool) {
+        self.open_bus.store(open, Ordering::Relaxed);
+    }
+
+    /// Gives `size` bytes from `base` on to `device`; `name` is for messages.
+    pub fn add(
+        &self,
+        space: Space,
+        base: u64,
+        size: u64,
+        name: &str,
+        device: Arc<dyn BusDevice>,
+    ) -> Result<(), BusError> {
+        let last = size
+            .checked_sub(1)
+            .and_then(|above| base.checked_add(above))
+            .filter(|last| *last <= space.last_address())
+            .ok_or_else(|| BusError::BadRange { space, name: name.into(), base, size })?;
+        let _changing = self.changing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let ranges = self.ranges(space);
+        if let Some(other) = ranges.0.load().iter().find(|other| base <= other.last && other.base <= last) {
+            return Err(BusError::Overlap {
+                space,
+                name: name.into(),
+                base,
+                last,
+                other: other.name.to_string(),
+                other_base: other.base,
+                other_last: other.last,
+            });
+        }
+        ranges.change(|ranges| {
+            let at = ranges.partition_point(|range| range.base < base);
+            ranges.insert(at, Range { base, last, name: name.into(), device });
+        });
+        Ok(())
+    }
+
+    /// Takes away the range that starts at `base`. An access that is under way still ends there.
+    pub fn remove(&self, space: Space, base: u64) -> Result<(), BusError> {
+        let _changing = self.changing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.ranges(space).change(|ranges| {
+            let at = ranges.binary_search_by_key(&base, |range| range.base);
+            at.map(|at| drop(ranges.remove(at))).map_err(|_| BusError::NoRange { space, base })
+        })
+    }
+
+    /// Takes away every range.
+    pub fn clear(&self) {
+        let _changing = self.changing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.pio.change(Vec::clear);
+        self.mmio.change(Vec::clear);
+    }
+
+    /// Base, size and name of every range of `space`, by address.
+    pub fn list(&self, space: Space) -> Vec<(u64, u64, String)> {
+        let ranges = self.ranges(space).0.load();
+        ranges.iter().map(|range| (range.base, range.last - range.base + 1, range.name.to_string())).collect()
+    }
+
+    fn ranges(&self, space: Space) -> &Ranges {
+        match space {
+            Space::Pio => &self.pio,
+            Space::Mmio => &self.mmio,
+        }
+    }
+
+    fn read(&self, space: Space, address: u64, data: &mut [u8]) -> bool {
+        let ranges = self.ranges(space).0.load();
+        if let Some(range) = find_whole(&ranges, address, data.len()) {
+            range.device.read(address - range.base, data);
+            return true;
+        }
+        self.read_bytes(&ranges, address, data) || self.open_bus()
+    }
+
+    /// An access that no range takes as one is made byte by byte, as an ISA bridge does; bytes that
+    /// nobody owns read as ones. False when that is all of them.
+    fn read_bytes(&self, ranges: &[Range], address: u64, data: &mut [u8]) -> bool {
+        data.fill(0xff);
+        let mut owned = false;
+        for (address, byte) in (address..).zip(data.chunks_mut(1)) {
+            if let Some(range) = find(ranges, address) {
+                range.device.read(address - range.base, byte);
+                owned = true;
+            }
+        }
+        owned
+    }
+
+    fn write(&self, space: Space, address: u64, data: &[u8]) -> bool {
+        let ranges = self.ranges(space).0.load();
+        if let Some(range) = find_whole(&ranges, address, data.len()) {
+            range.device.write(address - range.base, data);
+            return true;
+        }
+        let mut owned = false;
+        for (address, byte) in (address..).zip(data.chunks(1)) {
+            if let Some(range) = find(&ranges, address) {
+                range.device.write(address - range.base, byte);
+                owned = true;
+            }
+        }
+        owned || self.open_bus()
+    }
+}
+
+impl IoHandler for Bus {
+    fn io_read(&self, port: u16, data: &mut [u8]) -> bool {
+        self.read(Space::Pio, port.into(), data)
+    }
+
+    fn io_write(&self, port: u16, data: &[u8]) -> bool {
+        self.write(Space::Pio, port.into(), data)
+    }
+
+    fn mmio_read(&self, gpa: u64, data: &mut [u8]) -> bool {
+        self.read(Space::Mmio, gpa, data)
+    }
+
+    fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
+        self.write(Space::Mmio, gpa, data)
+    }
+}
+
+/// A range whose every write adds 1 to an eventfd, as KVM's `ioeventfd`; reads give zeros.
+#[derive(Debug)]
+pub struct Doorbell(pub EventFd);
+
+impl BusDevice for Doorbell {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) {
+        // A full counter means that the reader has all the news it needs.
+        let _full = self.0.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+    use crate::testing::Scratch;
+
+    fn add(bus: &Bus, space: Space, base: u64, size: u64, name: &str) -> Arc<Scratch> {
+        let device = Arc::new(Scratch::new(size));
+        bus.add(space, base, size, name, device.clone()).expect("a free range");
+        device
+    }
+
+    #[test]
+    fn access_inside_a_range_reaches_its_owner_at_the_offset() {
+        let bus = Bus::new();
+        let device = add(&bus, Space::Pio, 0x3f8, 8, "serial");
+        assert!(bus.io_write(0x3fa, &[1, 2]));
+        assert_eq!(device.accesses(), [(2, 2, true)]);
+        let mut data = [0; 2];
+        assert!(bus.io_read(0x3fa, &mut data));
+        assert_eq!(data, [1, 2]);
+    }
+
+    #[test]
+    fn spaces_are_apart() {
+        let bus = Bus::new();
+        let device = add(&bus, Space::Mmio, 0x3f8, 8, "mmio");
+        assert!(bus.io_write(0x3f8, &[1]));
+        assert!(device.accesses().is_empty());
+    }
+
+    #[test]
+    fn access_nobody_owns_reads_ones_on_an_open_bus_and_is_refused_on_a_closed_one() {
+        let bus = Bus::new();
+        let mut data = [0; 4];
+        assert!(bus.mmio_read(0x1000, &mut data) && bus.mmio_write(0x1000, &data));
+        assert_eq!(data, [0xff; 4]);
+        bus.set_open_bus(false);
+        assert!(!bus.mmio_read(0x1000, &mut data) && !bus.mmio_write(0x1000, &data));
+    }
+
+    #[test]
+    fn access_over_the_edge_of_a_range_is_split_into_bytes() {
+        let bus = Bus::new();
+        let low = add(&bus, Space::Pio, 0x70, 2, "low");
+        let high = add(&bus, Space::Pio, 0x72, 1, "high");
+        assert!(bus.io_write(0x71, &[1, 2, 3, 4]));
+        assert_eq!((low.accesses(), high.accesses()), (vec![(1, 1, true)], vec![(0, 1, true)]));
+        let mut data = [0; 4];
+        assert!(bus.io_read(0x71, &mut data));
+        assert_eq!(data, [1, 2, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn access_of_an_odd_size_is_split_into_bytes() {
+        let bus = Bus::new();
+        let device = add(&bus, Space::Mmio, 0, 8, "device");
+        assert!(bus.mmio_write(4, &[1, 2, 3]));
+        assert_eq!(device.accesses(), [(4, 1, true), (5, 1, true), (6, 1, true)]);
+    }
+
+    #[test]
+    fn overlap_is_refused_and_names_both() {
+        let bus = Bus::new();
+        add(&bus, Space::Pio, 0x60, 5, "keyboard");
+        let error = bus.add(Space::Pio, 0x64, 1, "mouse", Arc::new(Scratch::new(1))).expect_err("an overlap");
+        assert_eq!(error.to_string(), "mouse: port range 0x64..=0x64 overlaps keyboard's 0x60..=0x64");
+        add(&bus, Space::Pio, 0x65, 1, "beside");
+    }
+
+    #[test]
+    fn range_empty_or_past_the_end_is_refused() {
+        let bus = Bus::new();
+        for (space, base, size) in
+            [(Space::Pio, 0, 0), (Space::Pio, 0xffff, 2), (Space::Mmio, u64::MAX, 2), (Space::Mmio, 1 << 52, 1)]
+        {
+            let refused = bus.add(space, base, size, "x", Arc::new(Scratch::new(1)));
+            assert!(matches!(refused, Err(BusError::BadRange { .. })), "{space} {base:#x}");
+        }
+    }
+
+    #[test]
+    fn removed_range_is_nobodys() {
+        let bus = Bus::new();
+        add(&bus, Space::Mmio, 0x1000, 0x1000, "bar");
+        bus.remove(Space::Mmio, 0x1000).expect("removed");
+        assert_eq!(bus.remove(Space::Mmio, 0x1000), Err(BusError::NoRange { space: Space::Mmio, base: 0x1000 }));
+        bus.set_open_bus(false);
+        assert!(!bus.mmio_write(0x1000, &[0]));
+        assert!(bus.list(Space::Mmio).is_empty());
+    }
+
+    #[test]
+    fn doorbell_counts_writes() {
+        let eventfd = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
+        let ours = eventfd.try_clone().expect("a duplicate");
+        let bus = Bus::new();
+        bus.add(Space::Mmio, 0, 4, "doorbell", Arc::new(Doorbell(ours))).expect("a free range");
+        assert!(bus.mmio_write(0, &[7, 7]) && bus.mmio_write(2, &[7]));
+        assert_eq!(eventfd.read().expect("a count"), 2);
+        let mut data = [9; 4];
+        assert!(bus.mmio_read(0, &mut data));
+        assert_eq!(data, [0; 4]);
+    }
+
+    #[test]
+    fn table_changes_while_others_look_up() {
+        let bus = Arc::new(Bus::new());
+        add(&bus, Space::Pio, 0, 16, "fixed");
+        let readers: Vec<_> = (0..4)
+            .map(|_| {
+                let bus = Arc::clone(&bus);
+                std::thread::spawn(move || (0..10_000).all(|_| bus.io_read(3, &mut [0; 1])))
+            })
+            .collect();
+        for _ in 0..500 {
+            add(&bus, Space::Pio, 0x100, 4, "moving");
+            bus.remove(Space::Pio, 0x100).expect("removed");
+        }
+        assert!(readers.into_iter().all(|reader| reader.join().expect("a reader ends")));
+    }
+}
