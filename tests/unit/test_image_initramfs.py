@@ -6,6 +6,7 @@ import gzip
 import lzma
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,14 +48,14 @@ def test_image_begins_with_console_and_null() -> None:
 
 @pytest.mark.parametrize("how", ["gzip", "zstd", "xz", "none"])
 def test_compress_then_unpack_gives_the_bytes_back(how: str) -> None:
-    unpack = {
+    unpackers: dict[str, Callable[[bytes], bytes]] = {
         "gzip": gzip.decompress,
         "zstd": zstandard.ZstdDecompressor().decompress,
         "xz": lzma.decompress,
         "none": bytes,
-    }[how]
+    }
     data = bytes(range(256)) * 1000
-    assert unpack(compress(data, how)) == data
+    assert unpackers[how](compress(data, how)) == data
     assert compress(data, how) == compress(data, how)
 
 

@@ -68,9 +68,25 @@ def test_resolve_with_softdep_takes_those_that_are_there(tmp_path: Path) -> None
         tmp_path,
         dict.fromkeys(["a.ko", "before.ko", "after.ko"], b""),
         dep="kernel/a.ko:\n",
-        softdep="# comment\nsoftdep a pre: before gone post: after\n",
+        softdep="# comment\nsoftdep a pre: before gone\nsoftdep a post: after\n",
     )
     assert names(modules.resolve(["a"])) == ["before.ko", "a.ko", "after.ko"]
+
+
+def test_resolve_with_a_soft_alias_takes_the_modules_behind_it(tmp_path: Path) -> None:
+    depmod = tree(
+        tmp_path / "installed",
+        dict.fromkeys(["fs.ko", "crc-generic.ko"], b""),
+        dep="kernel/fs.ko:\nkernel/crc-generic.ko:\n",
+        softdep="softdep fs pre: crc\n",
+        alias="# comment\nalias crc crc_generic\n",
+    )
+    unpacked = tree(
+        tmp_path / "unpacked",
+        {"fs.ko": module("softdep=pre: crc"), "crc-generic.ko": module("alias=crc")},
+    )
+    assert names(depmod.resolve(["fs"])) == names(unpacked.resolve(["fs"]))
+    assert names(unpacked.resolve(["fs"])) == ["crc-generic.ko", "fs.ko"]
 
 
 def test_resolve_with_dashes_for_underscores_finds_the_module(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Kernel modules and the order in which they have to be inserted.
 
 A tree such as `/lib/modules/6.1.0-56-cloud-amd64` says in `modules.dep` which modules each one
-needs (format: depmod(8), modules.dep(5)) and in `modules.softdep` which it would like. A kernel
-package that has been unpacked but not installed has no `modules.dep` yet; then each module's own
-`.modinfo` section (fields `depends` and `softdep`) is read, from which depmod makes that file.
+needs (format: depmod(8), modules.dep(5)), in `modules.softdep` which it would like, and in
+`modules.alias` by what other names they go. A kernel package that has been unpacked but not
+installed has none of these yet; then each module's own `.modinfo` section (fields `depends`,
+`softdep` and `alias`) is read, from which depmod makes those files. Aliases that are patterns, such
+as those of PCI devices, are not followed.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,12 +26,17 @@ from ostler.image.elf import section
 SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 
 
+Soft = tuple[tuple[str, ...], tuple[str, ...]]
+"""Names wanted before a module, and after it."""
+
+
 class Needs(NamedTuple):
     """What a module asks for, by module name: `hard` must be there, `soft` may be missing."""
 
     hard: tuple[str, ...]
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 class ModuleTree:
@@ -49,7 +56,7 @@ class ModuleTree:
             raise ConfigError(f"{root}: no kernel modules there; name a /lib/modules/VERSION")
         self._builtin = {module_name(Path(line)) for line in _lines(root / "modules.builtin")}
         self._dependencies = dict(_read_dependencies(root / "modules.dep"))
-        self._soft = dict(_read_soft(root / "modules.softdep"))
+        self._soft = _read_soft(root / "modules.softdep")
 
     @property
     def version(self) -> str:
@@ -96,7 +103,29 @@ class ModuleTree:
             self._insert(wanted, order, open_names)
 
     def _present(self, names: Iterable[str]) -> Iterator[str]:
-        return (name for name in names if name in self._paths)
+        """Those modules of the tree that `names` stand for, by name or by alias."""
+        for name in names:
+            if name in self._paths:
+                yield name
+            elif name not in self._builtin:
+                yield from self._aliases.get(name, ())
+
+    @cached_property
+    def _aliases(self) -> dict[str, list[str]]:
+        """Module names by alias; read on first use: without `modules.alias` it takes a while."""
+        pairs: Iterable[tuple[str, str]]
+        if self._dependencies:
+            pairs = _read_aliases(self.root / "modules.alias")
+        else:
+            pairs = (
+                (alias, name)
+                for name, path in self._paths.items()
+                for alias in read_modinfo(path).aliases
+            )
+        found: dict[str, list[str]] = {}
+        for alias, name in pairs:
+            found.setdefault(alias, []).append(name)
+        return found
 
     def _needs(self, name: str, path: Path) -> Needs:
         if not self._dependencies:
@@ -127,6 +156,7 @@ def read_modinfo(path: Path) -> Needs:
         tuple(module_name(Path(name)) for name in hard),
         tuple(name for before, _ in soft for name in before),
         tuple(name for _, after in soft for name in after),
+        tuple(alias.replace("-", "_") for alias in fields.get("alias", ())),
     )
 
 
@@ -164,17 +194,35 @@ def _read_dependencies(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield module_name(Path(file)), tuple(reversed(names))
 
 
-def _read_soft(path: Path) -> Iterator[tuple[str, tuple[tuple[str, ...], tuple[str, ...]]]]:
-    """Entries of `modules.softdep`: "softdep NAME [pre: NAME ...] [post: NAME ...]"."""
+def _read_soft(path: Path) -> dict[str, Soft]:
+    """Entries of `modules.softdep`: "softdep NAME [pre: NAME ...] [post: NAME ...]".
+
+    A module may have several.
+    """
+    found: dict[str, Soft] = {}
     for line in _lines(path):
         match line.split():
             case ["softdep", name, *rest]:
-                yield name.replace("-", "_"), _split_soft(rest)
+                name = name.replace("-", "_")
+                before, after = found.get(name, ((), ()))
+                more_before, more_after = _split_soft(rest)
+                found[name] = (before + more_before, after + more_after)
+            case _:
+                continue
+    return found
+
+
+def _read_aliases(path: Path) -> Iterator[tuple[str, str]]:
+    """Entries of `modules.alias`: "alias PATTERN NAME"."""
+    for line in _lines(path):
+        match line.split():
+            case ["alias", alias, name]:
+                yield alias.replace("-", "_"), name.replace("-", "_")
             case _:
                 continue
 
 
-def _split_soft(words: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _split_soft(words: list[str]) -> Soft:
     lists: dict[str, list[str]] = {"pre:": [], "post:": []}
     current = lists["pre:"]
     for word in words:

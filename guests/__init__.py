@@ -1,0 +1,1 @@
+"""Test guests: their sources, and what makes them from Debian's packages."""
