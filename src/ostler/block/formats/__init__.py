@@ -1,0 +1,1 @@
+"""The formats a disk image can have, one per file."""

@@ -1,0 +1,127 @@
+"""virtio-blk (virtio 1.2, section 5.2): a disk.
+
+This file is the configuration space and the features; requests are read from the ring and
+executed by the engine's workers. The write cache starts on, as on every modern disk: a guest that
+does not flush has not asked for its data to be kept.
+
+Not modelled: zoned storage, lifetime, secure erase, geometry other than the one computed from the
+size.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Protocol
+
+from ostler.devices.virtio.device import VirtioDevice
+from ostler.devices.virtio.workers import Queue, Worker, Workers
+from ostler.errors import ConfigError
+from ostler.state import State
+
+SECTOR_BYTES = 512
+SERIAL_BYTES = 20
+
+F_SEG_MAX = 1 << 2
+F_GEOMETRY = 1 << 4
+F_RO = 1 << 5
+F_BLK_SIZE = 1 << 6
+F_FLUSH = 1 << 9
+F_TOPOLOGY = 1 << 10
+F_CONFIG_WCE = 1 << 11
+F_MQ = 1 << 12
+F_DISCARD = 1 << 13
+F_WRITE_ZEROES = 1 << 14
+
+QUEUE_SIZE = 256
+# Two descriptors of a request are its header and its status.
+SEG_MAX = QUEUE_SIZE - 2
+# What the worker accepts in one discard or write-zeroes request.
+MAX_RANGE_SECTORS = 1 << 22
+MAX_RANGES = 16
+
+WRITEBACK_OFFSET = 32
+HEADS, SECTORS_PER_TRACK = 16, 63
+
+
+class Disk(Protocol):
+    """A disk image whose byte n is byte n of a host file or block device."""
+
+    fd: int
+    size_bytes: int
+    readonly: bool
+    block_bytes: int
+
+
+@dataclass(slots=True)
+class BlkState(State):
+    """What the driver can change in the configuration space."""
+
+    writeback: bool = True
+
+
+class VirtioBlk(VirtioDevice[BlkState]):
+    """A disk backed by `disk`; `serial` is what the guest reads as its identity (20 bytes)."""
+
+    name = "virtio-blk"
+    State = BlkState
+    device_id = 2
+    pci_class = 0x010000
+
+    def __init__(self, disk: Disk, workers: Workers, *, serial: str = "", queues: int = 1) -> None:
+        if not serial.isascii() or len(serial) > SERIAL_BYTES:
+            raise ConfigError(f"disk serial {serial!r}: at most {SERIAL_BYTES} ASCII characters")
+        self.state = BlkState()
+        self.disk = disk
+        self.queue_sizes = (QUEUE_SIZE,) * queues
+        self.features = F_SEG_MAX | F_GEOMETRY | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE
+        self.features |= F_RO if disk.readonly else F_DISCARD | F_WRITE_ZEROES
+        self.features |= F_MQ if queues > 1 else 0
+        self._workers = workers
+        self._backend = workers.disk(
+            disk.fd, disk.size_bytes, disk.readonly, serial.encode().ljust(SERIAL_BYTES, b"\0")
+        )
+
+    def config(self) -> bytes:
+        """`struct virtio_blk_config`, up to the write-zeroes fields."""
+        capacity = self.disk.size_bytes // SECTOR_BYTES
+        cylinders = min(capacity // (HEADS * SECTORS_PER_TRACK), 0xFFFF)
+        limits = (MAX_RANGE_SECTORS, MAX_RANGES)
+        return struct.pack(
+            "<QIIHBBIBBHIBxHIIIIIB3x",
+            capacity,
+            0,
+            SEG_MAX,
+            *(cylinders, HEADS, SECTORS_PER_TRACK),
+            SECTOR_BYTES,
+            *(_log2(self.disk.block_bytes // SECTOR_BYTES), 0, 1, 0),
+            self.state.writeback,
+            len(self.queue_sizes),
+            *limits,
+            self.disk.block_bytes // SECTOR_BYTES,
+            *limits,
+            1,
+        )
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """The one writable field: the cache mode."""
+        if offset == WRITEBACK_OFFSET and size == 1:
+            self.replace(BlkState(writeback=bool(value & 1)))
+
+    def accept(self, features: int) -> bool:
+        """A cache that can be switched needs the flush command."""
+        return not features & F_CONFIG_WCE or bool(features & F_FLUSH)
+
+    def start(self, features: int, queue: Queue) -> Worker:
+        """Serve one request queue. A driver that cannot flush gets a disk without a cache."""
+        self._backend.writeback = self.state.writeback and bool(features & F_FLUSH)
+        return self._workers.blk(queue, self._backend)
+
+    def replace(self, state: BlkState) -> None:
+        """Take `state`; the workers follow its cache mode."""
+        self.state = state
+        self._backend.writeback = state.writeback
+
+
+def _log2(number: int) -> int:
+    return number.bit_length() - 1

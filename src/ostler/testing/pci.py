@@ -1,0 +1,171 @@
+"""Fakes for what PCI and virtio devices are handed: a bus, interrupt routes, ring workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ostler.devices.pci.device import ReadWrite, Space
+from ostler.devices.virtio.workers import BlkBackend, Queue
+
+
+class FakeLine:
+    """An interrupt line that remembers every level it was set to."""
+
+    def __init__(self) -> None:
+        self.level = False
+        self.levels: list[bool] = []
+
+    def set_level(self, level: bool) -> None:
+        """Drive the line."""
+        self.level = level
+        self.levels.append(level)
+
+
+class FakeRoute:
+    """An MSI route that remembers the messages it sent, as (address, data)."""
+
+    def __init__(self) -> None:
+        self.message = (0, 0)
+        self.sent: list[tuple[int, int]] = []
+        self.pending = False
+        self._masked = True
+
+    @property
+    def masked(self) -> bool:
+        """Whether messages wait."""
+        return self._masked
+
+    @masked.setter
+    def masked(self, masked: bool) -> None:
+        self._masked = masked
+        if not masked and self.pending:
+            self.pending = False
+            self.sent.append(self.message)
+
+    def update(self, address: int, data: int) -> None:
+        """Replace the message."""
+        self.message = (address, data)
+
+    def signal(self) -> None:
+        """Send the message or remember to."""
+        if self._masked:
+            self.pending = True
+        else:
+            self.sent.append(self.message)
+
+
+class FakeBus:
+    """Two address spaces of ranges; unclaimed loads give ones, doorbells are counted."""
+
+    def __init__(self) -> None:
+        self.ranges: dict[tuple[Space, int], tuple[int, ReadWrite | int]] = {}
+        self.rings: list[int] = []
+
+    def add(self, space: Space, base: int, size: int, device: ReadWrite, name: str = "") -> None:
+        """Add a range; `ValueError` when it overlaps another."""
+        self._add(space, base, size, device)
+
+    def add_eventfd(self, space: Space, base: int, size: int, fd: int) -> None:
+        """Add a doorbell."""
+        self._add(space, base, size, fd)
+
+    def remove(self, space: Space, base: int) -> None:
+        """Remove the range at `base`."""
+        del self.ranges[space, base]
+
+    def read(self, space: Space, address: int, size: int) -> int:
+        """A load as the guest would make it."""
+        found = self._find(space, address)
+        if found is None:
+            return (1 << 8 * size) - 1
+        base, target = found
+        return 0 if isinstance(target, int) else target.read(address - base, size)
+
+    def write(self, space: Space, address: int, size: int, value: int) -> None:
+        """A store as the guest would make it."""
+        found = self._find(space, address)
+        if found is not None:
+            base, target = found
+            if isinstance(target, int):
+                self.rings.append(target)
+            else:
+                target.write(address - base, size, value)
+
+    def _add(self, space: Space, base: int, size: int, target: ReadWrite | int) -> None:
+        for (other_space, other), (other_size, _) in self.ranges.items():
+            if other_space == space and base < other + other_size and other < base + size:
+                raise ValueError(f"{space} {base:#x} overlaps {other:#x}")
+        self.ranges[space, base] = (size, target)
+
+    def _find(self, space: Space, address: int) -> tuple[int, ReadWrite | int] | None:
+        for (other_space, base), (size, target) in self.ranges.items():
+            if other_space == space and base <= address < base + size:
+                return base, target
+        return None
+
+
+@dataclass
+class FakeWorker:
+    """A queue that nobody serves; its position is what a test says."""
+
+    kind: str
+    queue: Queue
+    at: tuple[int, int] = (0, 0)
+    stopped: bool = False
+
+    def position(self) -> tuple[int, int]:
+        """Where the worker stands."""
+        return self.at
+
+    def stop(self) -> tuple[int, int]:
+        """End it."""
+        self.stopped = True
+        return self.at
+
+
+@dataclass
+class FakeDisk:
+    """What the workers know of a disk."""
+
+    fd: int
+    size_bytes: int
+    readonly: bool
+    serial: bytes
+    writeback: bool = True
+
+
+@dataclass
+class FakeWorkers:
+    """Starts `FakeWorker`s and remembers them; `refuse` makes it find no memory at the rings."""
+
+    started: list[FakeWorker] = field(default_factory=list)
+    disks: list[FakeDisk] = field(default_factory=list)
+    refuse: bool = False
+
+    def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> BlkBackend:
+        """A disk."""
+        self.disks.append(FakeDisk(fd, size_bytes, readonly, serial))
+        return self.disks[-1]
+
+    def blk(self, queue: Queue, disk: BlkBackend) -> FakeWorker:
+        """A block worker."""
+        return self._start("blk", queue)
+
+    def rng(self, queue: Queue) -> FakeWorker:
+        """An entropy worker."""
+        return self._start("rng", queue)
+
+    def console_input(self, queue: Queue, fd: int) -> FakeWorker:
+        """A console worker."""
+        return self._start("input", queue)
+
+    def console_output(self, queue: Queue, fd: int) -> FakeWorker:
+        """A console worker."""
+        return self._start("output", queue)
+
+    def _start(self, kind: str, queue: Queue) -> FakeWorker:
+        if self.refuse:
+            raise ValueError("no memory at the rings")
+        worker = FakeWorker(kind, queue, (queue.next_avail, queue.next_used))
+        self.started.append(worker)
+        return worker

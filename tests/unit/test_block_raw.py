@@ -1,0 +1,65 @@
+"""Raw images: what is opened, what is refused, and who may share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ostler.block import HostFile, open_image
+from ostler.errors import DiskError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    return path
+
+
+def test_image_opened_knows_its_size_and_offers_its_descriptor(path: Path) -> None:
+    with open_image(path) as image:
+        assert isinstance(image, HostFile)
+        assert (image.size_bytes, image.readonly) == (4096, False)
+        assert image.fd >= 0
+    assert image.fd == -1
+    image.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "cure"), [(0, "truncate -s 1G"), (513, "truncate -s 1024"), (1, "truncate -s 512")]
+)
+def test_image_of_a_size_no_disk_has_is_refused_with_a_cure(
+    path: Path, size: int, cure: str
+) -> None:
+    path.write_bytes(bytes(size))
+    with pytest.raises(DiskError, match=cure) as caught:
+        open_image(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_image_missing_or_not_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="no such disk image"):
+        open_image(tmp_path / "nothing")
+    with pytest.raises(DiskError, match="directory"):
+        open_image(tmp_path)
+    with pytest.raises(DiskError, match="neither a file nor a block device"):
+        open_image("/dev/null")
+
+
+def test_image_written_by_one_is_in_use_for_others(path: Path) -> None:
+    with open_image(path):
+        for readonly in (False, True):
+            with pytest.raises(DiskError, match="in use"):
+                open_image(path, readonly=readonly)
+    with open_image(path):
+        pass
+
+
+def test_image_read_only_is_shared_by_readers_and_closed_to_writers(path: Path) -> None:
+    with (
+        open_image(path, readonly=True),
+        open_image(path, readonly=True),
+        pytest.raises(DiskError, match="in use"),
+    ):
+        open_image(path)
