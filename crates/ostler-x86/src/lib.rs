@@ -1,5 +1,25 @@
 //! A complete x86-64 system CPU in software: the `soft` accelerator.
+//!
+//! * [`accel`]: the accelerator contract over everything below;
+//! * [`run`]: the run loop; [`event`]: exceptions and interrupts on their way in;
+//! * [`isa`]: the instruction table; [`decode`]: blocks; [`exec`]: what instructions do;
+//! * [`cpu`]: registers; [`mmu`]: memory; [`msr`], [`cpuid`], [`debug`]: the rest of the state;
+//! * [`irqchip`]: interrupt controllers and timers; [`clock`]: time; [`vm`]: what vCPUs share.
 
+pub mod accel;
 pub mod clock;
+pub mod cpu;
+pub mod cpuid;
+pub mod debug;
+pub mod decode;
+pub mod event;
+pub mod exec;
 pub mod irqchip;
+pub mod isa;
+pub mod mmu;
+pub mod msr;
+pub mod run;
 pub mod signals;
+pub mod vm;
+
+pub use accel::SoftAccelerator;

@@ -1,0 +1,239 @@
+//! Decoded blocks, kept by physical address so that they survive remapping.
+//!
+//! A block is a run of instructions within one page, up to the first that may jump. Look-up has
+//! two stages: [`CodeCache::jump`], by linear address, good until translations change; and the
+//! pages, by physical address and code width, good until the bytes change. An instruction that
+//! crosses into the next page is a block of its own and remembers both pages.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use ostler_memory::{GuestRam, LINE_BYTES, PAGE_BYTES, WatchedWrite, WriteWatch};
+
+use crate::decode::op::Op;
+use crate::mmu::physical::PAGE_MASK;
+
+/// Instructions per block at most: bounds the time between two looks at the signals.
+pub const MAX_OPS: usize = 64;
+const JUMPS: usize = 8192;
+const FETCHES: usize = 256;
+/// Blocks kept before everything is dropped: bounds what a guest can make us remember.
+const MAX_BLOCKS: usize = 400_000;
+
+/// A decoded block.
+#[derive(Debug)]
+pub struct Block {
+    pub ops: Box<[Op]>,
+    /// Physical address of the first byte.
+    pub gpa: u64,
+    /// Bytes.
+    pub len: u16,
+    pub bitness: u8,
+    /// The page of the rest of an instruction that crosses a page boundary.
+    pub second_page: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Jump {
+    linear: u64,
+    tag: u64,
+    block: *const Block,
+}
+
+/// A translated page of code.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fetch {
+    page: u64,
+    tag: u64,
+    gpa: u64,
+}
+
+/// Multiplies: the keys are page numbers and offsets, which a guest gains nothing by colliding.
+#[derive(Clone, Copy, Debug, Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+}
+
+type AddressMap<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
+/// The blocks that begin in one page, by offset and code width.
+type PageBlocks = AddressMap<u32, Box<Block>>;
+
+/// The blocks of one vCPU.
+#[derive(Debug)]
+pub struct CodeCache {
+    jumps: Box<[Jump; JUMPS]>,
+    fetches: Box<[Fetch; FETCHES]>,
+    pages: AddressMap<u64, PageBlocks>,
+    blocks: usize,
+    /// Blocks that were invalidated but may still be running.
+    retired: Vec<Box<Block>>,
+    /// The generation of translations in the high bits, code width and privilege in the low ones.
+    tag: u64,
+    watch: Arc<WriteWatch>,
+    seen: u64,
+}
+
+// SAFETY: the pointers in `jumps` point into `pages` and `retired`, which move with it.
+unsafe impl Send for CodeCache {}
+
+fn key(gpa: u64, bitness: u32) -> u32 {
+    (gpa % PAGE_BYTES) as u32 | bitness << 12
+}
+
+const TAG_STEP: u64 = 1 << 8;
+
+impl CodeCache {
+    pub fn new(ram: &GuestRam) -> Self {
+        Self {
+            jumps: Box::new([Jump { linear: 0, tag: 0, block: std::ptr::null() }; JUMPS]),
+            fetches: Box::new([Fetch::default(); FETCHES]),
+            pages: AddressMap::default(),
+            blocks: 0,
+            retired: Vec::new(),
+            tag: TAG_STEP,
+            watch: Arc::clone(ram.watch()),
+            seen: ram.watch().sequence(),
+        }
+    }
+
+    /// Says how code is decoded and with which rights it is fetched from now on.
+    pub fn set_mode(&mut self, bitness: u32, user: bool) {
+        self.tag = self.tag & !(TAG_STEP - 1) | u64::from(bitness) | u64::from(user);
+    }
+
+    /// Translations changed: linear addresses have to be looked up anew.
+    pub fn forget_translations(&mut self) {
+        self.tag += TAG_STEP;
+    }
+
+    /// The block at `linear`, if it was run since translations last changed.
+    #[inline(always)]
+    pub fn jump(&self, linear: u64) -> Option<*const Block> {
+        let jump = &self.jumps[jump_slot(linear)];
+        (jump.linear == linear && jump.tag == self.tag).then_some(jump.block)
+    }
+
+    pub fn remember_jump(&mut self, linear: u64, block: *const Block) {
+        self.jumps[jump_slot(linear)] = Jump { linear, tag: self.tag, block };
+    }
+
+    /// The physical page of the code page of `linear`, if known.
+    pub fn fetch(&self, linear: u64) -> Option<u64> {
+        let fetch = &self.fetches[(linear / PAGE_BYTES) as usize % FETCHES];
+        (fetch.page == linear & PAGE_MASK && fetch.tag == self.tag).then_some(fetch.gpa)
+    }
+
+    pub fn remember_fetch(&mut self, linear: u64, gpa: u64) {
+        self.fetches[(linear / PAGE_BYTES) as usize % FETCHES] =
+            Fetch { page: linear & PAGE_MASK, tag: self.tag, gpa: gpa & PAGE_MASK };
+    }
+
+    /// The block at `gpa` decoded for `bitness`.
+    pub fn find(&self, gpa: u64, bitness: u32) -> Option<&Block> {
+        self.pages.get(&(gpa & PAGE_MASK))?.get(&key(gpa, bitness)).map(Box::as_ref)
+    }
+
+    pub fn insert(&mut self, block: Block) -> *const Block {
+        if self.blocks >= MAX_BLOCKS {
+            self.forget_all();
+        }
+        let (gpa, bitness) = (block.gpa, u32::from(block.bitness));
+        let block = Box::new(block);
+        let pointer: *const Block = &raw const *block;
+        if let Some(old) = self.pages.entry(gpa & PAGE_MASK).or_default().insert(key(gpa, bitness), block) {
+            self.retired.push(old);
+        } else {
+            self.blocks += 1;
+        }
+        pointer
+    }
+
+    /// Whether bytes of cached code may have changed since [`CodeCache::take_changes`].
+    #[inline(always)]
+    pub fn has_changes(&self) -> bool {
+        self.watch.sequence() != self.seen
+    }
+
+    /// Drops the blocks whose bytes changed.
+    pub fn take_changes(&mut self) {
+        let (seen, writes) = self.watch.since(self.seen);
+        self.seen = seen;
+        match writes {
+            Some(writes) => writes.iter().for_each(|write| self.forget_range(write)),
+            None => self.forget_all(),
+        }
+    }
+
+    fn forget_range(&mut self, write: &WatchedWrite) {
+        let first = (write.gpa & PAGE_MASK).saturating_sub(PAGE_BYTES);
+        let last = write.gpa + (write.len - 1);
+        let mut page = first;
+        while page <= last {
+            self.forget_in_page(page, write);
+            page += PAGE_BYTES;
+        }
+    }
+
+    fn forget_in_page(&mut self, page: u64, write: &WatchedWrite) {
+        let Some(blocks) = self.pages.get_mut(&page) else { return };
+        let dead: Vec<u32> = blocks.iter().filter(|(_, block)| block.overlaps(write)).map(|(key, _)| *key).collect();
+        if dead.is_empty() {
+            return;
+        }
+        self.blocks -= dead.len();
+        self.retired.extend(dead.iter().filter_map(|key| blocks.remove(key)));
+        if blocks.is_empty() {
+            self.pages.remove(&page);
+        }
+        self.tag += TAG_STEP;
+    }
+
+    /// Drops every block.
+    pub fn forget_all(&mut self) {
+        self.retired.extend(self.pages.drain().flat_map(|(_, blocks)| blocks.into_values()));
+        self.blocks = 0;
+        self.tag += TAG_STEP;
+    }
+
+    /// Frees the dropped blocks; none may be running.
+    pub fn bury(&mut self) {
+        self.retired.clear();
+    }
+}
+
+fn jump_slot(linear: u64) -> usize {
+    (linear ^ linear >> 13) as usize % JUMPS
+}
+
+impl Block {
+    /// Whether a write touched bytes this block was decoded from.
+    fn overlaps(&self, write: &WatchedWrite) -> bool {
+        let write_end = write.gpa + write.len;
+        let in_first = PAGE_BYTES - self.gpa % PAGE_BYTES;
+        let first_len = u64::from(self.len).min(in_first);
+        let hit = |start: u64, len: u64| write.gpa < start + len && start < write_end;
+        hit(self.gpa, first_len) || self.second_page.is_some_and(|page| hit(page, u64::from(self.len) - first_len))
+    }
+}
+
+/// The watched lines that bytes `offset .. offset + len` of a page lie in.
+pub fn lines_of(offset: u64, len: u64) -> u64 {
+    let (first, last) = (offset / LINE_BYTES, (offset + len - 1) / LINE_BYTES);
+    u64::MAX << first & u64::MAX >> (63 - last.min(63))
+}

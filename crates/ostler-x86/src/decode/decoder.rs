@@ -1,0 +1,253 @@
+//! One instruction from iced's form to ours.
+
+use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
+
+use crate::cpu::Cpu;
+use crate::cpu::regs::{BLOCK_RIP, ZERO};
+use crate::cpu::stop::Exec;
+use crate::decode::op::{FLAT, Op, op_flag};
+use crate::isa;
+
+/// The longest instruction there is.
+pub const MAX_INSTRUCTION_BYTES: usize = 15;
+
+/// Decodes the instructions of one block.
+#[expect(missing_debug_implementations, reason = "iced's decoder has none")]
+pub struct BlockDecoder<'a> {
+    decoder: Decoder<'a>,
+    bitness: u32,
+    start_rip: u64,
+    position: usize,
+}
+
+/// What the bytes at a position turned out to be.
+#[derive(Debug)]
+pub enum Decoded {
+    Instruction {
+        op: Op,
+        ends_block: bool,
+    },
+    /// The instruction goes on past the bytes at hand.
+    Truncated,
+}
+
+impl<'a> BlockDecoder<'a> {
+    /// Decodes `bytes`, the first of which is at `rip`.
+    pub fn new(bitness: u32, bytes: &'a [u8], rip: u64) -> Self {
+        Self {
+            decoder: Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE),
+            bitness,
+            start_rip: rip,
+            position: 0,
+        }
+    }
+
+    /// Bytes decoded so far.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    pub fn next(&mut self) -> Decoded {
+        let instruction = self.decoder.decode();
+        if instruction.is_invalid() && self.decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
+            return Decoded::Truncated;
+        }
+        self.position += instruction.len();
+        let mut op = generic_op(&instruction, self.bitness, self.start_rip);
+        op.end = self.position as u16;
+        op.len = instruction.len() as u8;
+        let selected = if instruction.is_invalid() || !lock_allowed(&instruction) {
+            None
+        } else {
+            isa::row(instruction.mnemonic()).and_then(|row| (row.select)(&instruction, &mut op))
+        };
+        op.run = selected.unwrap_or(undefined);
+        let ends_block = selected.is_none() || isa::ends_block(&instruction);
+        Decoded::Instruction { op, ends_block }
+    }
+}
+
+fn undefined(cpu: &mut Cpu, _op: &Op) -> Exec {
+    Err(cpu.undefined())
+}
+
+/// LOCK is only allowed on read-modify-writes of memory; the decoder rejects it elsewhere.
+fn lock_allowed(instruction: &Instruction) -> bool {
+    !instruction.has_lock_prefix() || instruction.op0_kind() == OpKind::Memory
+}
+
+/// Fills what every instruction has in common: registers, immediate, memory operand, prefixes.
+fn generic_op(instruction: &Instruction, bitness: u32, start_rip: u64) -> Op {
+    let mut op = Op {
+        run: undefined,
+        imm: 0,
+        disp: 0,
+        base: ZERO as u8,
+        index: ZERO as u8,
+        scale: 0,
+        seg: FLAT,
+        reg0: 0,
+        reg1: 0,
+        reg2: 0,
+        size: 0,
+        address_size: (bitness / 8) as u8,
+        flags: 0,
+        end: 0,
+        len: 0,
+        sub: 0,
+    };
+    if bitness == 64 {
+        op.flags |= op_flag::LONG;
+    }
+    for (prefix, flag) in [
+        (instruction.has_lock_prefix(), op_flag::LOCK),
+        (instruction.has_rep_prefix(), op_flag::REP),
+        (instruction.has_repne_prefix(), op_flag::REPNE),
+    ] {
+        if prefix {
+            op.flags |= flag;
+        }
+    }
+    for index in 0..instruction.op_count() {
+        match instruction.op_kind(index) {
+            OpKind::Register => {
+                let offset = register_offset(instruction.op_register(index));
+                match index {
+                    0 => op.reg0 = offset,
+                    1 => op.reg1 = offset,
+                    2 => op.reg2 = offset,
+                    // A fourth register operand is in an immediate byte.
+                    _ => op.sub = offset,
+                }
+            }
+            OpKind::Memory => memory_operand(instruction, bitness, start_rip, &mut op),
+            OpKind::MemorySegSI
+            | OpKind::MemorySegESI
+            | OpKind::MemorySegRSI
+            | OpKind::MemorySegDI
+            | OpKind::MemorySegEDI
+            | OpKind::MemorySegRDI
+            | OpKind::MemoryESDI
+            | OpKind::MemoryESEDI
+            | OpKind::MemoryESRDI => implicit_operand(instruction, index, bitness, &mut op),
+            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
+                // Relative to the block, so that the block serves every linear address it appears at.
+                op.imm = instruction.near_branch_target().wrapping_sub(start_rip);
+            }
+            OpKind::FarBranch16 | OpKind::FarBranch32 => {
+                op.imm = match instruction.op_kind(index) {
+                    OpKind::FarBranch16 => u64::from(instruction.far_branch16()),
+                    _ => u64::from(instruction.far_branch32()),
+                } | u64::from(instruction.far_branch_selector()) << 32;
+            }
+            // ENTER's and EXTRQ's second immediate.
+            OpKind::Immediate8_2nd => op.sub = instruction.immediate8_2nd(),
+            _ => op.imm = instruction.immediate(index),
+        }
+    }
+    op.size = operand_size(instruction);
+    op
+}
+
+/// Byte offset of a general-purpose register in the register file; other registers by number.
+pub fn register_offset(register: Register) -> u8 {
+    if register.is_gpr() {
+        let number = register.number() as u8;
+        let high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
+        // iced numbers AH..BH 4..7.
+        return if high { (number - 4) * 8 + 1 } else { number * 8 };
+    }
+    if register == Register::None { 0 } else { register.number() as u8 }
+}
+
+fn memory_operand(instruction: &Instruction, bitness: u32, start_rip: u64, op: &mut Op) {
+    op.disp = instruction.memory_displacement64();
+    op.address_size = address_size(instruction, bitness);
+    let base = instruction.memory_base();
+    if instruction.is_ip_rel_memory_operand() {
+        op.base = BLOCK_RIP as u8;
+        op.disp = instruction.ip_rel_memory_address().wrapping_sub(start_rip);
+    } else if base != Register::None {
+        op.base = base.number() as u8;
+    }
+    let index = instruction.memory_index();
+    if index != Register::None && !instruction.is_vsib() {
+        op.index = index.number() as u8;
+        op.scale = instruction.memory_index_scale().trailing_zeros() as u8;
+    }
+    segment_of(instruction.memory_segment(), bitness, op);
+}
+
+fn address_size(instruction: &Instruction, bitness: u32) -> u8 {
+    let register = match (instruction.memory_base(), instruction.memory_index()) {
+        (Register::None, index) if !instruction.is_vsib() => index,
+        (base, _) => base,
+    };
+    match register {
+        Register::None => match instruction.memory_displ_size() {
+            2 => 2,
+            4 if bitness == 64 => 4,
+            4 => 4,
+            8 => 8,
+            _ => (bitness / 8) as u8,
+        },
+        register => register.size() as u8,
+    }
+}
+
+fn segment_of(segment: Register, bitness: u32, op: &mut Op) {
+    let number = segment.number() as u8;
+    if segment == Register::SS {
+        op.flags |= op_flag::STACK;
+    }
+    if bitness == 64 {
+        op.seg = if matches!(segment, Register::FS | Register::GS) { number } else { FLAT };
+    } else {
+        op.seg = number;
+        op.flags |= op_flag::CHECKED;
+    }
+}
+
+/// String instructions: RSI with a segment that prefixes change, RDI with ES.
+fn implicit_operand(instruction: &Instruction, index: u32, bitness: u32, op: &mut Op) {
+    let (size, is_source) = match instruction.op_kind(index) {
+        OpKind::MemorySegSI => (2, true),
+        OpKind::MemorySegESI => (4, true),
+        OpKind::MemorySegRSI => (8, true),
+        OpKind::MemorySegDI => (2, true),
+        OpKind::MemorySegEDI => (4, true),
+        OpKind::MemorySegRDI => (8, true),
+        OpKind::MemoryESDI => (2, false),
+        OpKind::MemoryESEDI => (4, false),
+        _ => (8, false),
+    };
+    op.address_size = size;
+    if is_source {
+        segment_of(instruction.memory_segment(), bitness, op);
+    } else if bitness != 64 {
+        op.flags |= op_flag::CHECKED;
+    }
+}
+
+/// The width of the first operand that has one: what "operand size" means for most instructions.
+fn operand_size(instruction: &Instruction) -> u8 {
+    for index in 0..instruction.op_count() {
+        match instruction.op_kind(index) {
+            OpKind::Register => return instruction.op_register(index).size() as u8,
+            OpKind::Memory
+            | OpKind::MemorySegSI
+            | OpKind::MemorySegESI
+            | OpKind::MemorySegRSI
+            | OpKind::MemoryESDI
+            | OpKind::MemoryESEDI
+            | OpKind::MemoryESRDI => {
+                let size = instruction.memory_size().size();
+                if size != 0 {
+                    return size.min(64) as u8;
+                }
+            }
+            _ => {}
+        }
+    }
+    0
+}

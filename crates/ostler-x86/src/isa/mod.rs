@@ -1,0 +1,74 @@
+//! The instruction table: one row per mnemonic, naming the semantic function that runs it.
+//!
+//! The decoder, the interpreter, CPUID and the differential tests read this table; nothing repeats
+//! it. A row's selector looks at a decoded instruction's operands and picks the handler for their
+//! width and kinds, so a semantic function is written once, generic over both.
+
+mod integer;
+mod system;
+mod vector;
+mod x87;
+
+use std::sync::OnceLock;
+
+use iced_x86::{FlowControl, Instruction, Mnemonic};
+
+use crate::decode::op::{Handler, Op};
+
+/// Picks the handler for one instruction, and may adapt the operands in the [`Op`]; `None` when
+/// this form of the instruction does not exist on our CPU: #UD.
+pub type Select = fn(&Instruction, &mut Op) -> Option<Handler>;
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub mnemonic: Mnemonic,
+    pub select: Select,
+}
+
+/// Writes rows as `Mnemonic => selector;`.
+macro_rules! table {
+    ($($($mnemonic:ident)|+ => $select:expr;)*) => {
+        pub(super) static ROWS: &[crate::isa::Row] = &[
+            $($(crate::isa::Row { mnemonic: iced_x86::Mnemonic::$mnemonic, select: $select },)+)*
+        ];
+    };
+}
+use table;
+
+/// Every row of the table.
+pub fn rows() -> impl Iterator<Item = &'static Row> {
+    [integer::ROWS, system::ROWS, vector::ROWS, x87::ROWS].into_iter().flatten()
+}
+
+/// The row of a mnemonic.
+pub fn row(mnemonic: Mnemonic) -> Option<&'static Row> {
+    static INDEX: OnceLock<Vec<Option<&'static Row>>> = OnceLock::new();
+    let index = INDEX.get_or_init(|| {
+        let mut index = vec![None; Mnemonic::values().len()];
+        for row in rows() {
+            index[row.mnemonic as usize] = Some(row);
+        }
+        index
+    });
+    index[mnemonic as usize]
+}
+
+/// Whether the instruction is the last of its block: it jumps, or what follows it may have to be
+/// decoded, translated or interrupted differently.
+pub fn ends_block(instruction: &Instruction) -> bool {
+    instruction.flow_control() != FlowControl::Next || system::ends_block(instruction.mnemonic())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_mnemonic_has_two_rows() {
+        let mut seen = std::collections::HashSet::new();
+        for row in rows() {
+            assert!(seen.insert(row.mnemonic), "{:?} has two rows", row.mnemonic);
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! Loads, stores and read-modify-writes at a linear address.
+//!
+//! The fast path is one TLB compare and one host access. Everything else (misses, page crossings,
+//! MMIO, logged or watched pages, breakpoints) is in the `slow_` functions. A fault is known before
+//! anything was changed.
+
+use ostler_memory::PAGE_BYTES;
+
+use crate::cpu::Cpu;
+use crate::cpu::control::efer;
+use crate::cpu::stop::{Fault, Stop, vector};
+use crate::cpu::width::Width;
+use crate::mmu::Privilege;
+use crate::mmu::physical::PAGE_MASK;
+use crate::mmu::tlb::{HUGE, LARGE, TlbEntry};
+use crate::mmu::walk::Access;
+
+/// Whether `bytes` bytes at `linear` stay in one page.
+#[inline(always)]
+fn in_one_page(linear: u64, bytes: usize) -> bool {
+    linear % PAGE_BYTES <= PAGE_BYTES - bytes as u64
+}
+
+impl Cpu {
+    /// Loads a `W` from `linear`.
+    #[inline(always)]
+    pub fn load<W: Width>(&mut self, linear: u64) -> Result<W, Stop> {
+        let entry = self.mmu.tlb.entry(self.mmu.privilege, linear);
+        if entry.read == self.mmu.tlb.tagged(linear) && in_one_page(linear, W::BYTES) {
+            let host = linear.wrapping_add(entry.addend) as *const W;
+            // SAFETY: the entry maps this page to host memory that the physical map keeps alive.
+            return Ok(unsafe { host.read_unaligned() });
+        }
+        self.slow_load(linear)
+    }
+
+    /// Stores a `W` at `linear`.
+    #[inline(always)]
+    pub fn store<W: Width>(&mut self, linear: u64, value: W) -> Result<(), Stop> {
+        let entry = self.mmu.tlb.entry(self.mmu.privilege, linear);
+        if entry.write == self.mmu.tlb.tagged(linear) && in_one_page(linear, W::BYTES) {
+            let host = linear.wrapping_add(entry.addend) as *mut W;
+            // SAFETY: as in `load`; `write` is only set for writable memory.
+            unsafe { host.write_unaligned(value) };
+            return Ok(());
+        }
+        self.slow_store(linear, value)
+    }
+
+    /// Replaces the `W` at `linear` by what `change` makes of it; atomically if `lock`, in which
+    /// case `change` may be called more than once.
+    #[inline(always)]
+    pub fn update<W: Width>(
+        &mut self,
+        linear: u64,
+        lock: bool,
+        mut change: impl FnMut(&mut Cpu, W) -> W,
+    ) -> Result<(), Stop> {
+        let entry = self.mmu.tlb.entry(self.mmu.privilege, linear);
+        if entry.write == self.mmu.tlb.tagged(linear) && in_one_page(linear, W::BYTES) {
+            let host = linear.wrapping_add(entry.addend) as *mut u8;
+            // SAFETY: as in `store`.
+            unsafe { self.update_host(host, lock, change) };
+            return Ok(());
+        }
+        self.slow_update(linear, lock, &mut change)
+    }
+
+    /// # Safety
+    /// `host` is valid for reads and writes of a `W`.
+    #[inline(always)]
+    unsafe fn update_host<W: Width>(&mut self, host: *mut u8, lock: bool, mut change: impl FnMut(&mut Cpu, W) -> W) {
+        // SAFETY: the caller vouches for `host`.
+        let mut old = unsafe { host.cast::<W>().read_unaligned() };
+        if !lock {
+            let new = change(self, old);
+            // SAFETY: as above.
+            unsafe { host.cast::<W>().write_unaligned(new) };
+            return;
+        }
+        loop {
+            let new = change(self, old);
+            // SAFETY: as above.
+            match unsafe { W::compare_exchange(host, old, new) } {
+                Ok(_) => return,
+                Err(found) => old = found,
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn slow_load<W: Width>(&mut self, linear: u64) -> Result<W, Stop> {
+        let mut bytes = [0; 8];
+        self.load_bytes(linear, &mut bytes[..W::BYTES])?;
+        Ok(W::truncate(u64::from_le_bytes(bytes)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn slow_store<W: Width>(&mut self, linear: u64, value: W) -> Result<(), Stop> {
+        self.store_bytes(linear, &value.zero_extend().to_le_bytes()[..W::BYTES])
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn slow_update<W: Width>(
+        &mut self,
+        linear: u64,
+        lock: bool,
+        change: &mut dyn FnMut(&mut Cpu, W) -> W,
+    ) -> Result<(), Stop> {
+        if in_one_page(linear, W::BYTES) {
+            let gpa = self.translate(linear, W::BYTES, Access::Write)?;
+            if let Some(place) = self.mmu.physical.find(gpa).filter(|place| !place.read_only) {
+                let (host, log, offset) = (place.host, std::ptr::from_ref(place.log), place.offset);
+                // SAFETY: the page is guest memory; the log lives as long as the physical map.
+                unsafe {
+                    self.update_host(host, lock, change);
+                    self.note_write(&*log, offset, W::BYTES as u64);
+                }
+                return Ok(());
+            }
+        }
+        // Across pages, or no memory: a bus lock serializes those who would be locked.
+        let vm = std::sync::Arc::clone(&self.vm);
+        let _bus = lock.then(|| vm.bus_lock());
+        self.probe_write(linear, W::BYTES)?;
+        let old = self.load::<W>(linear)?;
+        let new = change(self, old);
+        self.store(linear, new)
+    }
+
+    /// Copies guest memory to `buffer`. A fault leaves nothing changed but `buffer`.
+    pub fn load_bytes(&mut self, linear: u64, buffer: &mut [u8]) -> Result<(), Stop> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = self.wrap(linear.wrapping_add(done as u64));
+            let len = (buffer.len() - done).min((PAGE_BYTES - at % PAGE_BYTES) as usize);
+            let gpa = self.translate(at, len, Access::Read)?;
+            self.read_physical(gpa, &mut buffer[done..done + len])?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Copies `data` to guest memory. Either all of it happens or a fault.
+    pub fn store_bytes(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
+        if !in_one_page(linear, data.len().min(PAGE_BYTES as usize)) || data.len() > PAGE_BYTES as usize {
+            self.probe_write(linear, data.len())?;
+        }
+        let mut done = 0;
+        while done < data.len() {
+            let at = self.wrap(linear.wrapping_add(done as u64));
+            let len = (data.len() - done).min((PAGE_BYTES - at % PAGE_BYTES) as usize);
+            let gpa = self.translate(at, len, Access::Write)?;
+            self.write_physical(gpa, &data[done..done + len])?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Faults as a store of `len` bytes would.
+    pub fn probe_write(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
+        self.probe(linear, len, Access::Write)
+    }
+
+    /// Faults as an access of `len` bytes would.
+    pub fn probe(&mut self, linear: u64, len: usize, access: Access) -> Result<(), Stop> {
+        let mut done = 0;
+        while done < len as u64 {
+            let at = self.wrap(linear.wrapping_add(done));
+            let piece = (len as u64 - done).min(PAGE_BYTES - at % PAGE_BYTES);
+            self.translate(at, piece as usize, access)?;
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Reads physical memory or MMIO within one page.
+    pub fn read_physical(&mut self, gpa: u64, buffer: &mut [u8]) -> Result<(), Stop> {
+        if let Some(place) = self.mmu.physical.find(gpa) {
+            // SAFETY: the bytes are in one page of guest memory; `buffer` is ours.
+            unsafe { copy_in(place.host, buffer) };
+            return Ok(());
+        }
+        let mut gpa = gpa;
+        for piece in buffer.chunks_mut(8) {
+            self.mmio_read(gpa, piece)?;
+            gpa += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes physical memory or MMIO within one page.
+    pub fn write_physical(&mut self, gpa: u64, data: &[u8]) -> Result<(), Stop> {
+        if let Some(place) = self.mmu.physical.find(gpa).filter(|place| !place.read_only) {
+            let (log, offset) = (std::ptr::from_ref(place.log), place.offset);
+            // SAFETY: as in `read_physical`; the log lives as long as the physical map.
+            unsafe {
+                copy_out(data, place.host);
+                self.note_write(&*log, offset, data.len() as u64);
+            }
+            return Ok(());
+        }
+        let mut gpa = gpa;
+        for piece in data.chunks(8) {
+            self.mmio_write(gpa, piece)?;
+            gpa += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn note_write(&mut self, log: &ostler_memory::PageLog, offset: u64, len: u64) {
+        if log.note_write(offset, len) {
+            // The running block may have changed: leave it after this instruction.
+            self.block_end = self.current_op;
+        }
+    }
+
+    /// The part of a linear address that exists in this mode.
+    #[inline(always)]
+    pub fn wrap(&self, linear: u64) -> u64 {
+        if self.efer & efer::LMA != 0 { linear } else { linear & 0xffff_ffff }
+    }
+
+    /// Translates an access of `len` bytes within one page with the current rights, and remembers
+    /// the translation; `Err` after raising #PF, or #GP(0) for a non-canonical address.
+    pub fn translate(&mut self, linear: u64, len: usize, access: Access) -> Result<u64, Stop> {
+        if self.efer & efer::LMA != 0 && !is_canonical(linear) {
+            return Err(self.raise_fault(Fault {
+                vector: vector::GP,
+                error: Some(0),
+                non_canonical: true,
+                ..Fault::default()
+            }));
+        }
+        let privilege = self.mmu.privilege;
+        self.data_breakpoint(linear, len, access);
+        let entry = self.mmu.tlb.entry(privilege, linear);
+        let known = if access == Access::Write { entry.write } else { entry.read };
+        if known == self.mmu.tlb.tagged(linear) && access != Access::Fetch {
+            return Ok(entry.physical & PAGE_MASK | linear & !PAGE_MASK);
+        }
+        match self.walk(linear, access, privilege) {
+            Ok(translation) => {
+                if access != Access::Fetch {
+                    self.fill_tlb(linear, translation, privilege);
+                }
+                Ok(translation.gpa)
+            }
+            Err(error) => Err(self.raise_fault(Fault {
+                vector: vector::PF,
+                error: Some(error),
+                address: linear,
+                ..Fault::default()
+            })),
+        }
+    }
+
+    fn fill_tlb(&mut self, linear: u64, translation: crate::mmu::walk::Translation, privilege: Privilege) {
+        let page = translation.gpa & PAGE_MASK;
+        if self.has_data_breakpoint(linear & PAGE_MASK) {
+            return;
+        }
+        let Some(place) = self.mmu.physical.find(page) else { return };
+        let noted = place.log.must_note(place.offset / PAGE_BYTES);
+        let tagged = self.mmu.tlb.tagged(linear);
+        let entry = TlbEntry {
+            read: tagged,
+            write: if translation.writable && !place.read_only && !noted { tagged } else { 0 },
+            addend: (place.host as u64).wrapping_sub(linear & PAGE_MASK),
+            physical: page
+                | match translation.page_shift {
+                    12 => 0,
+                    30 => HUGE,
+                    _ => LARGE,
+                },
+        };
+        self.mmu.tlb.insert(privilege, linear, entry);
+    }
+
+    /// Runs `access` with supervisor rights whatever CPL is: for system structures.
+    pub fn as_supervisor<R>(&mut self, access: impl FnOnce(&mut Cpu) -> R) -> R {
+        let before = self.mmu.privilege;
+        self.mmu.privilege = Privilege::SupervisorSmap;
+        if self.cr4 & crate::cpu::control::cr4::SMAP == 0 {
+            self.mmu.privilege = Privilege::Supervisor;
+        }
+        let result = access(self);
+        self.mmu.privilege = before;
+        result
+    }
+
+    /// A host pointer to as much of the run of `len` bytes from `linear` on as is in the same page
+    /// and needs no attention; `None` where single accesses have to decide.
+    pub fn host_run(&mut self, linear: u64, access: Access) -> Option<(*mut u8, usize)> {
+        let entry = self.mmu.tlb.entry(self.mmu.privilege, linear);
+        let known = if access == Access::Write { entry.write } else { entry.read };
+        (known == self.mmu.tlb.tagged(linear))
+            .then(|| (linear.wrapping_add(entry.addend) as *mut u8, (PAGE_BYTES - linear % PAGE_BYTES) as usize))
+    }
+}
+
+/// 48-bit canonical: bits 47..63 are equal.
+#[inline(always)]
+pub fn is_canonical(linear: u64) -> bool {
+    (linear << 16) as i64 >> 16 == linear as i64
+}
+
+/// Copies out of guest memory; 2, 4 and 8 bytes with one access, as a device or another CPU may race.
+///
+/// # Safety
+/// `host` is valid for reads of `buffer.len()` bytes.
+unsafe fn copy_in(host: *const u8, buffer: &mut [u8]) {
+    // SAFETY: the caller vouches for `host`; lengths match the copies.
+    unsafe {
+        match buffer.len() {
+            1 => buffer[0] = host.read_volatile(),
+            2 => buffer.copy_from_slice(&host.cast::<u16>().read_unaligned().to_le_bytes()),
+            4 => buffer.copy_from_slice(&host.cast::<u32>().read_unaligned().to_le_bytes()),
+            8 => buffer.copy_from_slice(&host.cast::<u64>().read_unaligned().to_le_bytes()),
+            len => std::ptr::copy_nonoverlapping(host, buffer.as_mut_ptr(), len),
+        }
+    }
+}
+
+/// Copies into guest memory; 2, 4 and 8 bytes with one access.
+///
+/// # Safety
+/// `host` is valid for writes of `data.len()` bytes.
+unsafe fn copy_out(data: &[u8], host: *mut u8) {
+    // SAFETY: the caller vouches for `host`; lengths match the copies.
+    unsafe {
+        match *data {
+            [byte] => host.write_volatile(byte),
+            [a, b] => host.cast::<u16>().write_unaligned(u16::from_le_bytes([a, b])),
+            [a, b, c, d] => host.cast::<u32>().write_unaligned(u32::from_le_bytes([a, b, c, d])),
+            [a, b, c, d, e, f, g, h] => {
+                host.cast::<u64>().write_unaligned(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
+            }
+            _ => std::ptr::copy_nonoverlapping(data.as_ptr(), host, data.len()),
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Address translation and memory access.
+//!
+//! * [`physical`]: guest physical addresses to host memory;
+//! * [`walk`]: the page-table walk;
+//! * [`tlb`]: translations that were made before, as host addresses;
+//! * [`access`]: loads, stores and read-modify-writes of a linear address;
+//! * [`mmio`]: accesses that no memory answers, and their replay after an exit.
+
+pub mod access;
+pub mod mmio;
+pub mod physical;
+pub mod tlb;
+pub mod walk;
+
+use std::sync::Arc;
+
+use ostler_memory::GuestRam;
+
+use crate::mmu::mmio::Replay;
+use crate::mmu::physical::PhysicalMap;
+use crate::mmu::tlb::Tlb;
+
+/// Which of the three sets of rights an access is made with; an index into the TLB's banks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Privilege {
+    /// CPL 0..2, user pages allowed: SMAP is off or overridden by AC.
+    Supervisor = 0,
+    /// CPL 0..2 with SMAP in force, and implicit accesses to system structures.
+    SupervisorSmap = 1,
+    /// CPL 3.
+    User = 2,
+}
+
+/// A vCPU's view of memory.
+#[derive(Debug)]
+pub struct Mmu {
+    pub tlb: Tlb,
+    pub physical: PhysicalMap,
+    /// The rights of ordinary data accesses right now.
+    pub privilege: Privilege,
+    pub replay: Replay,
+    /// The four PDPTEs of PAE paging, as CR3 loaded them.
+    pub pdptes: [u64; 4],
+}
+
+impl Mmu {
+    pub fn new(ram: Arc<GuestRam>) -> Self {
+        Self {
+            tlb: Tlb::default(),
+            physical: PhysicalMap::new(ram),
+            privilege: Privilege::Supervisor,
+            replay: Replay::default(),
+            pdptes: [0; 4],
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The run loop: blocks, and what happens between them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ostler_engine::{Exit, IoHandler};
+use ostler_memory::PAGE_BYTES;
+
+use crate::cpu::regs::BLOCK_RIP;
+use crate::cpu::stop::Stop;
+use crate::cpu::{Cpu, Mode, attention};
+use crate::decode::block::{Block, MAX_OPS, lines_of};
+use crate::decode::decoder::{BlockDecoder, Decoded, MAX_INSTRUCTION_BYTES};
+use crate::decode::op::Op;
+use crate::mmu::Privilege;
+use crate::mmu::physical::PAGE_MASK;
+use crate::mmu::walk::Access;
+use crate::signals::signal;
+
+/// Bytes looked at for one block.
+const BLOCK_BYTES: usize = 512;
+
+impl Cpu {
+    /// Runs until an exit that neither the CPU nor `io` can finish.
+    pub fn run(&mut self, io: &dyn IoHandler) -> Exit {
+        self.with_io(io, |cpu| {
+            cpu.sibling.running.store(true, Ordering::SeqCst);
+            cpu.refresh_memory();
+            cpu.mmu.replay.rewind();
+            cpu.replaying = cpu.mmu.replay.is_active();
+            let exit = cpu.run_until_exit();
+            cpu.sibling.running.store(false, Ordering::SeqCst);
+            exit
+        })
+    }
+
+    fn run_until_exit(&mut self) -> Exit {
+        loop {
+            if let Some(exit) = self.look_up() {
+                return exit;
+            }
+            if let Some(exit) = self.run_blocks() {
+                return exit;
+            }
+        }
+    }
+
+    /// Runs blocks until something asks for attention.
+    fn run_blocks(&mut self) -> Option<Exit> {
+        let mut stepping = self.replaying || self.attention & attention::STEP != 0 || self.shadow_steps();
+        loop {
+            if self.code.has_changes() {
+                self.code.take_changes();
+                self.code.bury();
+            }
+            let stop = match self.next_block() {
+                Ok(block) => self.run_block(block, stepping),
+                Err(stop) => stop,
+            };
+            match stop {
+                Stop::Jump | Stop::EndBlock | Stop::Repeat => {}
+                Stop::Fault => {
+                    if let Some(exit) = self.deliver_fault() {
+                        return Some(exit);
+                    }
+                }
+                Stop::Exit => return self.exit.take(),
+            }
+            if stepping {
+                if stop != Stop::Repeat {
+                    self.mmu.replay.clear();
+                    self.replaying = false;
+                }
+                return self.stepped(stop);
+            }
+            if self.signals.pending() | self.attention != 0 {
+                return None;
+            }
+            stepping = false;
+        }
+    }
+
+    /// The block at RIP.
+    #[inline(always)]
+    fn next_block(&mut self) -> Result<*const Block, Stop> {
+        let linear = if self.bitness == 64 {
+            self.rip
+        } else {
+            self.wrap(self.segment_base[crate::cpu::segment::CS].wrapping_add(self.rip))
+        };
+        match self.code.jump(linear) {
+            Some(block) => Ok(block),
+            None => self.find_block(linear),
+        }
+    }
+
+    /// Runs a block, or its first instruction only; RIP is the next instruction's afterwards, the
+    /// faulting one's when it returns [`Stop::Fault`] or [`Stop::Exit`].
+    ///
+    /// A semantic function that needs the block to end moves `block_end` to `current_op`.
+    #[inline(always)]
+    fn run_block(&mut self, block: *const Block, single: bool) -> Stop {
+        // SAFETY: blocks are freed only by `bury`, which is not called while one runs.
+        let ops: &[Op] = unsafe { &(*block).ops };
+        self.regs.set(BLOCK_RIP, self.rip);
+        let start = ops.as_ptr();
+        // SAFETY: one past the last instruction, or past the first: a block has at least one.
+        self.block_end = unsafe { start.add(if single { 1 } else { ops.len() }) };
+        if self.mode != Mode::Long && !self.in_code_limit(ops) {
+            return self.gp(0);
+        }
+        let mut op = start;
+        loop {
+            // SAFETY: `op` is before `block_end`, which only ever moves towards it.
+            let current = unsafe { &*op };
+            self.current_op = op;
+            let result = (current.run)(self, current);
+            // SAFETY: at most one past the last instruction.
+            op = unsafe { op.add(1) };
+            match result {
+                Ok(()) if op >= self.block_end => {
+                    self.retire(start, op);
+                    self.rip = self.next_rip(current);
+                    return Stop::EndBlock;
+                }
+                Ok(()) => {}
+                Err(stop) => return self.leave_block(start, op, stop),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn retire(&mut self, start: *const Op, end: *const Op) {
+        self.instructions += (end as u64 - start as u64) / size_of::<Op>() as u64;
+    }
+
+    /// Leaves the block at the instruction before `end`.
+    #[inline(always)]
+    fn leave_block(&mut self, start: *const Op, end: *const Op, stop: Stop) -> Stop {
+        if stop == Stop::Jump {
+            self.retire(start, end);
+            return stop;
+        }
+        // SAFETY: `end` is one past an instruction of the running block.
+        let op = unsafe { &*end.sub(1) };
+        if stop == Stop::EndBlock {
+            self.retire(start, end);
+            self.rip = self.next_rip(op);
+            return stop;
+        }
+        // SAFETY: as above: the faulting instruction did not retire.
+        self.retire(start, unsafe { end.sub(1) });
+        if stop == Stop::Fault {
+            self.refine_fault(op);
+        }
+        self.rip = self.op_rip(op);
+        stop
+    }
+
+    /// A non-canonical stack operand is #SS(0), not #GP(0).
+    fn refine_fault(&mut self, op: &Op) {
+        use crate::cpu::stop::vector;
+        use crate::decode::op::op_flag;
+        if self.fault.non_canonical && op.has(op_flag::STACK) {
+            self.fault.vector = vector::SS;
+        }
+    }
+
+    /// Whether the block lies in the limit of CS; if only its first instruction does, runs just that.
+    fn in_code_limit(&mut self, ops: &[Op]) -> bool {
+        let limit = u64::from(self.segments[crate::cpu::segment::CS].limit);
+        let Some(last) = ops.last() else { return false };
+        if self.rip.wrapping_add(u64::from(last.end)) <= limit + 1 {
+            return true;
+        }
+        // SAFETY: a block has at least one instruction.
+        self.block_end = unsafe { ops.as_ptr().add(1) };
+        self.rip.wrapping_add(u64::from(ops[0].end)) <= limit + 1
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_block(&mut self, linear: u64) -> Result<*const Block, Stop> {
+        let gpa = self.fetch_gpa(linear)?;
+        if let Some(block) = self.code.find(gpa, self.bitness) {
+            let (pointer, second) = (std::ptr::from_ref(block), block.second_page);
+            let next_page = (linear & PAGE_MASK).wrapping_add(PAGE_BYTES);
+            if second.is_none() || second == Some(self.fetch_gpa(self.wrap(next_page))? & PAGE_MASK) {
+                self.code.remember_jump(linear, pointer);
+                return Ok(pointer);
+            }
+        }
+        let block = self.decode_block(linear, gpa)?;
+        let pointer = self.code.insert(block);
+        self.code.remember_jump(linear, pointer);
+        Ok(pointer)
+    }
+
+    /// Translates an instruction fetch.
+    fn fetch_gpa(&mut self, linear: u64) -> Result<u64, Stop> {
+        if let Some(page) = self.code.fetch(linear) {
+            return Ok(page | linear & !PAGE_MASK);
+        }
+        let before = self.mmu.privilege;
+        self.mmu.privilege = if self.cpl == 3 { Privilege::User } else { Privilege::Supervisor };
+        let gpa = self.translate(linear, 1, Access::Fetch);
+        self.mmu.privilege = before;
+        let gpa = gpa?;
+        self.code.remember_fetch(linear, gpa);
+        Ok(gpa)
+    }
+
+    /// Decodes the block at `gpa`. The bytes are watched before they are trusted.
+    fn decode_block(&mut self, linear: u64, gpa: u64) -> Result<Block, Stop> {
+        let in_page = (PAGE_BYTES - gpa % PAGE_BYTES) as usize;
+        let mut bytes = [0; BLOCK_BYTES];
+        loop {
+            let bytes = &mut bytes[..in_page.min(BLOCK_BYTES)];
+            self.fetch_bytes(gpa, bytes)?;
+            let Some((ops, len)) = decode_ops(self.bitness, bytes, self.rip) else {
+                return self.decode_crossing(linear, gpa, in_page);
+            };
+            let mut again = [0; BLOCK_BYTES];
+            self.watch_code(gpa, len);
+            self.fetch_bytes(gpa, &mut again[..len])?;
+            if again[..len] == bytes[..len] {
+                let bitness = self.bitness as u8;
+                return Ok(Block { ops: ops.into(), gpa, len: len as u16, bitness, second_page: None });
+            }
+        }
+    }
+
+    /// Decodes an instruction that goes on in the next page.
+    fn decode_crossing(&mut self, linear: u64, gpa: u64, in_page: usize) -> Result<Block, Stop> {
+        let next_page = self.wrap((linear & PAGE_MASK).wrapping_add(PAGE_BYTES));
+        let mut bytes = [0; MAX_INSTRUCTION_BYTES];
+        let in_page = in_page.min(MAX_INSTRUCTION_BYTES);
+        let second = self.fetch_gpa(next_page)?;
+        self.watch_code(gpa, in_page);
+        self.watch_code(second, MAX_INSTRUCTION_BYTES - in_page);
+        self.fetch_bytes(gpa, &mut bytes[..in_page])?;
+        self.fetch_bytes(second, &mut bytes[in_page..])?;
+        let Decoded::Instruction { op, .. } = BlockDecoder::new(self.bitness, &bytes, self.rip).next() else {
+            // Fifteen bytes are enough for any instruction: the decoder calls longer ones invalid.
+            return Err(self.gp(0));
+        };
+        let (len, bitness) = (u16::from(op.len), self.bitness as u8);
+        Ok(Block { ops: Box::new([op]), gpa, len, bitness, second_page: Some(second & PAGE_MASK) })
+    }
+
+    fn fetch_bytes(&mut self, gpa: u64, buffer: &mut [u8]) -> Result<(), Stop> {
+        if self.mmu.physical.find(gpa).is_some() {
+            return self.read_physical(gpa, buffer);
+        }
+        self.exit = Some(Exit::InternalError(format!("the guest executes at {gpa:#x}, where there is no memory")));
+        Err(Stop::Exit)
+    }
+
+    /// Asks to be told of writes to `len` bytes at `gpa`, which are in one page.
+    fn watch_code(&mut self, gpa: u64, len: usize) {
+        let Some(place) = self.mmu.physical.find(gpa) else { return };
+        let page = place.offset / PAGE_BYTES;
+        if place.log.watch_lines(page, lines_of(gpa % PAGE_BYTES, len as u64)) {
+            self.mmu.tlb.forbid_writes(gpa);
+            self.synchronize_siblings();
+        }
+    }
+
+    /// Notices what came from outside, and delivers what is due.
+    fn look_up(&mut self) -> Option<Exit> {
+        if self.replaying {
+            return None;
+        }
+        let raised = self
+            .signals
+            .take(signal::MEMORY | signal::KICK | signal::INIT | signal::SIPI | signal::NMI | signal::INTERRUPT);
+        if raised & signal::MEMORY != 0 {
+            self.refresh_memory();
+        }
+        if let Some(exit) = self.take_events(raised) {
+            return Some(exit);
+        }
+        (raised & signal::KICK != 0).then_some(Exit::Interrupted)
+    }
+
+    /// Takes over changes of the memory slots and acknowledges them.
+    ///
+    /// Only between blocks: it frees them.
+    fn refresh_memory(&mut self) {
+        let epoch = self.vm.epoch();
+        if self.mmu.physical.refresh() {
+            self.code.forget_all();
+            self.code.bury();
+        }
+        self.flush_tlb();
+        self.sibling.acknowledged.store(epoch, Ordering::SeqCst);
+    }
+
+    /// Makes the other vCPUs drop the translations through which they would store unnoticed.
+    fn synchronize_siblings(&mut self) {
+        let vm = Arc::clone(&self.vm);
+        vm.synchronize(Some(self.id), || {
+            // One of them may wait for us in the same way.
+            let epoch = self.vm.epoch();
+            self.mmu.tlb.flush();
+            self.sibling.acknowledged.store(epoch, Ordering::SeqCst);
+        });
+    }
+}
+
+/// Decodes instructions up to the end of the block; `None` when the very first one is cut off.
+fn decode_ops(bitness: u32, bytes: &[u8], rip: u64) -> Option<(Vec<Op>, usize)> {
+    let mut decoder = BlockDecoder::new(bitness, bytes, rip);
+    let mut ops = Vec::with_capacity(8);
+    let mut len = 0;
+    while ops.len() < MAX_OPS {
+        match decoder.next() {
+            Decoded::Instruction { op, ends_block } => {
+                ops.push(op);
+                len = decoder.position();
+                if ends_block {
+                    break;
+                }
+            }
+            Decoded::Truncated => break,
+        }
+    }
+    (!ops.is_empty()).then_some((ops, len))
+}
