@@ -17,7 +17,7 @@ DRIVERS = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "ext4")
 
 
 def initrd(
-    kernel: Kernel, init: Path = SOURCES / "demo/init", *, programs: dict[str, Path] | None = None
+    kernel: Kernel, init: Path = SOURCES / "init/shell", *, programs: dict[str, Path] | None = None
 ) -> Path:
     """An initramfs of busybox, the virtio drivers of `kernel`, `programs` by name, and `init`.
 

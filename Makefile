@@ -1,0 +1,62 @@
+# What a person types; `make` alone lists it. The first run installs what is missing (see tools/need).
+
+export PATH := $(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
+export PIP_QUIET := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+BIN := .venv/bin
+CARGO_FLAGS := --workspace --release --locked
+
+TO_BUILD := python3=python3 python:ensurepip=python3-venv cc=gcc,libc6-dev \
+	cargo=rustc-web,cargo-web
+TO_LINT := cargo-fmt=rustfmt-web cargo-clippy=rust-web-clippy
+TO_FETCH := dpkg-deb=dpkg mke2fs=e2fsprogs
+TO_TEST := cpio=cpio lz4=lz4 iasl=acpica-tools mmdebstrap=mmdebstrap ps=procps
+TO_BENCH := qemu-system-x86_64=qemu-system-x86
+
+.PHONY: help demo test bench lint format build wheel clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## /make \1\t/p' Makefile | expand -t 14
+
+demo: build ## boot a stock Debian kernel to a shell (no terminal: run a few commands in it)
+	@tools/need $(TO_FETCH)
+	$(BIN)/python -m guests.demo
+
+test: build lint ## lint, then every test: Rust, Python, conformance, guests
+	@tools/need $(TO_FETCH) $(TO_TEST)
+	cargo test $(CARGO_FLAGS) --quiet
+	$(BIN)/pytest
+
+bench: build ## measure boot and guest speed beside qemu -accel tcg; writes build/bench.json
+	@tools/need $(TO_FETCH) $(TO_BENCH)
+	$(BIN)/python -m benches
+
+lint: .venv/.installed ## formatting, ruff, mypy, clippy
+	@tools/need $(TO_LINT)
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/ruff check --quiet
+	$(BIN)/mypy
+	cargo fmt --all --check
+	cargo clippy $(CARGO_FLAGS) --all-targets --quiet -- -D warnings
+
+format: .venv/.installed ## rewrite Python and Rust in the project's format
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+	cargo fmt --all
+
+build: .venv/.installed ## the extension module, into .venv
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --release --locked --skip-install --quiet
+
+wheel: .venv/.installed ## one abi3 wheel for Python 3.11 and later, under target/wheels
+	$(BIN)/maturin build --release --locked --quiet
+
+.venv/.installed: pyproject.toml tools/need
+	@tools/need $(TO_BUILD)
+	python3 -m venv .venv
+	$(BIN)/pip install 'maturin>=1.9,<2'
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --release --locked --extras dev --quiet
+	touch $@
+
+clean: ## delete all that was built or fetched
+	rm -rf .venv build target src/ostler/*.so
