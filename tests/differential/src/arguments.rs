@@ -1,0 +1,124 @@
+//! The command line.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::state::Mode;
+
+pub const USAGE: &str = "\
+usage: ostler-differential [option]...
+Runs random user-mode instruction sequences on this CPU and on the software CPU and compares.
+
+  --seed N        what the sequences are made from (the time, when not given); printed
+  --count N       how many 64-bit sequences; a fifth as many 32-bit ones follow (100000)
+  --mode 64|32    only 64-bit or only 32-bit sequences, --count of them
+  --filter NAME   only sequences beginning with this mnemonic or iced Code
+  --replay N      only sequence number N of the run that the other options describe
+  --details N     differences shown in full for each instruction (1)
+  --self-check    compare the host with itself: the harness has to be deterministic
+  --list          print the instructions that are compared and stop
+";
+
+#[derive(Clone, Debug)]
+pub struct Arguments {
+    pub seed: u64,
+    pub count: u64,
+    pub mode: Option<Mode>,
+    pub filter: Option<String>,
+    pub replay: Option<u64>,
+    pub details: u32,
+    pub self_check: bool,
+    pub list: bool,
+    pub help: bool,
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_secs());
+        Self {
+            seed,
+            count: 100_000,
+            mode: None,
+            filter: None,
+            replay: None,
+            details: 1,
+            self_check: false,
+            list: false,
+            help: false,
+        }
+    }
+}
+
+impl Arguments {
+    /// # Errors
+    /// One line that names the argument and what it may be.
+    pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Self, String> {
+        let mut parsed = Self::default();
+        let mut arguments = arguments.into_iter();
+        while let Some(name) = arguments.next() {
+            let mut value = || arguments.next().ok_or(format!("{name} needs a value; see --help"));
+            match name.as_str() {
+                "--seed" => parsed.seed = number(&name, &value()?)?,
+                "--count" => parsed.count = number(&name, &value()?)?,
+                "--mode" => parsed.mode = Some(mode(&value()?)?),
+                "--filter" => parsed.filter = Some(value()?),
+                "--replay" => parsed.replay = Some(number(&name, &value()?)?),
+                "--details" => parsed.details = number(&name, &value()?)?.min(u64::from(u32::MAX)) as u32,
+                "--self-check" => parsed.self_check = true,
+                "--list" => parsed.list = true,
+                "--help" | "-h" => parsed.help = true,
+                _ => return Err(format!("{name}: no such option; see --help")),
+            }
+        }
+        Ok(parsed)
+    }
+
+    /// The modes to run, in order.
+    pub fn modes(&self) -> Vec<Mode> {
+        match self.mode {
+            Some(mode) => vec![mode],
+            None => vec![Mode::Long, Mode::Compatibility],
+        }
+    }
+
+    pub fn count_of(&self, mode: Mode) -> u64 {
+        if self.mode.is_none() && mode == Mode::Compatibility { self.count / 5 } else { self.count }
+    }
+}
+
+fn number(name: &str, text: &str) -> Result<u64, String> {
+    let parsed = text.strip_prefix("0x").map_or_else(|| text.parse(), |hex| u64::from_str_radix(hex, 16));
+    parsed.map_err(|_| format!("{name} {text}: not a number; give a decimal or 0x... one"))
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    match text {
+        "64" => Ok(Mode::Long),
+        "32" => Ok(Mode::Compatibility),
+        _ => Err(format!("--mode {text}: has to be 64 or 32")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, String> {
+        Arguments::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn arguments_given_replace_the_defaults() {
+        let parsed = parse("--seed 0x10 --count 5 --mode 32 --filter add --replay 3").expect("valid");
+        assert_eq!((parsed.seed, parsed.count, parsed.replay), (16, 5, Some(3)));
+        assert_eq!(parsed.modes(), [Mode::Compatibility]);
+        assert_eq!(parsed.count_of(Mode::Compatibility), 5);
+    }
+
+    #[test]
+    fn arguments_unknown_or_incomplete_are_refused_in_one_line() {
+        for line in ["--sed 1", "--seed", "--seed x", "--mode 16"] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Runs a range of sequences in a forked process and goes on behind the one that killed it.
+
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use iced_x86::{FlowControl, Instruction};
+use ostler_engine::Accelerator;
+
+use crate::arguments::Arguments;
+use crate::compare;
+use crate::cpu::{Cpu, Fallible};
+use crate::generate::Generator;
+use crate::native::NativeCpu;
+use crate::random::mix;
+use crate::report;
+use crate::sequence::Sequence;
+use crate::shared::Shared;
+use crate::shrink::shrink;
+use crate::soft::SoftCpu;
+use crate::state::{Mode, Outcome, Stop};
+
+/// Sequences take microseconds: a process that does not get on for this long never will.
+const PATIENCE: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(5);
+
+/// Makes the accelerator to compare with the host; `None` compares the host with itself.
+pub type MakeAccelerator = fn() -> Option<Box<dyn Accelerator>>;
+
+/// One mode's sequences of a run.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    pub arguments: &'a Arguments,
+    pub mode: Mode,
+    pub make: MakeAccelerator,
+}
+
+/// The two CPUs of one process.
+struct Pair {
+    host: NativeCpu,
+    other: Option<SoftCpu>,
+}
+
+impl Pair {
+    fn new(make: MakeAccelerator) -> Fallible<Self> {
+        let host = NativeCpu::new()?;
+        let other = make().map(|accelerator| SoftCpu::new(accelerator.as_ref())).transpose()?;
+        Ok(Self { host, other })
+    }
+
+    fn run(&mut self, sequence: &Sequence) -> Fallible<(Outcome, Outcome)> {
+        let expected = self.host.run(sequence.mode, &sequence.before)?;
+        let actual = match &mut self.other {
+            Some(other) => other.run(sequence.mode, &sequence.before)?,
+            None => self.host.run(sequence.mode, &sequence.before)?,
+        };
+        Ok((expected, actual))
+    }
+
+    fn differs(&mut self, sequence: &Sequence) -> Fallible<bool> {
+        let (expected, actual) = self.run(sequence)?;
+        Ok(expected.stop != Stop::Timeout && !compare::differences(sequence, &expected, &actual).is_empty())
+    }
+}
+
+impl Batch<'_> {
+    /// Runs all sequences; true when there was no difference.
+    pub fn run(&self) -> Fallible<bool> {
+        let generator = Generator::new(self.mode, self.arguments.filter.as_deref());
+        if generator.leaders().is_empty() {
+            return Ok(true);
+        }
+        let shared = Shared::new()?;
+        let range = self.range();
+        shared.counters().next.store(range.start, Ordering::Relaxed);
+        let begun = Instant::now();
+        while shared.counters().next.load(Ordering::Relaxed) < range.end {
+            self.run_process(&shared, &generator, range.end)?;
+        }
+        self.summarize(&shared, &generator, begun.elapsed());
+        Ok(shared.counters().different.load(Ordering::Relaxed) == 0)
+    }
+
+    fn range(&self) -> std::ops::Range<u64> {
+        match self.arguments.replay {
+            Some(index) => index..index + 1,
+            None => 0..self.arguments.count_of(self.mode),
+        }
+    }
+
+    fn summarize(&self, shared: &Shared, generator: &Generator, elapsed: Duration) {
+        let counters = shared.counters();
+        let ran = counters.ran.load(Ordering::Relaxed);
+        println!(
+            "{}-bit: {ran} sequences in {:.1} s, {} different, {} without an end, seed {}",
+            self.mode.bits(),
+            elapsed.as_secs_f64(),
+            counters.different.load(Ordering::Relaxed),
+            counters.skipped.load(Ordering::Relaxed),
+            self.arguments.seed,
+        );
+        if self.arguments.replay.is_none() {
+            print!("{}{}", report::ranking(shared), report::coverage(shared, generator.leaders()));
+        }
+    }
+
+    /// One process: until the range is done, or it dies, in which case the sequence it died of is left behind.
+    fn run_process(&self, shared: &Shared, generator: &Generator, end: u64) -> Fallible<()> {
+        // SAFETY: this process has one thread, so that the child may do anything.
+        let child = unsafe { libc::fork() };
+        match child {
+            -1 => return Err(std::io::Error::last_os_error().into()),
+            0 => {
+                let done = self.work(shared, generator, end);
+                if let Err(error) = &done {
+                    eprintln!("{error}");
+                }
+                // SAFETY: leaves without the parent's exit handlers.
+                unsafe { libc::_exit(if done.is_ok() { 0 } else { 2 }) }
+            }
+            _ => {}
+        }
+        let how = wait(child, shared)?;
+        if how == "exit status 0" {
+            return Ok(());
+        }
+        let index = shared.counters().next.fetch_add(1, Ordering::Relaxed);
+        shared.counters().different.fetch_add(1, Ordering::Relaxed);
+        println!("process ended: {how} ({})", self.replay(index));
+        Ok(())
+    }
+
+    fn work(&self, shared: &Shared, generator: &Generator, end: u64) -> Fallible<()> {
+        let mut pair = Pair::new(self.make)?;
+        loop {
+            let index = shared.counters().next.load(Ordering::Relaxed);
+            if index >= end {
+                return Ok(());
+            }
+            self.one(&mut pair, shared, generator, index)?;
+            shared.counters().next.store(index + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn one(&self, pair: &mut Pair, shared: &Shared, generator: &Generator, index: u64) -> Fallible<()> {
+        let mut sequence = generator.sequence(mix(self.arguments.seed ^ index.wrapping_mul(0x9e37_79b9)), index);
+        sequence.assemble()?;
+        let (expected, actual) = pair.run(&sequence)?;
+        shared.counters().ran.fetch_add(1, Ordering::Relaxed);
+        if expected.stop == Stop::Timeout {
+            shared.counters().skipped.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        note_coverage(shared, &sequence, expected.state.rip);
+        if !compare::differences(&sequence, &expected, &actual).is_empty() {
+            self.report(pair, shared, &sequence, index)?;
+        }
+        Ok(())
+    }
+
+    fn report(&self, pair: &mut Pair, shared: &Shared, sequence: &Sequence, index: u64) -> Fallible<()> {
+        let small = shrink(sequence, |trial| pair.differs(trial))?;
+        let (expected, actual) = pair.run(&small)?;
+        let lines = compare::differences(&small, &expected, &actual);
+        let culprit = small.items.last().or(sequence.items.last()).map_or(iced_x86::Code::INVALID, |item| item.code());
+        if shared.note_difference(culprit) < self.arguments.details {
+            println!("{}", report::difference(&small, &expected, &lines, &self.replay(index)));
+        }
+        Ok(())
+    }
+
+    fn replay(&self, index: u64) -> String {
+        let filter = self.arguments.filter.as_ref().map_or(String::new(), |filter| format!(" --filter {filter}"));
+        format!("--seed {} --mode {}{filter} --replay {index}", self.arguments.seed, self.mode.bits())
+    }
+}
+
+/// Counts what ran: all before the instruction at `rip`, or up to the indirect branch that left the sequence.
+fn note_coverage(shared: &Shared, sequence: &Sequence, rip: u64) {
+    let items = &sequence.items;
+    let leaves = |item: &Instruction| {
+        matches!(item.flow_control(), FlowControl::Return | FlowControl::IndirectBranch | FlowControl::IndirectCall)
+    };
+    let left = || items.iter().position(leaves).map_or(items.len(), |position| position + 1);
+    let reached = sequence.index_at(rip).unwrap_or_else(left);
+    for (position, item) in items.iter().enumerate().take(reached + 1) {
+        shared.note(item.code(), position < reached);
+    }
+}
+
+/// Waits for `child`, kills it when it makes no progress, and says how it ended.
+fn wait(child: i32, shared: &Shared) -> Fallible<String> {
+    let mut seen = (shared.counters().next.load(Ordering::Relaxed), Instant::now());
+    loop {
+        let mut status = 0;
+        // SAFETY: `child` is this process's own.
+        match unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } {
+            -1 => return Err(std::io::Error::last_os_error().into()),
+            0 => {}
+            _ if libc::WIFEXITED(status) => return Ok(format!("exit status {}", libc::WEXITSTATUS(status))),
+            _ => return Ok(format!("signal {}", libc::WTERMSIG(status))),
+        }
+        let now = shared.counters().next.load(Ordering::Relaxed);
+        if now != seen.0 {
+            seen = (now, Instant::now());
+        }
+        if seen.1.elapsed() > PATIENCE {
+            // SAFETY: `child` has not been waited for, so the number is still its own.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+        }
+        thread::sleep(POLL);
+    }
+}

@@ -1,0 +1,175 @@
+//! Random sequences over a pool of instructions.
+
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+
+use crate::flags;
+use crate::initial;
+use crate::layout::{CODE, PAGE};
+use crate::operands;
+use crate::pool;
+use crate::random::Random;
+use crate::sequence::Sequence;
+use crate::state::{CpuState, Mode, RCX};
+
+const LONGEST: u64 = 8;
+/// Candidates tried for one place in a sequence before it is left empty.
+const ATTEMPTS: usize = 20;
+
+/// Makes the sequences of one mode.
+#[derive(Debug)]
+pub struct Generator {
+    mode: Mode,
+    /// What fills the places after the first.
+    pool: Vec<Code>,
+    /// What the first instruction is taken from, in turn.
+    leaders: Vec<Code>,
+}
+
+/// What is known while a sequence grows.
+#[derive(Debug)]
+pub struct Draft {
+    pub mode: Mode,
+    pub random: Random,
+    /// The values of general registers no instruction has written yet.
+    pub known: [Option<u64>; 16],
+    /// Whether the vector registers of [`initial::INDEX_VECTORS`] still hold indices.
+    pub index_vectors: [bool; 2],
+    pub fs_base: Option<u64>,
+    pub gs_base: Option<u64>,
+    undefined: u32,
+}
+
+impl Generator {
+    /// `filter` keeps the first instruction to those whose mnemonic or `Code` is (or, failing that, contains) it.
+    pub fn new(mode: Mode, filter: Option<&str>) -> Self {
+        let pool = pool::comparable(mode);
+        let leaders = match filter {
+            None => pool.clone(),
+            Some(name) => named(&pool, name),
+        };
+        Self { mode, pool, leaders }
+    }
+
+    pub fn leaders(&self) -> &[Code] {
+        &self.leaders
+    }
+
+    /// The sequence of `seed`, beginning with the `turn`th instruction of the pool.
+    pub fn sequence(&self, seed: u64, turn: u64) -> Sequence {
+        let mut random = Random::new(seed);
+        let before = initial::state(&mut random, self.mode);
+        let leader = self.leaders[(turn % self.leaders.len() as u64) as usize];
+        let mut draft = Draft::new(self.mode, random, &before);
+        let length = 1 + draft.random.below(LONGEST);
+        let mut items = Vec::new();
+        if let Some(item) = draft.instruction(leader, &[]) {
+            items.push(item);
+        }
+        for _ in 1..length {
+            let next = (0..ATTEMPTS).find_map(|_| {
+                let code = draft.random.pick(&self.pool);
+                draft.instruction(code, &items)
+            });
+            items.extend(next);
+        }
+        let start = start(&mut draft.random);
+        Sequence { seed, mode: self.mode, start, items, before, addresses: Vec::new() }
+    }
+}
+
+fn named(pool: &[Code], name: &str) -> Vec<Code> {
+    let wanted = name.to_lowercase();
+    let mnemonic = |code: &Code| format!("{:?}", code.mnemonic()).to_lowercase();
+    let code_name = |code: &Code| format!("{code:?}").to_lowercase();
+    let exact: Vec<Code> =
+        pool.iter().copied().filter(|code| mnemonic(code) == wanted || code_name(code) == wanted).collect();
+    if exact.is_empty() {
+        pool.iter().copied().filter(|code| code_name(code).contains(&wanted)).collect()
+    } else {
+        exact
+    }
+}
+
+/// Mostly the window's start; now and then across its pages or into the page that is not there.
+fn start(random: &mut Random) -> u64 {
+    match random.below(20) {
+        0 => CODE.base + PAGE - 1 - random.below(24),
+        1 => CODE.end() - 1 - random.below(40),
+        _ => CODE.base + random.below(64),
+    }
+}
+
+impl Draft {
+    fn new(mode: Mode, random: Random, before: &CpuState) -> Self {
+        Self {
+            mode,
+            random,
+            known: before.gprs.map(Some),
+            index_vectors: [true; 2],
+            fs_base: (mode == Mode::Long).then_some(before.fs_base),
+            gs_base: (mode == Mode::Long).then_some(before.gs_base),
+            undefined: 0,
+        }
+    }
+
+    /// An instruction of this code with random operands that may follow `items`; `None` when it may not.
+    fn instruction(&mut self, code: Code, items: &[Instruction]) -> Option<Instruction> {
+        let item = operands::fill(self, code)?;
+        if flags::read(&item) & self.undefined != 0 || self.has_undefined_result(&item) {
+            return None;
+        }
+        let mut trial = Sequence {
+            seed: 0,
+            mode: self.mode,
+            start: CODE.base,
+            items: vec![item],
+            before: CpuState::default(),
+            addresses: Vec::new(),
+        };
+        trial.assemble().ok()?;
+        let mut all = items.to_vec();
+        all.push(item);
+        self.undefined = flags::undefined(&all).pop().unwrap_or(0);
+        self.forget_written(&item);
+        Some(item)
+    }
+
+    /// Destinations, not flags, that the manuals leave undefined.
+    fn has_undefined_result(&self, item: &Instruction) -> bool {
+        match item.code() {
+            Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_imm8 => item.immediate8() & 0x1f > 16,
+            Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL => self.known[RCX].is_none_or(|count| count & 0x1f > 16),
+            // System calls of the host.
+            Code::Int_imm8 => item.immediate8() == 0x80,
+            _ => false,
+        }
+    }
+
+    fn forget_written(&mut self, item: &Instruction) {
+        let mut factory = InstructionInfoFactory::new();
+        for used in factory.info(item).used_registers() {
+            if !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess) {
+                self.forget(used.register());
+            }
+        }
+        match item.mnemonic() {
+            Mnemonic::Wrfsbase => self.fs_base = None,
+            Mnemonic::Wrgsbase => self.gs_base = None,
+            _ => {}
+        }
+        if item.op_count() > 0 && item.op0_kind() == OpKind::Register {
+            self.forget(item.op0_register());
+        }
+    }
+
+    fn forget(&mut self, register: Register) {
+        if register.is_gpr() {
+            self.known[register.full_register().number()] = None;
+        }
+        if register.is_vector_register() {
+            for (slot, vector) in initial::INDEX_VECTORS.into_iter().enumerate() {
+                self.index_vectors[slot] &= register.number() != vector;
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! A sequence: instructions, where they start, and the state they start from.
+
+use iced_x86::{Encoder, IcedError, Instruction, OpKind};
+
+use crate::initial::FILLER;
+use crate::layout::CODE;
+use crate::state::{CpuState, Mode};
+
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    /// What it was made from: [`crate::generate::Generator::sequence`] makes the same from the same seed.
+    pub seed: u64,
+    pub mode: Mode,
+    pub start: u64,
+    /// A near branch's target is the number of following instructions to leave out.
+    pub items: Vec<Instruction>,
+    pub before: CpuState,
+    /// The address of each instruction and of the byte after the last, as of [`Sequence::assemble`].
+    pub addresses: Vec<u64>,
+}
+
+impl Sequence {
+    /// Encodes the instructions into the code window of `before` and points RIP at them.
+    pub fn assemble(&mut self) -> Result<(), IcedError> {
+        // A first pass finds the addresses; a branch's length does not depend on its target.
+        let (_, addresses) = self.encode(None)?;
+        let (bytes, addresses) = self.encode(Some(&addresses))?;
+        let window = &mut self.before.memory[CODE.range()];
+        window.fill(FILLER);
+        let offset = (self.start - CODE.base) as usize;
+        let room = window.len() - offset;
+        let fitting = bytes.len().min(room);
+        window[offset..offset + fitting].copy_from_slice(&bytes[..fitting]);
+        self.before.rip = self.start;
+        self.addresses = addresses;
+        Ok(())
+    }
+
+    fn encode(&self, known: Option<&[u64]>) -> Result<(Vec<u8>, Vec<u64>), IcedError> {
+        let mut encoder = Encoder::new(self.mode.bits());
+        let mut addresses = vec![self.start];
+        let mut at = self.start;
+        for (index, item) in self.items.iter().enumerate() {
+            let target = branch_skip(item).map(|skip| {
+                let to = (index + 1 + skip as usize).min(self.items.len());
+                known.map_or(at, |addresses| addresses[to])
+            });
+            at += encoder.encode(&with_target(item, target), at)? as u64;
+            addresses.push(at);
+        }
+        Ok((encoder.take_buffer(), addresses))
+    }
+
+    /// The index of the instruction at `address`; the number of instructions for the end.
+    pub fn index_at(&self, address: u64) -> Option<usize> {
+        self.addresses.iter().position(|start| *start == address)
+    }
+}
+
+/// How many instructions a near branch of a sequence leaves out; `None` for all other instructions.
+pub fn branch_skip(item: &Instruction) -> Option<u64> {
+    let near = item.op_count() > 0 && matches!(item.op0_kind(), OpKind::NearBranch32 | OpKind::NearBranch64);
+    near.then(|| item.near_branch_target())
+}
+
+fn with_target(item: &Instruction, target: Option<u64>) -> Instruction {
+    let mut item = *item;
+    match (target, item.op_count() > 0 && item.op0_kind() == OpKind::NearBranch32) {
+        (Some(target), true) => item.set_near_branch32(target as u32),
+        (Some(target), false) => item.set_near_branch64(target),
+        (None, _) => {}
+    }
+    item
+}

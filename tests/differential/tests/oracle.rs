@@ -1,0 +1,22 @@
+//! Runs the oracle as CI does. A difference prints its own `--seed ... --replay ...` line.
+
+use std::process::{Command, Output};
+
+fn oracle(arguments: &[&str]) -> Output {
+    let output = Command::new(env!("CARGO_BIN_EXE_ostler-differential")).args(arguments).output().expect("starts");
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+#[test]
+fn host_compared_with_itself_never_differs() {
+    assert!(oracle(&["--self-check", "--count", "10000", "--seed", "1"]).status.success());
+}
+
+#[test]
+fn option_unknown_is_one_line_and_exit_code_2() {
+    let output = oracle(&["--no-such-option"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
+}
