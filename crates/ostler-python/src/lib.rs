@@ -1,6 +1,36 @@
 //! `ostler._native`: the engine as Python classes. Conversions and GIL discipline, no logic.
+//!
+//! Whatever can wait (running a vCPU, pausing threads, changing the bus) detaches from the
+//! interpreter first. vCPU threads attach to it only to call a device written in Python, or to
+//! report an exit.
+
+mod accelerators;
+mod bus;
+mod convert;
+mod error;
+mod exits;
+mod fd;
+mod irq;
+mod memory;
+mod registers;
+mod threads;
+mod vcpu;
+mod vm;
 
 use pyo3::prelude::*;
 
 #[pymodule(gil_used = false)]
-mod _native {}
+mod _native {
+    #[pymodule_export]
+    use crate::bus::Bus;
+    #[pymodule_export]
+    use crate::irq::{IrqLine, MsiRoute};
+    #[pymodule_export]
+    use crate::memory::Memory;
+    #[pymodule_export]
+    use crate::threads::Threads;
+    #[pymodule_export]
+    use crate::vcpu::Vcpu;
+    #[pymodule_export]
+    use crate::vm::{Clock, VirtualMachine};
+}

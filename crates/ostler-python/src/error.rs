@@ -1,0 +1,115 @@
+//! The engine's errors as classes of `ostler.errors`.
+
+use std::error::Error;
+
+use ostler_engine::{AccelError, BusError, ThreadError, VcpuError};
+use ostler_memory::MemoryError;
+use pyo3::exceptions::PyIndexError;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+/// A class of `ostler.errors`.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    /// What the caller asked for cannot be built.
+    Config,
+    /// The host refuses.
+    Host,
+    /// A register value that no CPU can hold.
+    State,
+    /// The call does not fit what the VM is doing right now.
+    Usage,
+}
+
+impl Kind {
+    fn class(self, py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
+        static CLASSES: [PyOnceLock<Py<PyType>>; 4] = [const { PyOnceLock::new() }; 4];
+        let name = match self {
+            Self::Config => "ConfigError",
+            Self::Host => "HostError",
+            Self::State => "StateError",
+            Self::Usage => "OstlerError",
+        };
+        CLASSES[self as usize].import(py, "ostler.errors", name).cloned()
+    }
+
+    /// An exception of this class.
+    pub fn error(self, message: String) -> PyErr {
+        Python::attach(|py| match self.class(py) {
+            Ok(class) => PyErr::from_type(class, message),
+            Err(error) => error,
+        })
+    }
+}
+
+/// An engine error as a Python exception: `ram.read(..).map_err(raise)?`.
+pub fn raise<E: Raise>(error: E) -> PyErr {
+    error.raise()
+}
+
+/// An error that has a class in Python.
+pub trait Raise: Error + Sized {
+    fn raise(self) -> PyErr;
+}
+
+/// The error and its causes on one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+impl Raise for MemoryError {
+    fn raise(self) -> PyErr {
+        let text = chain(&self);
+        match self {
+            Self::Unmapped(_) => PyIndexError::new_err(text),
+            Self::Map(_) | Self::TooLarge(_) => Kind::Host.error(text),
+            Self::Unaligned(_) | Self::OutOfRange(_) | Self::Overlap(_) | Self::NoSlot(_) => Kind::Config.error(text),
+        }
+    }
+}
+
+impl Raise for AccelError {
+    fn raise(self) -> PyErr {
+        let text = chain(&self);
+        match self {
+            Self::Memory(error) => error.raise(),
+            Self::Host { .. } => Kind::Host.error(text),
+            Self::NoSuchMsr(_) | Self::BadMsrValue { .. } | Self::BadState { .. } => Kind::State.error(text),
+            Self::WrongAnswer { .. } => Kind::Usage.error(text),
+            Self::VcpuExists(_) | Self::TooManyVcpus { .. } | Self::NoIrqchip | Self::VcpusExist => {
+                Kind::Config.error(text)
+            }
+        }
+    }
+}
+
+impl Raise for VcpuError {
+    fn raise(self) -> PyErr {
+        match self {
+            Self::Accel(error) => error.raise(),
+            Self::Running(_) | Self::Owned(_) => Kind::Usage.error(self.to_string()),
+        }
+    }
+}
+
+impl Raise for ThreadError {
+    fn raise(self) -> PyErr {
+        match self {
+            Self::Owned(_) => Kind::Usage.error(self.to_string()),
+            Self::Spawn { .. } => Kind::Host.error(chain(&self)),
+        }
+    }
+}
+
+impl Raise for BusError {
+    fn raise(self) -> PyErr {
+        Kind::Config.error(self.to_string())
+    }
+}

@@ -1,0 +1,97 @@
+//! Interrupt lines and message-signalled interrupts.
+
+use std::sync::Arc;
+
+use ostler_engine::Msi;
+use pyo3::prelude::*;
+
+/// An interrupt input of the VM's interrupt controllers (`virtual_machine.irq_line(gsi)`).
+///
+/// Devices that share a line combine their levels themselves.
+#[pyclass(frozen, module = "ostler.engine")]
+#[derive(Debug)]
+pub struct IrqLine {
+    pub(crate) line: ostler_engine::IrqLine,
+}
+
+#[pymethods]
+impl IrqLine {
+    /// The global system interrupt this line is.
+    #[getter]
+    fn gsi(&self) -> u32 {
+        self.line.gsi()
+    }
+
+    /// Assert (true) or deassert the line.
+    fn set_level(&self, py: Python<'_>, level: bool) {
+        py.detach(|| self.line.set_level(level));
+    }
+
+    /// One edge: assert and deassert.
+    fn pulse(&self, py: Python<'_>) {
+        py.detach(|| self.line.pulse());
+    }
+
+    fn __repr__(&self) -> String {
+        format!("IrqLine({})", self.line.gsi())
+    }
+}
+
+/// One message-signalled interrupt: a row of an MSI-X table and its pending bit.
+///
+/// New routes are masked, as MSI-X entries are after reset.
+#[pyclass(frozen, module = "ostler.engine")]
+#[derive(Debug)]
+pub struct MsiRoute {
+    pub(crate) route: Arc<ostler_engine::MsiRoute>,
+}
+
+#[pymethods]
+impl MsiRoute {
+    /// Replace the message: a 64-bit address and 32 bits of data.
+    fn update(&self, address: u64, data: u32) {
+        self.route.update(Msi { address, data });
+    }
+
+    #[getter]
+    fn address(&self) -> u64 {
+        self.route.msi().address
+    }
+
+    #[getter]
+    fn data(&self) -> u32 {
+        self.route.msi().data
+    }
+
+    /// Whether interrupts are held back. Unmasking fires the one that is pending.
+    #[getter]
+    fn get_masked(&self) -> bool {
+        self.route.is_masked()
+    }
+
+    #[setter]
+    fn set_masked(&self, py: Python<'_>, masked: bool) {
+        py.detach(|| self.route.set_masked(masked));
+    }
+
+    /// Whether an interrupt waits for the mask to go. Setting it (from a saved state) fires nothing.
+    #[getter]
+    fn get_pending(&self) -> bool {
+        self.route.is_pending()
+    }
+
+    #[setter]
+    fn set_pending(&self, pending: bool) {
+        self.route.set_pending(pending);
+    }
+
+    /// Send the message, or, while masked, set the pending bit.
+    fn signal(&self, py: Python<'_>) {
+        py.detach(|| self.route.signal());
+    }
+
+    fn __repr__(&self) -> String {
+        let Msi { address, data } = self.route.msi();
+        format!("MsiRoute(address={address:#x}, data={data:#x}, masked={})", self.route.is_masked())
+    }
+}

@@ -1,0 +1,103 @@
+//! Guest physical memory.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use ostler_engine::Vm;
+use ostler_memory::{Backing, GuestRam, SlotConfig};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::PyBytes;
+
+use crate::error::raise;
+use crate::fd;
+
+/// The memory slots of one VM (`virtual_machine.memory`). Addresses and sizes are in bytes.
+#[pyclass(frozen, module = "ostler.engine")]
+#[derive(Debug)]
+pub struct Memory {
+    pub(crate) vm: Arc<dyn Vm>,
+}
+
+impl Memory {
+    pub(crate) fn ram(&self) -> &Arc<GuestRam> {
+        self.vm.memory()
+    }
+}
+
+#[pymethods]
+impl Memory {
+    /// Map `size` bytes at guest physical address `gpa`; a slot of the same number is replaced.
+    ///
+    /// The bytes are zeroed private memory, or those of the file `fd` (a memfd, too) from `offset`
+    /// on, shared with whoever maps it; `fd` may be closed afterwards. Guest writes to a
+    /// `read_only` slot are MMIO. `ConfigError` when the slot is misaligned (4096 bytes) or
+    /// overlaps another, `HostError` when the host cannot map it.
+    #[pyo3(signature = (slot, gpa, size, *, read_only=false, log_dirty=false, fd=None, offset=0))]
+    #[expect(clippy::too_many_arguments, reason = "named arguments in Python")]
+    fn add_slot(
+        &self,
+        py: Python<'_>,
+        slot: u32,
+        gpa: u64,
+        size: u64,
+        read_only: bool,
+        log_dirty: bool,
+        fd: Option<RawFd>,
+        offset: u64,
+    ) -> PyResult<()> {
+        let backing = match fd {
+            None => Backing::Anonymous,
+            Some(fd) => Backing::Shared { file: fd::file(fd)?, offset },
+        };
+        let config = SlotConfig { slot, gpa, size, read_only, log_dirty, backing };
+        self.change(py, |ram| ram.set_slot(config))
+    }
+
+    /// Unmap a slot; returns when no vCPU uses it any more.
+    fn remove_slot(&self, py: Python<'_>, slot: u32) -> PyResult<()> {
+        self.change(py, |ram| ram.remove_slot(slot))
+    }
+
+    /// `length` bytes at `gpa`; `IndexError` where no memory is.
+    fn read<'py>(&self, py: Python<'py>, gpa: u64, length: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let ram = self.ram();
+        PyBytes::new_with(py, length, |buffer| py.detach(|| ram.read(gpa, buffer)).map_err(raise))
+    }
+
+    /// Store `data` at `gpa`, in read-only slots, too; `IndexError` where no memory is.
+    fn write(&self, py: Python<'_>, gpa: u64, data: PyBackedBytes) -> PyResult<()> {
+        py.detach(|| self.ram().write(gpa, &data)).map_err(raise)
+    }
+
+    /// Read and clear the dirty log of a slot: bit `n % 8` of byte `n // 8` is its page `n`.
+    fn dirty_log<'py>(&self, py: Python<'py>, slot: u32) -> PyResult<Bound<'py, PyBytes>> {
+        let words = py.detach(|| {
+            self.vm.synchronize();
+            self.ram().take_dirty_log(slot)
+        });
+        let bytes: Vec<u8> = words.map_err(raise)?.into_iter().flat_map(u64::to_le_bytes).collect();
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Start or stop the dirty log of a slot; it is empty afterwards.
+    fn set_dirty_log(&self, py: Python<'_>, slot: u32, on: bool) -> PyResult<()> {
+        self.change(py, |ram| ram.set_dirty_log(slot, on))
+    }
+}
+
+impl Memory {
+    /// Makes a change that running vCPUs have to know of.
+    fn change(
+        &self,
+        py: Python<'_>,
+        change: impl FnOnce(&GuestRam) -> Result<(), ostler_memory::MemoryError> + Send,
+    ) -> PyResult<()> {
+        py.detach(|| {
+            change(self.ram())?;
+            self.vm.synchronize();
+            Ok(())
+        })
+        .map_err(raise::<ostler_memory::MemoryError>)
+    }
+}

@@ -1,0 +1,126 @@
+"""What `/dev/kvm`'s ioctls give C, as Python: VMs, memory, vCPUs, registers, interrupts, exits.
+
+    vm = VirtualMachine()                       # on the software CPU
+    vm.memory.add_slot(0, gpa=0, size=0x10000)  # 64 KiB of RAM at address 0
+    vm.memory.write(0x1000, code)
+    vcpu = vm.create_vcpu(0)
+    vcpu.set_regs(rip=0x1000, rflags=2)
+    match vcpu.run():                           # until something needs an answer
+        case IoOut(port=0x3F8, data=data): ...
+
+A VM answers by itself what it can: `vm.bus` knows which device owns a port or address, and asks
+devices written in Python under the GIL, all others without. With `vm.start`, every vCPU runs on a
+thread of its own.
+
+This package is the only importer of the extension module.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable, Iterable
+from weakref import WeakSet
+
+from ostler import _native
+from ostler._native import Bus, Clock, IrqLine, Memory, MsiRoute, Threads, Vcpu
+from ostler.engine.access import BusDevice, Space
+from ostler.engine.exits import (
+    Debug,
+    Exit,
+    Hlt,
+    InternalError,
+    Interrupted,
+    IoIn,
+    IoOut,
+    MmioRead,
+    MmioWrite,
+    Shutdown,
+)
+from ostler.engine.registers import (
+    CpuidEntry,
+    DebugRegs,
+    DescriptorTable,
+    Events,
+    GuestDebug,
+    IoapicState,
+    IrqchipState,
+    LapicState,
+    MpState,
+    PicState,
+    PitChannelState,
+    Regs,
+    Segment,
+    Sregs,
+    XsaveArea,
+)
+
+__all__ = [
+    "Bus",
+    "BusDevice",
+    "Clock",
+    "CpuidEntry",
+    "Debug",
+    "DebugRegs",
+    "DescriptorTable",
+    "Events",
+    "Exit",
+    "GuestDebug",
+    "Hlt",
+    "InternalError",
+    "Interrupted",
+    "IoIn",
+    "IoOut",
+    "IoapicState",
+    "IrqLine",
+    "IrqchipState",
+    "LapicState",
+    "Memory",
+    "MmioRead",
+    "MmioWrite",
+    "MpState",
+    "MsiRoute",
+    "PicState",
+    "PitChannelState",
+    "Regs",
+    "Segment",
+    "Shutdown",
+    "Space",
+    "Sregs",
+    "Threads",
+    "Vcpu",
+    "VirtualMachine",
+    "XsaveArea",
+]
+
+_live: WeakSet[Threads] = WeakSet()
+
+
+class VirtualMachine(_native.VirtualMachine):
+    """A virtual machine of an accelerator: memory, a bus, a clock, and what vCPUs are made from.
+
+    `ConfigError` when there is no such accelerator.
+    """
+
+    def start(
+        self,
+        vcpus: Iterable[Vcpu],
+        on_exit: Callable[[int, Exit], object],
+        *,
+        paused: bool = False,
+    ) -> Threads:
+        """Run each vCPU on a thread of its own, named `vcpu0`, `vcpu1`...
+
+        `on_exit(id, exit)` is called on the vCPU's thread for every exit that nobody answered; the
+        VM is paused then. With `paused`, `Threads.resume` starts the guest. Threads that still run
+        when the interpreter ends are stopped.
+        """
+        threads = super().start(list(vcpus), on_exit, paused=paused)
+        _live.add(threads)
+        return threads
+
+
+@atexit.register
+def _stop_all() -> None:
+    """End the threads before the interpreter that their devices need is gone."""
+    for threads in list(_live):
+        threads.stop()
