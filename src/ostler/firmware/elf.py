@@ -130,6 +130,14 @@ def loads(image: memoryview, program: Program) -> Iterator[Load]:
             yield Load(header.paddr, data, "a kernel segment", header.memsz - header.filesz)
 
 
+def physical_entry(program: Program) -> int:
+    """The entry point's physical address: higher-half kernels give the virtual one."""
+    for header in program.headers:
+        if header.type == PT_LOAD and 0 <= program.entry - header.vaddr < header.memsz:
+            return program.entry - header.vaddr + header.paddr
+    return program.entry
+
+
 def notes(data: memoryview, align: int) -> Iterator[tuple[bytes, int, memoryview]]:
     """Owner, type and descriptor of each note; ends at the first that does not fit."""
     align = 8 if align == 8 else 4

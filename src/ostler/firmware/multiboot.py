@@ -34,6 +34,7 @@ INFO_LOADER_NAME = 1 << 9
 INFO = struct.Struct("<7I16x2I12xI48x")
 MODULE = struct.Struct("<IIII")
 MMAP_ROW = struct.Struct("<IQQI")
+LIMIT_32 = 0xFFFF_FFFF
 LOADER_NAME = b"Ostler\0"
 
 
@@ -85,8 +86,8 @@ def load(
             f"requires multiboot features {unknown:#x}, which are not built; boot it from a disk"
         )
     kernel, start = _kernel(image, header, program)
-    if start > 0xFFFF_FFFF:
-        raise KernelError(f"has its multiboot entry at {start:#x}, above 4 GiB; link it lower")
+    if max(start, *(part.end for part in kernel)) > LIMIT_32:
+        raise KernelError("is a multiboot image that reaches above 4 GiB; link it lower")
     modules = _place_modules(kernel, handover)
     regs, sregs, tables = entry.protected_mode(start, rax=LOADER_MAGIC, rbx=entry.INFO_GPA)
     loads = [*kernel, *tables, *modules, *_information(modules, handover)]
@@ -102,7 +103,7 @@ def _kernel(
         raise KernelError(
             "has a multiboot header but neither addresses nor an ELF file around it; relink it"
         )
-    return list(elf.loads(image, program)), program.entry
+    return list(elf.loads(image, program)), elf.physical_entry(program)
 
 
 def _by_addresses(image: memoryview, header: Header) -> Load:
@@ -126,6 +127,8 @@ def _place_modules(kernel: list[Load], handover: Handover) -> list[Load]:
         at = (at + PAGE - 1) & -PAGE
         placed.append(Load(at, module.data, "a module"))
         at += len(module.data)
+    if at > LIMIT_32:
+        raise KernelError("does not fit below 4 GiB with its modules; give it smaller ones")
     return placed
 
 
@@ -171,4 +174,4 @@ def _memory_kib(rows: Sequence[MemoryRange]) -> tuple[int, int]:
     upper = next(
         (row.end for row in rows if row.kind == E820_RAM and row.base <= 1 << 20 < row.end), 1 << 20
     )
-    return min(lower, 640 << 10) >> 10, min(upper - (1 << 20) >> 10, 0xFFFF_FFFF)
+    return min(lower, 640 << 10) >> 10, min(upper - (1 << 20) >> 10, LIMIT_32)

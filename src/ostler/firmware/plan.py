@@ -149,8 +149,8 @@ class Handover:
 class BootPlan:
     """What to write (`loads`, in any order; they do not overlap) and the first CPU's state.
 
-    `protocol` names how the kernel is entered, for people: `linux64`, `linux32`, `pvh`, `elf64`
-    or `multiboot`.
+    `protocol` names how the kernel is entered, for people: `linux64`, `linux32`, `pvh` or
+    `multiboot`.
     """
 
     protocol: str

@@ -12,15 +12,16 @@ import lzma
 import struct
 import zlib
 from collections.abc import Callable
+from typing import Protocol
 
 import lz4.block
-import zstandard
 
 from ostler.errors import KernelError
 
 SIZE_LIMIT = 1 << 30
 MEMORY_LIMIT = 1 << 30
 LZ4_BLOCK = 8 << 20
+ZSTD_WINDOW = 128 << 20
 
 
 def can_unpack(payload: memoryview) -> bool:
@@ -45,7 +46,6 @@ def unpack(payload: memoryview) -> memoryview:
         zlib.error,
         lzma.LZMAError,
         lz4.block.LZ4BlockError,
-        zstandard.ZstdError,
         OSError,
         EOFError,
         ValueError,
@@ -58,8 +58,25 @@ def unpack(payload: memoryview) -> memoryview:
     return memoryview(data)
 
 
+class _Decompressor(Protocol):
+    """What zlib's, bz2's and lzma's decompression objects share."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    def decompress(self, data: memoryview, max_length: int, /) -> bytes: ...
+
+
+def _stream(decompressor: _Decompressor, payload: memoryview, size: int) -> bytes:
+    """At most one byte more than `size`; `EOFError` when the stream has no end."""
+    data = decompressor.decompress(payload, size + 1)
+    if len(data) <= size and not decompressor.eof:
+        raise EOFError("the stream is cut short")
+    return data
+
+
 def _gzip(payload: memoryview, size: int) -> bytes:
-    return zlib.decompressobj(wbits=31).decompress(payload, size or 1)
+    return _stream(zlib.decompressobj(wbits=31), payload, size)
 
 
 def _bzip2(payload: memoryview, size: int) -> bytes:
@@ -74,20 +91,15 @@ def _xz(payload: memoryview, size: int) -> bytes:
     return _stream(lzma.LZMADecompressor(lzma.FORMAT_XZ, MEMORY_LIMIT), payload, size)
 
 
-def _stream(
-    decompressor: bz2.BZ2Decompressor | lzma.LZMADecompressor, payload: memoryview, size: int
-) -> bytes:
-    return decompressor.decompress(payload, size)
+def _zstd(payload: memoryview, size: int) -> bytes:
+    import zstandard  # here, as it takes 7 ms to import and few kernels need it
 
-
-def _zstd(payload: memoryview, size: int) -> bytearray:
-    out = bytearray(size)
-    with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(payload) as reader:
-        view, at = memoryview(out), 0
-        while at < size and (count := reader.readinto(view[at:])):
-            at += count
-    del view
-    return out[:at] if at < size else out
+    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
+    try:
+        with decompressor.stream_reader(payload) as reader:
+            return reader.read(size + 1)
+    except zstandard.ZstdError as error:
+        raise ValueError(error) from None
 
 
 def _lz4(payload: memoryview, size: int) -> bytes:
@@ -104,13 +116,16 @@ def _lz4(payload: memoryview, size: int) -> bytes:
         block = lz4.block.decompress(
             payload[at : at + packed], uncompressed_size=min(left, LZ4_BLOCK)
         )
+        # Only the last block is short; without this check a file of tiny blocks would take hours.
+        if len(block) != min(left, LZ4_BLOCK):
+            raise ValueError(f"a block unpacks to {len(block)} bytes")
         blocks.append(block)
         left -= len(block)
         at += packed
     return b"".join(blocks)
 
 
-_MAGICS: tuple[tuple[bytes, str, Callable[[memoryview, int], bytes | bytearray]], ...] = (
+_MAGICS: tuple[tuple[bytes, str, Callable[[memoryview, int], bytes]], ...] = (
     (b"\x1f\x8b\x08", "gzip", _gzip),
     (b"BZh", "bzip2", _bzip2),
     (b"\x5d\x00\x00", "lzma", _lzma),
@@ -122,6 +137,6 @@ _MAGICS: tuple[tuple[bytes, str, Callable[[memoryview, int], bytes | bytearray]]
 
 def _reader(
     payload: memoryview,
-) -> tuple[str, Callable[[memoryview, int], bytes | bytearray]] | None:
+) -> tuple[str, Callable[[memoryview, int], bytes]] | None:
     start = bytes(payload[:8])
     return next(((name, read) for magic, name, read in _MAGICS if start.startswith(magic)), None)
