@@ -1,4 +1,4 @@
-"""Small kernels made for the loader's tests: bzImage, ELF and multiboot, each field as asked for."""
+"""Small kernels for the loader's tests: bzImage, ELF, multiboot, each field as asked for."""
 
 from __future__ import annotations
 

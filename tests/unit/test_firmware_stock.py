@@ -1,0 +1,49 @@
+"""Stock programs of Debian become plans: two kernels, memtest86+ and a multiboot game."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from firmware_images import MEMORY_MAP, MIB
+
+from guests import fetch
+from ostler.firmware.boot import load_kernel
+
+pytestmark = pytest.mark.slow
+
+ENTRY_OF_DEBIAN_KERNELS = 16 * MIB
+
+
+@pytest.mark.parametrize("flavour", ["cloud", "full"])
+def test_debian_kernel_is_unpacked_and_entered_in_64_bit_mode(flavour: fetch.Flavour) -> None:
+    image = fetch.kernel(flavour).image
+    plan = load_kernel(image, memory_map=MEMORY_MAP, cmdline="console=ttyS0", initrd=b"initrd")
+    assert (plan.protocol, plan.regs.rip) == ("linux64", ENTRY_OF_DEBIAN_KERNELS)
+    segments = [load for load in plan.loads if load.what == "a kernel segment"]
+    assert len(segments) >= 3
+    assert sum(len(load.data) for load in segments) > 40 * MIB
+
+
+def test_debian_cloud_kernel_is_unpacked_in_under_150_ms() -> None:
+    image = fetch.kernel("cloud").image
+    best = min(_seconds_to_load(image.read_bytes()) for _ in range(5))
+    assert best < 0.150
+
+
+def _seconds_to_load(image: bytes) -> float:
+    started = time.perf_counter()
+    load_kernel(image, memory_map=MEMORY_MAP)
+    return time.perf_counter() - started
+
+
+def test_memtest_is_entered_at_its_64_bit_entry() -> None:
+    plan = load_kernel(fetch.memtest(), memory_map=MEMORY_MAP, cmdline="console=ttyS0,115200")
+    assert (plan.protocol, plan.regs.rip) == ("linux64", MIB + 0x200)
+
+
+def test_invaders_is_a_multiboot_kernel_loaded_by_address_fields() -> None:
+    plan = load_kernel(fetch.invaders(), memory_map=MEMORY_MAP)
+    assert (plan.protocol, plan.regs.rip) == ("multiboot", 0x10_0024)
+    (kernel,) = (load for load in plan.loads if load.what == "the kernel")
+    assert (kernel.gpa, len(kernel.data), kernel.zero_bytes) == (MIB, 6616, 16760)
