@@ -19,8 +19,21 @@ from ostler.engine.registers import (
     Sregs,
     XsaveArea,
 )
+from ostler.engine.virtio import QueueSetup
 
-__all__ = ["Bus", "Clock", "IrqLine", "Memory", "MsiRoute", "Threads", "Vcpu", "VirtualMachine"]
+__all__ = [
+    "Bus",
+    "Clock",
+    "IrqLine",
+    "Memory",
+    "MsiRoute",
+    "Threads",
+    "Vcpu",
+    "VirtioDisk",
+    "VirtioWorker",
+    "VirtioWorkers",
+    "VirtualMachine",
+]
 
 @disjoint_base
 class VirtualMachine:
@@ -156,3 +169,23 @@ class Vcpu:
     def set_msrs(self, msrs: dict[int, int]) -> None: ...
     def set_guest_debug(self, debug: GuestDebug) -> None: ...
     def translate(self, linear: int) -> int | None: ...
+
+@final
+class VirtioWorkers:
+    def __new__(cls, memory: Memory) -> VirtioWorkers: ...
+    def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> VirtioDisk: ...
+    def rng(self, queue: QueueSetup) -> VirtioWorker: ...
+    def console_input(self, queue: QueueSetup, fd: int) -> VirtioWorker: ...
+    def console_output(self, queue: QueueSetup, fd: int) -> VirtioWorker: ...
+
+@final
+class VirtioDisk:
+    writeback: bool
+    @property
+    def host_errors(self) -> int: ...
+    def serve(self, queue: QueueSetup) -> VirtioWorker: ...
+
+@final
+class VirtioWorker:
+    def position(self) -> tuple[int, int]: ...
+    def stop(self) -> tuple[int, int]: ...

@@ -15,6 +15,7 @@ mod memory;
 mod registers;
 mod threads;
 mod vcpu;
+mod virtio;
 mod vm;
 
 use pyo3::prelude::*;
@@ -31,6 +32,8 @@ mod _native {
     use crate::threads::Threads;
     #[pymodule_export]
     use crate::vcpu::Vcpu;
+    #[pymodule_export]
+    use crate::virtio::{VirtioDisk, VirtioWorker, VirtioWorkers};
     #[pymodule_export]
     use crate::vm::{Clock, VirtualMachine};
 }

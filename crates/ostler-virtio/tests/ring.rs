@@ -48,7 +48,7 @@ fn ring_outside_memory_or_misaligned_is_refused() {
         RingConfig { desc_table: RAM_BYTES, ..sound },
         RingConfig { avail_ring: RAM_BYTES - 2, ..sound },
         RingConfig { avail_ring: 0, ..sound },
-        RingConfig { used_ring: u64::MAX & !3, ..sound },
+        RingConfig { used_ring: !3, ..sound },
     ] {
         assert!(matches!(Ring::new(&config, &map), Err(RingError::NotMemory)), "{config:x?}");
     }
@@ -82,7 +82,7 @@ fn chain_against_the_rules_breaks_the_ring() {
         ("indirect after another", vec![plain(NEXT, 1), indirect(16)], Broken::Indirect),
         ("empty table", vec![indirect(0)], Broken::IndirectLength(0)),
         ("odd table", vec![indirect(17)], Broken::IndirectLength(17)),
-        ("huge table", vec![indirect(u32::MAX & !15)], Broken::IndirectLength(u32::MAX & !15)),
+        ("huge table", vec![indirect(!15)], Broken::IndirectLength(!15)),
         ("table outside memory", vec![Desc { gpa: u64::MAX - 15, ..indirect(32) }], Broken::NotMemory),
     ];
     for (what, descs, expected) in cases {

@@ -22,7 +22,18 @@ from collections.abc import Callable, Iterable
 from weakref import WeakSet
 
 from ostler import _native
-from ostler._native import Bus, Clock, IrqLine, Memory, MsiRoute, Threads, Vcpu
+from ostler._native import (
+    Bus,
+    Clock,
+    IrqLine,
+    Memory,
+    MsiRoute,
+    Threads,
+    Vcpu,
+    VirtioDisk,
+    VirtioWorker,
+    VirtioWorkers,
+)
 from ostler.engine.access import BusDevice, Space
 from ostler.engine.exits import (
     Debug,
@@ -53,6 +64,7 @@ from ostler.engine.registers import (
     Sregs,
     XsaveArea,
 )
+from ostler.engine.virtio import QueueSetup
 
 __all__ = [
     "Bus",
@@ -81,6 +93,7 @@ __all__ = [
     "MsiRoute",
     "PicState",
     "PitChannelState",
+    "QueueSetup",
     "Regs",
     "Segment",
     "Shutdown",
@@ -88,6 +101,9 @@ __all__ = [
     "Sregs",
     "Threads",
     "Vcpu",
+    "VirtioDisk",
+    "VirtioWorker",
+    "VirtioWorkers",
     "VirtualMachine",
     "XsaveArea",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ostler.devices.pci.device import ReadWrite, Space
 from ostler.devices.virtio.workers import BlkBackend, Queue
+from ostler.errors import ConfigError
 
 
 class FakeLine:
@@ -62,7 +63,7 @@ class FakeBus:
         self.rings: list[int] = []
 
     def add(self, space: Space, base: int, size: int, device: ReadWrite, name: str = "") -> None:
-        """Add a range; `ValueError` when it overlaps another."""
+        """Add a range; `ConfigError` when it overlaps another."""
         self._add(space, base, size, device)
 
     def add_eventfd(self, space: Space, base: int, size: int, fd: int) -> None:
@@ -94,7 +95,7 @@ class FakeBus:
     def _add(self, space: Space, base: int, size: int, target: ReadWrite | int) -> None:
         for (other_space, other), (other_size, _) in self.ranges.items():
             if other_space == space and base < other + other_size and other < base + size:
-                raise ValueError(f"{space} {base:#x} overlaps {other:#x}")
+                raise ConfigError(f"{space} {base:#x} overlaps {other:#x}")
         self.ranges[space, base] = (size, target)
 
     def _find(self, space: Space, address: int) -> tuple[int, ReadWrite | int] | None:
@@ -127,11 +128,16 @@ class FakeWorker:
 class FakeDisk:
     """What the workers know of a disk."""
 
+    workers: FakeWorkers
     fd: int
     size_bytes: int
     readonly: bool
     serial: bytes
     writeback: bool = True
+
+    def serve(self, queue: Queue) -> FakeWorker:
+        """A block worker."""
+        return self.workers.start("blk", queue)
 
 
 @dataclass
@@ -144,26 +150,23 @@ class FakeWorkers:
 
     def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> BlkBackend:
         """A disk."""
-        self.disks.append(FakeDisk(fd, size_bytes, readonly, serial))
+        self.disks.append(FakeDisk(self, fd, size_bytes, readonly, serial))
         return self.disks[-1]
-
-    def blk(self, queue: Queue, disk: BlkBackend) -> FakeWorker:
-        """A block worker."""
-        return self._start("blk", queue)
 
     def rng(self, queue: Queue) -> FakeWorker:
         """An entropy worker."""
-        return self._start("rng", queue)
+        return self.start("rng", queue)
 
     def console_input(self, queue: Queue, fd: int) -> FakeWorker:
         """A console worker."""
-        return self._start("input", queue)
+        return self.start("input", queue)
 
     def console_output(self, queue: Queue, fd: int) -> FakeWorker:
         """A console worker."""
-        return self._start("output", queue)
+        return self.start("output", queue)
 
-    def _start(self, kind: str, queue: Queue) -> FakeWorker:
+    def start(self, kind: str, queue: Queue) -> FakeWorker:
+        """A worker of any kind; `ValueError` when told to refuse."""
         if self.refuse:
             raise ValueError("no memory at the rings")
         worker = FakeWorker(kind, queue, (queue.next_avail, queue.next_used))

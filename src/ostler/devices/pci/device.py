@@ -26,7 +26,7 @@ from ostler.devices.pci.config_space import (
     with_register,
 )
 from ostler.devices.pci.msix import MSIX_CAPABILITY, MsiRoute, Msix, MsixVector
-from ostler.errors import StateError
+from ostler.errors import ConfigError, StateError
 from ostler.state import State
 
 Space = Literal["pio", "mmio"]
@@ -43,7 +43,7 @@ class ReadWrite(Protocol):
 
 
 class Bus(Protocol):
-    """Where ranges are answered. Adding raises `ValueError` when a range overlaps another."""
+    """Where ranges are answered. Adding raises `ConfigError` when a range overlaps another."""
 
     def add(self, space: Space, base: int, size: int, device: ReadWrite, name: str = "") -> None:
         """Have `device` answer `size` bytes from `base`."""
@@ -248,7 +248,7 @@ class PciDevice(Device[P]):
             else:
                 name = f"{self.name}:{region.name}"
                 bus.add(space, base + region.offset, region.size, region.target, name)
-        except ValueError:
+        except ConfigError:
             # The guest put the BAR over somebody else; who came first keeps answering.
             return False
         return True

@@ -27,9 +27,8 @@ class MsiRoute(Protocol):
     masked: bool
     """While true, `signal` only sets `pending`; setting it false sends what is pending."""
 
-    @property
-    def pending(self) -> bool:
-        """Whether an interrupt waits for the mask to go."""
+    pending: bool
+    """Whether an interrupt waits for the mask to go; setting it sends nothing."""
 
     def update(self, address: int, data: int) -> None:
         """Send `data` to `address` from now on."""
@@ -105,10 +104,9 @@ class Msix:
         """Take the table and the message control word of a device's state."""
         self.vectors = vectors
         self._control = control
-        self._drive_all()
         for vector, route in zip(vectors, self.routes, strict=False):
-            if vector.pending:
-                route.signal()
+            route.pending = vector.pending
+        self._drive_all()
 
     def set_control(self, control: int) -> None:
         """The guest wrote the message control word."""

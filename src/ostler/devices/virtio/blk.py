@@ -77,7 +77,6 @@ class VirtioBlk(VirtioDevice[BlkState]):
         self.features = F_SEG_MAX | F_GEOMETRY | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE
         self.features |= F_RO if disk.readonly else F_DISCARD | F_WRITE_ZEROES
         self.features |= F_MQ if queues > 1 else 0
-        self._workers = workers
         self._backend = workers.disk(
             disk.fd, disk.size_bytes, disk.readonly, serial.encode().ljust(SERIAL_BYTES, b"\0")
         )
@@ -115,7 +114,7 @@ class VirtioBlk(VirtioDevice[BlkState]):
     def start(self, features: int, queue: Queue) -> Worker:
         """Serve one request queue. A driver that cannot flush gets a disk without a cache."""
         self._backend.writeback = self.state.writeback and bool(features & F_FLUSH)
-        return self._workers.blk(queue, self._backend)
+        return self._backend.serve(queue)
 
     def replace(self, state: BlkState) -> None:
         """Take `state`; the workers follow its cache mode."""

@@ -50,15 +50,15 @@ class BlkBackend(Protocol):
     writeback: bool
     """Whether a write may be answered before it is on stable storage."""
 
+    def serve(self, queue: Queue) -> Worker:
+        """Serve block requests; `ValueError` when the rings are not in guest memory."""
+
 
 class Workers(Protocol):
     """Starts workers. Each raises `ValueError` when the rings are not in guest memory."""
 
     def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> BlkBackend:
         """A disk that is `size_bytes` of the file or block device `fd` from its start."""
-
-    def blk(self, queue: Queue, disk: BlkBackend) -> Worker:
-        """Serve block requests."""
 
     def rng(self, queue: Queue) -> Worker:
         """Fill buffers with random bytes."""

@@ -1,0 +1,212 @@
+//! The workers that serve virtqueues.
+
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ostler_engine::irq::Interrupt;
+use ostler_memory::GuestRam;
+use ostler_virtio::worker::StartError;
+use ostler_virtio::{
+    BlkService, Disk, InputService, OutputService, Position, Queue, RingConfig, RngService, Service, Worker,
+};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::error::Kind;
+use crate::fd;
+use crate::irq::MsiRoute;
+use crate::memory::Memory;
+
+/// Starts the threads that serve a VM's virtqueues: `VirtioWorkers(virtual_machine.memory)`.
+///
+/// Each method that takes a queue (see `QueueSetup`) raises `ValueError` when its rings are not in
+/// guest memory. File descriptors are duplicated.
+#[pyclass(frozen, module = "ostler.engine")]
+#[derive(Debug)]
+pub struct VirtioWorkers {
+    memory: Arc<GuestRam>,
+}
+
+#[pymethods]
+impl VirtioWorkers {
+    #[new]
+    fn new(memory: &Memory) -> Self {
+        Self { memory: Arc::clone(memory.ram()) }
+    }
+
+    /// A disk that is the first `size_bytes` of the file or block device `fd`; `serial` has up to
+    /// 20 bytes.
+    fn disk(&self, fd: RawFd, size_bytes: u64, readonly: bool, serial: &[u8]) -> PyResult<VirtioDisk> {
+        let mut padded = [0; ostler_virtio::blk::SERIAL_BYTES];
+        let room = padded.get_mut(..serial.len()).ok_or_else(|| {
+            PyValueError::new_err(format!("a disk's serial has at most 20 bytes, not {}", serial.len()))
+        })?;
+        room.copy_from_slice(serial);
+        let disk = Disk::new(fd::file(fd)?, size_bytes, readonly, padded)?;
+        Ok(VirtioDisk { memory: Arc::clone(&self.memory), disk: Arc::new(disk) })
+    }
+
+    /// Fill buffers with random bytes.
+    fn rng(&self, py: Python<'_>, queue: QueueArgs) -> PyResult<VirtioWorker> {
+        start(py, &self.memory, "virtio-rng", queue, RngService)
+    }
+
+    /// Hand the bytes read from `fd` to the guest.
+    fn console_input(&self, py: Python<'_>, queue: QueueArgs, fd: RawFd) -> PyResult<VirtioWorker> {
+        start(py, &self.memory, "virtio-input", queue, InputService::new(OwnedFd::from(fd::file(fd)?)))
+    }
+
+    /// Write the guest's bytes to `fd`.
+    fn console_output(&self, py: Python<'_>, queue: QueueArgs, fd: RawFd) -> PyResult<VirtioWorker> {
+        start(py, &self.memory, "virtio-output", queue, OutputService::new(OwnedFd::from(fd::file(fd)?)))
+    }
+}
+
+/// A disk shared by the queues of one virtio-blk device.
+#[pyclass(frozen, module = "ostler.engine")]
+#[derive(Debug)]
+pub struct VirtioDisk {
+    memory: Arc<GuestRam>,
+    disk: Arc<Disk>,
+}
+
+#[pymethods]
+impl VirtioDisk {
+    /// Whether a write may be answered before it is on stable storage.
+    #[getter]
+    fn get_writeback(&self) -> bool {
+        self.disk.writeback()
+    }
+
+    #[setter]
+    fn set_writeback(&self, writeback: bool) {
+        self.disk.set_writeback(writeback);
+    }
+
+    /// Requests that the host failed so far; the guest has seen each as an I/O error.
+    #[getter]
+    fn host_errors(&self) -> u64 {
+        self.disk.host_errors()
+    }
+
+    /// Serve block requests.
+    fn serve(&self, py: Python<'_>, queue: QueueArgs) -> PyResult<VirtioWorker> {
+        start(py, &self.memory, "virtio-blk", queue, BlkService(Arc::clone(&self.disk)))
+    }
+}
+
+/// A thread that serves one virtqueue. It ends with `stop`, or when nobody refers to it any more.
+#[pyclass(frozen, module = "ostler.engine")]
+#[derive(Debug)]
+pub struct VirtioWorker {
+    worker: Mutex<Worker>,
+}
+
+impl VirtioWorker {
+    fn worker(&self) -> MutexGuard<'_, Worker> {
+        self.worker.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+#[pymethods]
+impl VirtioWorker {
+    /// The next entries of the available and the used ring, between two requests.
+    fn position(&self, py: Python<'_>) -> (u16, u16) {
+        pair(py.detach(|| self.worker().position()))
+    }
+
+    /// Finish the request in flight, end the thread, and return the position.
+    fn stop(&self, py: Python<'_>) -> (u16, u16) {
+        pair(py.detach(|| self.worker().stop()))
+    }
+}
+
+impl Drop for VirtioWorker {
+    /// The thread may be waiting for the interpreter to call back: it has to be free while we join.
+    fn drop(&mut self) {
+        Python::try_attach(|py| py.detach(|| self.worker().stop()));
+    }
+}
+
+fn pair(position: Position) -> (u16, u16) {
+    (position.next_avail, position.next_used)
+}
+
+/// The attributes of a `QueueSetup`.
+#[derive(Debug, FromPyObject)]
+struct QueueArgs {
+    size: u16,
+    desc_table: u64,
+    avail_ring: u64,
+    used_ring: u64,
+    next_avail: u16,
+    next_used: u16,
+    event_idx: bool,
+    indirect: bool,
+    kick_fd: RawFd,
+    interrupt: Option<Py<PyAny>>,
+    on_broken: Py<PyAny>,
+}
+
+impl QueueArgs {
+    fn config(&self) -> RingConfig {
+        RingConfig {
+            size: self.size,
+            desc_table: self.desc_table,
+            avail_ring: self.avail_ring,
+            used_ring: self.used_ring,
+            position: Position { next_avail: self.next_avail, next_used: self.next_used },
+            event_idx: self.event_idx,
+            indirect: self.indirect,
+        }
+    }
+
+    fn queue(self, py: Python<'_>, name: &str, memory: &Arc<GuestRam>) -> PyResult<Queue> {
+        Ok(Queue {
+            name: name.into(),
+            memory: Arc::clone(memory),
+            config: self.config(),
+            kick: fd::eventfd(self.kick_fd)?,
+            interrupt: self.interrupt.map(|interrupt| way_to_interrupt(py, interrupt)),
+            on_broken: Arc::new(Callback(self.on_broken)),
+        })
+    }
+}
+
+/// A route is signalled without the interpreter, anything else is called.
+fn way_to_interrupt(py: Python<'_>, interrupt: Py<PyAny>) -> Arc<dyn Interrupt> {
+    match interrupt.cast_bound::<MsiRoute>(py) {
+        Ok(route) => route.get().route.clone(),
+        Err(_) => Arc::new(Callback(interrupt)),
+    }
+}
+
+/// A Python function to call; its exceptions are reported as unraisable.
+#[derive(Debug)]
+struct Callback(Py<PyAny>);
+
+impl Interrupt for Callback {
+    fn trigger(&self) {
+        // An interpreter that is ending has no more use for the news.
+        Python::try_attach(|py| {
+            if let Err(error) = self.0.call0(py) {
+                error.write_unraisable(py, Some(self.0.bind(py)));
+            }
+        });
+    }
+}
+
+fn start(
+    py: Python<'_>,
+    memory: &Arc<GuestRam>,
+    name: &str,
+    queue: QueueArgs,
+    service: impl Service + 'static,
+) -> PyResult<VirtioWorker> {
+    let queue = queue.queue(py, name, memory)?;
+    let worker = py.detach(|| Worker::start(queue, Box::new(service))).map_err(|error| match error {
+        StartError::Ring(error) => PyValueError::new_err(error.to_string()),
+        StartError::Host(ref cause) => Kind::Host.error(format!("{error}: {cause}; end some processes")),
+    })?;
+    Ok(VirtioWorker { worker: Mutex::new(worker) })
+}
