@@ -42,8 +42,8 @@ def tables(blob: bytes) -> dict[str, bytes]:
     found = {"XSDT": xsdt, "RSDT": rsdt}
     for gpa in wide:
         found[at(blob, gpa)[:4].decode()] = at(blob, gpa)
-    facs, dsdt = struct.unpack_from("<QQ", found["FACP"], 132)
-    assert (facs, dsdt) == struct.unpack_from("<II", found["FACP"], 36)
+    facs, dsdt = struct.unpack_from("<II", found["FACP"], 36)
+    assert struct.unpack_from("<QQ", found["FACP"], 132) == (0, dsdt)
     assert facs % 64 == 0
     return found | {"FACS": at(blob, facs), "DSDT": at(blob, dsdt)}
 

@@ -133,7 +133,8 @@ def _fadt(board: Board, facs_gpa: int, dsdt_gpa: int) -> bytes:
     body += struct.pack("<4H5B", NO_C2_LATENCY, NO_C3_LATENCY, 0, 0, 0, 0, 0, 0, CMOS_CENTURY)
     body += struct.pack("<HxI", BOOT_LEGACY_DEVICES | BOOT_NO_VGA | BOOT_NO_ASPM, flags)
     body += _gas(board.reset_port, 1) + struct.pack("<BHB", board.reset_value, 0, 5)
-    body += struct.pack("<QQ", facs_gpa, dsdt_gpa)
+    # X_FIRMWARE_CTRL is 0: with both given, some systems map the FACS twice.
+    body += struct.pack("<QQ", 0, dsdt_gpa)
     body += (
         _gas(event, 4) + _gas(0, 4) + _gas(control, 2) + _gas(0, 2) + _gas(0, 1) + _gas(timer, 4)
     )
