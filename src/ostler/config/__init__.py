@@ -1,0 +1,35 @@
+"""What a user asks for: one model for each section, and the texts options are written in.
+
+Whatever is wrong is a `ConfigError`: one line with the option, the cause and the cure.
+"""
+
+from ostler.config.cpu import CpuConfig
+from ostler.config.devices import (
+    DebugExitConfig,
+    DeviceConfig,
+    VirtioConsoleConfig,
+    VirtioRngConfig,
+    parse_device,
+)
+from ostler.config.disk import DiskConfig
+from ostler.config.machine import AcceleratorChoice, MachineConfig
+from ostler.config.memory import MemoryConfig
+from ostler.config.serial import SerialConfig, SerialKind
+from ostler.config.size import format_size, parse_size
+
+__all__ = [
+    "AcceleratorChoice",
+    "CpuConfig",
+    "DebugExitConfig",
+    "DeviceConfig",
+    "DiskConfig",
+    "MachineConfig",
+    "MemoryConfig",
+    "SerialConfig",
+    "SerialKind",
+    "VirtioConsoleConfig",
+    "VirtioRngConfig",
+    "format_size",
+    "parse_device",
+    "parse_size",
+]

@@ -1,0 +1,19 @@
+"""The processors of a guest."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ostler.errors import ConfigError
+
+MAX_CPUS = 512
+
+
+class CpuConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many processors, all alike."""
+
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= MAX_CPUS:
+            raise ConfigError(f"--cpus {self.count}: a guest has 1 to {MAX_CPUS} CPUs")

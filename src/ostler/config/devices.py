@@ -1,0 +1,49 @@
+"""Devices a guest gets on request: `--device KIND[,key=value...]`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ostler.config.options import build, split_options
+from ostler.errors import ConfigError
+
+
+class DebugExitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="debug-exit"):
+    """A port to which a write of V ends the VM with exit code V << 1 | 1."""
+
+    iobase: int = 0x501
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.iobase <= 0xFFFC:
+            raise ConfigError(
+                f"--device debug-exit: iobase {self.iobase:#x} is no I/O port; give 0x0 to 0xfffc"
+            )
+
+
+class VirtioRngConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="virtio-rng"):
+    """A source of random numbers from the host."""
+
+
+class VirtioConsoleConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="virtio-console"
+):
+    """A fast console, `hvc0` in Linux, that shares the serial port's other end."""
+
+
+DeviceConfig = DebugExitConfig | VirtioRngConfig | VirtioConsoleConfig
+
+KINDS: dict[str, type[DeviceConfig]] = {
+    "debug-exit": DebugExitConfig,
+    "virtio-rng": VirtioRngConfig,
+    "virtio-console": VirtioConsoleConfig,
+}
+
+
+def parse_device(text: str) -> DeviceConfig:
+    """From what follows `--device`."""
+    kind, values = split_options(text, "--device")
+    if kind not in KINDS:
+        raise ConfigError(
+            f"--device {kind!r}: there is no such device; there is: {', '.join(KINDS)}"
+        )
+    return build(KINDS[kind], values, f"--device {kind}")
