@@ -1,0 +1,1 @@
+"""Boards: a configuration becomes wired objects."""

@@ -1,0 +1,136 @@
+"""Hardware that is only drawn: a board can be built on it to be looked at, not to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ostler.devices.pci.device import ReadWrite, Space
+from ostler.devices.virtio.workers import BlkBackend, Queue, Worker
+
+
+class PaperMemory:
+    """Memory that takes no host memory: what is written is gone, what is read is zero."""
+
+    def add_slot(self, slot: int, gpa: int, size: int) -> None:
+        pass
+
+    def remove_slot(self, slot: int) -> None:
+        pass
+
+    def read(self, gpa: int, length: int) -> bytes:
+        return bytes(length)
+
+    def write(self, gpa: int, data: bytes) -> None:
+        pass
+
+
+class PaperBus:
+    """A bus without anybody who accesses it."""
+
+    def add(self, space: Space, base: int, size: int, device: ReadWrite, name: str = "") -> None:
+        pass
+
+    def add_eventfd(self, space: Space, base: int, size: int, fd: int) -> None:
+        pass
+
+    def remove(self, space: Space, base: int) -> None:
+        pass
+
+
+class PaperLine:
+    """An interrupt input nobody listens to."""
+
+    def set_level(self, level: bool) -> None:
+        pass
+
+
+class PaperRoute:
+    """A message-signalled interrupt that is never sent."""
+
+    masked = True
+    pending = False
+
+    def update(self, address: int, data: int) -> None:
+        pass
+
+    def signal(self) -> None:
+        pass
+
+
+class PaperTime:
+    """A clock that stands at zero, and timers that never ring."""
+
+    def now_ns(self) -> int:
+        return 0
+
+    def utc_ns(self) -> int:
+        return 0
+
+    def timer(self, callback: Callable[[], None]) -> PaperTimer:
+        return PaperTimer()
+
+
+class PaperTimer:
+    """See `PaperTime`."""
+
+    def arm(self, deadline_ns: int) -> None:
+        pass
+
+    def cancel(self) -> None:
+        pass
+
+
+class PaperHardware:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self.memory, self.bus, self.clock = PaperMemory(), PaperBus(), PaperTime()
+
+    def create_irqchip(self) -> None:
+        pass
+
+    def irq_line(self, gsi: int) -> PaperLine:
+        return PaperLine()
+
+    def msi_route(self) -> PaperRoute:
+        return PaperRoute()
+
+
+class PaperRequests:
+    """Nobody runs, so nobody asks."""
+
+    def power_off(self) -> None:
+        pass
+
+    def reset(self, source: str) -> None:
+        pass
+
+    def exit(self, code: int) -> None:
+        pass
+
+
+@dataclass
+class PaperBackend:
+    """A disk nobody reads."""
+
+    writeback: bool = True
+
+
+class PaperWorkers:
+    """Makes disks for devices to be built with; no queue is ever started."""
+
+    def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> BlkBackend:
+        return PaperBackend()
+
+    def blk(self, queue: Queue, disk: BlkBackend) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
+
+    def rng(self, queue: Queue) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
+
+    def console_input(self, queue: Queue, fd: int) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
+
+    def console_output(self, queue: Queue, fd: int) -> Worker:
+        raise RuntimeError("a machine on paper does not run")

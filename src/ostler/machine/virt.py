@@ -1,0 +1,149 @@
+"""The `virt` board: small and fast, what a kernel that is booted directly needs and no more.
+
+One serial port, a real-time clock, a keyboard controller for its reset line, ACPI power management,
+fw_cfg, a reset register, and PCI with virtio devices. No BIOS, no VGA, no legacy disks.
+"""
+
+from __future__ import annotations
+
+from ostler.config import (
+    DebugExitConfig,
+    DeviceConfig,
+    MachineConfig,
+    VirtioConsoleConfig,
+    VirtioRngConfig,
+)
+from ostler.devices import acpi_pm, debug_exit, fw_cfg, reset_control, rtc, serial
+from ostler.devices.i8042 import COMMAND_STATUS, DATA, I8042
+from ostler.devices.pci.host import PciHost, intx_gsi
+from ostler.devices.virtio.blk import VirtioBlk
+from ostler.devices.virtio.console import VirtioConsole
+from ostler.devices.virtio.rng import VirtioRng
+from ostler.devices.virtio.transport import VirtioPci
+from ostler.errors import ConfigError
+from ostler.machine import memory_map as at
+from ostler.machine.board import Board, Host, Shifted
+from ostler.machine.hardware import Hardware
+
+
+class VirtBoard(Board):
+    """The board with the devices its owner talks to."""
+
+    def __init__(self, config: MachineConfig, hardware: Hardware, host: Host) -> None:
+        super().__init__(hardware)
+        self.config, self.host = config, host
+        for region in at.ram_regions(config.memory.size_bytes):
+            self.add_ram(region.gpa, region.size)
+        hardware.create_irqchip()
+        self.serial = self._add_serial()
+        self.pm = self._add_power_management()
+        self._add_rtc()
+        self._add_keyboard_controller()
+        self._add_fw_cfg()
+        self.pci = self._add_pci()
+        for number in range(len(config.disks)):
+            self._add_disk(number)
+        for device in config.devices:
+            self._add_requested(device)
+
+    def close(self) -> None:
+        # Behind the bridge the ranges move with the BARs; a reset would map them again.
+        for device in self.pci.slots.values():
+            if isinstance(device, VirtioPci):
+                device.close()
+        super().close()
+
+    def _add_serial(self) -> serial.Serial16550:
+        line = self.irq(at.SERIAL_IRQ, "serial")
+        clock, host = self.hardware.clock, self.host
+        port = serial.Serial16550(line, clock, host.timers, host.serial)
+        self.add("serial", port)
+        self.map_ports(at.SERIAL_PORT, serial.PORTS, port, "serial")
+        return port
+
+    def _add_power_management(self) -> acpi_pm.AcpiPm:
+        line = self.irq(at.SCI_IRQ, "acpi-pm")
+        clock, host = self.hardware.clock, self.host
+        device = acpi_pm.AcpiPm(line, clock, host.timers, host.requests)
+        self.add("acpi-pm", device)
+        self.map_ports(at.ACPI_PM_PORT, acpi_pm.PORTS, device, "acpi-pm")
+        return device
+
+    def _add_rtc(self) -> None:
+        low, high = _split(self.config)
+        line = self.irq(at.RTC_IRQ, "rtc")
+        clock, host = self.hardware.clock, self.host
+        cmos = rtc.memory_bytes_in_cmos(low, high)
+        device = rtc.Rtc(line, clock, host.timers, host.wall, cmos)
+        self.add("rtc", device)
+        self.map_ports(at.RTC_PORT, rtc.PORTS, device, "rtc")
+
+    def _add_keyboard_controller(self) -> None:
+        keyboard, aux = self.irq(at.KEYBOARD_IRQ, "i8042"), self.irq(at.AUX_IRQ, "i8042")
+        device = I8042(keyboard, aux, self.host.requests)
+        self.add("i8042", device)
+        self.map_ports(at.KEYBOARD_DATA_PORT, 1, Shifted(device, DATA), "i8042")
+        self.map_ports(at.KEYBOARD_COMMAND_PORT, 1, Shifted(device, COMMAND_STATUS), "i8042")
+
+    def _add_fw_cfg(self) -> None:
+        config = self.config
+        blobs = fw_cfg.items(config.memory.size_bytes, config.cpu.count, {})
+        device = fw_cfg.FwCfg(self.hardware.memory, blobs)
+        self.add("fw-cfg", device)
+        self.map_ports(at.FW_CFG_PORT, fw_cfg.PORTS, device, "fw-cfg")
+
+    def _add_pci(self) -> PciHost:
+        reset = reset_control.ResetControl(self.host.requests)
+        self.add("reset-control", reset)
+        windows = at.pci_windows(self.config.memory.size_bytes)
+        host = PciHost(
+            self.bus,
+            lambda gsi: self.irq(gsi, "pci"),
+            self.hardware.msi_route,
+            windows,
+            reset,
+        )
+        self.add("pci-host", host)
+        return host
+
+    def _add_disk(self, number: int) -> None:
+        config, image = self.config.disks[number], self.host.images[number]
+        device = VirtioBlk(image, self.host.workers, serial=config.serial)
+        self._attach(f"disk{number}", VirtioPci(device))
+
+    def _add_requested(self, device: DeviceConfig) -> None:
+        match device:
+            case DebugExitConfig():
+                self._add_debug_exit(device.iobase)
+            case VirtioRngConfig():
+                self._attach("rng", VirtioPci(VirtioRng(self.host.workers)))
+            case VirtioConsoleConfig():
+                self._add_console()
+
+    def _add_console(self) -> None:
+        if self.host.console_fds is None:
+            raise ConfigError("--device virtio-console: give it once, with a serial console")
+        console = VirtioConsole(*self.host.console_fds, self.host.workers)
+        self._attach("console", VirtioPci(console))
+
+    def _add_debug_exit(self, iobase: int) -> None:
+        device = debug_exit.DebugExit(self.host.requests)
+        try:
+            self.map_ports(iobase, debug_exit.PORTS, device, "debug-exit")
+        except ValueError as error:
+            raise ConfigError(
+                f"--device debug-exit,iobase={iobase:#x}: {error}; try 0xf4"
+            ) from error
+        self.add("debug-exit", device)
+
+    def _attach(self, name: str, device: VirtioPci) -> None:
+        if name in self.devices:
+            raise ConfigError(f"--device virtio-{name}: a machine has one; give it once")
+        slot = self.pci.attach(device)
+        self.lines.users.setdefault(intx_gsi(slot), []).append(name)
+        self.add(name, device)
+
+
+def _split(config: MachineConfig) -> tuple[int, int]:
+    low, *high = at.ram_regions(config.memory.size_bytes)
+    return low.size, sum(region.size for region in high)
