@@ -14,6 +14,7 @@ from ostler.devices.serial import SerialHost
 from ostler.devices.timer import TimerService, WallClock
 from ostler.devices.virtio.workers import Workers
 from ostler.machine.hardware import Hardware, RecordedBus, RecordedLines
+from ostler.machine.memory_map import IRQCHIP_RANGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Board:
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
-        self.bus = RecordedBus(hardware.bus)
+        self.bus = RecordedBus(hardware.bus, IRQCHIP_RANGES)
         self.lines = RecordedLines(hardware.irq_line)
         self.devices: dict[str, Device[Any]] = {}
         self._slots = 0

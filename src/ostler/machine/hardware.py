@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ostler.devices.device import Clock, GuestMemory, IrqLine
@@ -39,28 +40,62 @@ class Hardware(Protocol):
         """A new message-signalled interrupt."""
 
 
-class RecordedBus:
-    """A `Bus` that knows what is on it, so that all of it can be shown, and taken away."""
+@dataclass(frozen=True, slots=True)
+class Range:
+    """`size` ports or bytes from `base` on, and who answers there."""
 
-    def __init__(self, bus: Bus) -> None:
+    space: Space
+    base: int
+    size: int
+    name: str
+
+    def overlaps(self, other: Range) -> bool:
+        """Whether an address lies in both."""
+        return (
+            self.space == other.space
+            and self.base < other.base + other.size
+            and other.base < self.base + self.size
+        )
+
+
+class RecordedBus:
+    """A `Bus` that knows what is on it, so that all of it can be shown, and taken away.
+
+    `reserved` are ranges that the accelerator answers itself.
+    """
+
+    def __init__(self, bus: Bus, reserved: Sequence[Range] = ()) -> None:
         self._bus = bus
-        self.ranges: dict[tuple[Space, int], tuple[int, str]] = {}
+        self._reserved = tuple(reserved)
+        self._ranges: dict[tuple[Space, int], Range] = {}
+
+    @property
+    def ranges(self) -> list[Range]:
+        """Everything that answers, by address."""
+        everything = (*self._reserved, *self._ranges.values())
+        return sorted(everything, key=lambda taken: (taken.space, taken.base))
 
     def add(self, space: Space, base: int, size: int, device: ReadWrite, name: str = "") -> None:
+        self._claim(Range(space, base, size, name))
         self._bus.add(space, base, size, device, name)
-        self.ranges[space, base] = (size, name)
 
     def add_eventfd(self, space: Space, base: int, size: int, fd: int) -> None:
+        self._claim(Range(space, base, size, "doorbell"))
         self._bus.add_eventfd(space, base, size, fd)
-        self.ranges[space, base] = (size, "doorbell")
+
+    def _claim(self, wanted: Range) -> None:
+        for taken in (*self._reserved, *self._ranges.values()):
+            if taken.overlaps(wanted):
+                raise ValueError(f"{wanted.base:#x} belongs to {taken.name} already")
+        self._ranges[wanted.space, wanted.base] = wanted
 
     def remove(self, space: Space, base: int) -> None:
         self._bus.remove(space, base)
-        self.ranges.pop((space, base), None)
+        self._ranges.pop((space, base), None)
 
     def clear(self) -> None:
         """Take everything off the bus."""
-        for space, base in list(self.ranges):
+        for space, base in list(self._ranges):
             self.remove(space, base)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ostler.devices.pci.host import ECAM_BUS_BYTES, Windows
 from ostler.firmware.plan import E820_RAM, E820_RESERVED, MemoryRange
+from ostler.machine.hardware import Range
 
 KIB, GIB = 1 << 10, 1 << 30
 
@@ -25,6 +26,16 @@ KEYBOARD_IRQ, AUX_IRQ = 1, 12
 ACPI_PM_PORT, SCI_IRQ = 0x600, 9
 FW_CFG_PORT = 0x510
 RESET_PORT = 0xCF9
+
+IRQCHIP_RANGES = (
+    Range("pio", 0x20, 2, "pic"),
+    Range("pio", 0x40, 4, "pit"),
+    Range("pio", 0x61, 1, "pit-speaker"),
+    Range("pio", 0xA0, 2, "pic"),
+    Range("pio", 0x4D0, 2, "pic-elcr"),
+    Range("mmio", IOAPIC_GPA, 0x1000, "ioapic"),
+    Range("mmio", LAPIC_GPA, 0x1000, "lapic"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""A virtual machine's life: starting, talking to, pausing, ending."""

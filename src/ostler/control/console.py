@@ -1,0 +1,180 @@
+"""The guest's serial port, seen from the host: what it printed, and what it is told.
+
+Thread-safe. The guest's side (`transmit`, `receive`) is called by the serial device on vCPU
+threads; everything else is for whoever runs the machine.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+import threading
+import time
+from collections.abc import Callable
+
+from ostler.errors import GuestError, WaitTimeout
+
+HISTORY_BYTES = 4 << 20
+TRIM_BYTES = 1 << 20
+# Who waits for output looks at most this often: the guest prints byte by byte.
+LOOK_INTERVAL_S = 0.002
+PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
+
+
+class SerialConsole:
+    """Both directions of the port. `history` keeps the last megabytes the guest printed."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._history = bytearray()
+        self._dropped = 0  # bytes the guest printed before what `_history` begins with
+        self._seen = 0  # absolute position up to which `wait_for` has consumed
+        self._waiting = 0
+        self._input = bytearray()
+        self._ended: str | None = None
+        self._on_input: Callable[[], None] = lambda: None
+
+    # -- the guest's side -------------------------------------------------------------------
+
+    def transmit(self, data: bytes) -> None:
+        with self._changed:
+            self._history += data
+            if len(self._history) > HISTORY_BYTES + TRIM_BYTES:
+                self._dropped += len(self._history) - HISTORY_BYTES
+                del self._history[:-HISTORY_BYTES]
+            if self._waiting:
+                self._changed.notify_all()
+
+    def receive(self, limit: int) -> bytes:
+        with self._changed:
+            data = bytes(self._input[:limit])
+            del self._input[:limit]
+            return data
+
+    # -- the machine's side -----------------------------------------------------------------
+
+    def connect(self, on_input: Callable[[], None]) -> None:
+        """Have `on_input` called when there is something to receive."""
+        self._on_input = on_input
+
+    def end(self, why: str) -> None:
+        """The guest prints no more: those who wait for it are told `why`."""
+        with self._changed:
+            self._ended = why
+            self._changed.notify_all()
+
+    def position(self) -> int:
+        """How many bytes the guest has printed so far."""
+        with self._changed:
+            return self._dropped + len(self._history)
+
+    def find_panic(self, since: int) -> str | None:
+        """The reason of a Linux kernel panic printed after position `since`."""
+        found = PANIC.search(self._since(since))
+        return found[1].decode(errors="replace") if found else None
+
+    def read_since(self, position: int, timeout: float | None = None) -> tuple[bytes, int]:
+        """What the guest printed after `position`, and the position after it.
+
+        Waits up to `timeout` seconds for the first byte; nothing when none came or none will.
+        """
+        with self._changed:
+            self._wait(lambda: self._dropped + len(self._history) > position, timeout)
+            return self._since_locked(position), self._dropped + len(self._history)
+
+    # -- for people and programs ------------------------------------------------------------
+
+    @property
+    def history(self) -> str:
+        """What the guest printed, as far as it is kept."""
+        return self._since(0).decode(errors="replace")
+
+    def write(self, text: str | bytes) -> None:
+        """Type `text` into the guest, as fast as it takes it."""
+        with self._changed:
+            self._input += text.encode() if isinstance(text, str) else text
+        self._on_input()
+
+    def wait_for(self, pattern: str | re.Pattern[str], timeout: float = 60) -> str:
+        """Wait until the guest prints `pattern`; return what it printed up to and including it.
+
+        A plain string is looked for as it is. Each call goes on where the last one ended.
+        `WaitTimeout` after `timeout` seconds, `GuestError` when the guest ends before.
+        """
+        search = _bytes_pattern(pattern)
+        deadline = time.monotonic() + timeout
+        start = self._seen
+        while True:
+            text, position, ended = self._snapshot(start)
+            found = search.search(text)
+            if found:
+                return self._consume(start, found.end())
+            if ended is not None:
+                raise GuestError(f"{ended}, before it printed {_name(pattern)}")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                last = text[-200:].decode(errors="replace")
+                raise WaitTimeout(
+                    f"the guest did not print {_name(pattern)} within {timeout} s;"
+                    f" its last words: {last!r}"
+                )
+            self.read_since(position, left)
+            time.sleep(min(LOOK_INTERVAL_S, left))
+
+    def run(self, command: str, timeout: float = 60, *, check: bool = True) -> str:
+        """Run a shell command at a shell's prompt in the guest; return what it printed.
+
+        `GuestError` when it ends with another status than 0, unless `check` is false.
+        """
+        mark = secrets.token_hex(4)
+        # The shell echoes what is typed. Marks are typed in two halves, so the echo holds none.
+        begin, end = f"<{mark}:begin>", f"<{mark}:end:"
+        self.write(
+            f"printf '%s%s\\n' '<{mark}' ':begin>'; eval {shlex.quote(command)};"
+            f" printf '%s%s%s>\\n' '<{mark}' ':end:' \"$?\"\n"
+        )
+        self.wait_for(begin, timeout)
+        printed = self.wait_for(re.compile(re.escape(end) + r"\d+>\r?\n"), timeout)
+        output, _, status = printed.replace("\r\n", "\n").rpartition(end)
+        output, status = output.removeprefix("\n"), status.removesuffix(">\n")
+        if check and status != "0":
+            raise GuestError(f"{command!r} ended with status {status}: {output[-200:]!r}")
+        return output
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _snapshot(self, start: int) -> tuple[bytes, int, str | None]:
+        with self._changed:
+            return self._since_locked(start), self._dropped + len(self._history), self._ended
+
+    def _since(self, position: int) -> bytes:
+        with self._changed:
+            return self._since_locked(position)
+
+    def _since_locked(self, position: int) -> bytes:
+        return bytes(self._history[max(position - self._dropped, 0) :])
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None) -> None:
+        self._waiting += 1
+        try:
+            self._changed.wait_for(lambda: ready() or self._ended is not None, timeout)
+        finally:
+            self._waiting -= 1
+
+    def _consume(self, start: int, length: int) -> str:
+        with self._changed:
+            base = max(start, self._dropped)
+            self._seen = base + length
+            text = self._history[base - self._dropped : base - self._dropped + length]
+        return text.decode(errors="replace")
+
+
+def _bytes_pattern(pattern: str | re.Pattern[str]) -> re.Pattern[bytes]:
+    if isinstance(pattern, str):
+        return re.compile(re.escape(pattern.encode()))
+    return re.compile(pattern.pattern.encode(), pattern.flags & ~re.UNICODE)
+
+
+def _name(pattern: str | re.Pattern[str]) -> str:
+    return repr(pattern) if isinstance(pattern, str) else repr(pattern.pattern)

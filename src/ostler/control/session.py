@@ -1,0 +1,102 @@
+"""One boot: a board on an accelerator, its vCPUs and their threads, from power-up to its end.
+
+A guest's reset ends one session and begins another, with everything made anew but the disks and the
+console: no device, interrupt controller or page of memory can carry something over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from ostler.block.image import HostFile
+from ostler.config import MachineConfig
+from ostler.control.console import SerialConsole
+from ostler.control.timers import TimerThread
+from ostler.devices.requests import MachineRequests
+from ostler.engine import (
+    DescriptorTable,
+    Exit,
+    Regs,
+    Segment,
+    Vcpu,
+    VirtualMachine,
+)
+from ostler.firmware.plan import BootPlan
+from ostler.machine.board import Host
+from ostler.machine.boot import acpi_tables, plan_boot, write_boot
+from ostler.machine.paper import PaperWorkers
+from ostler.machine.virt import VirtBoard
+
+
+class HostTime:
+    """The host's time of day."""
+
+    def utc_ns(self) -> int:
+        return time.time_ns()
+
+
+class Session:
+    """A machine that is built and stands still until `start`; `close` takes it apart."""
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        accelerator: str,
+        images: Sequence[HostFile],
+        console: SerialConsole,
+        requests: MachineRequests,
+    ) -> None:
+        self.config, self.console = config, console
+        self.printed_before = console.position()
+        plan = plan_boot(config)
+        self.vm = VirtualMachine(accelerator)
+        self.timers = TimerThread(self.vm.clock)
+        host = Host(console, self.timers, HostTime(), requests, PaperWorkers(), images)
+        try:
+            self.board = VirtBoard(config, self.vm, host)
+            write_boot(plan, acpi_tables(config), self.vm.memory)
+            self._vcpus = [self.vm.create_vcpu(number) for number in range(config.cpu.count)]
+            enter(self._vcpus[0], plan)
+        except BaseException:
+            self.vm.close()
+            raise
+
+    def start(self, on_exit: Callable[[int, Exit], object]) -> None:
+        """Let the guest run. `on_exit` is called on a vCPU's thread when that one cannot go on."""
+        self.threads = self.vm.start(self._vcpus, on_exit, paused=True)
+        self.console.connect(self.board.serial.input_ready)
+        self.timers.start()
+        self.threads.resume()
+
+    def pause(self) -> None:
+        """Stop the guest's CPUs and its clock."""
+        self.threads.pause()
+        self.timers.pause()
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self.timers.resume()
+        self.threads.resume()
+
+    def close(self) -> None:
+        """End the threads and give everything back."""
+        self.console.connect(lambda: None)
+        self.threads.stop()
+        self.timers.close()
+        self.board.close()
+        self.vm.close()
+
+
+def enter(vcpu: Vcpu, plan: BootPlan) -> None:
+    """Set the first CPU to where the plan says the kernel begins."""
+    vcpu.regs = Regs(**asdict(plan.regs))
+    sregs = vcpu.sregs
+    for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"):
+        setattr(sregs, name, Segment(**asdict(getattr(plan.sregs, name))))
+    for name in ("gdt", "idt"):
+        setattr(sregs, name, DescriptorTable(**asdict(getattr(plan.sregs, name))))
+    for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer"):
+        setattr(sregs, name, getattr(plan.sregs, name))
+    vcpu.sregs = sregs

@@ -1,0 +1,281 @@
+"""A virtual machine as an object: start it, talk to it, see how it ends.
+
+with VM(kernel="vmlinuz", initrd="initrd.gz", append="console=ttyS0") as vm:
+    vm.serial.wait_for("login:")
+    vm.serial.write("root\\n")
+    vm.power_button()
+    print(vm.wait())
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ostler.block.image import HostFile, open_image
+from ostler.config import (
+    AcceleratorChoice,
+    CpuConfig,
+    DeviceConfig,
+    DiskConfig,
+    MachineConfig,
+    MemoryConfig,
+    parse_device,
+)
+from ostler.control.console import SerialConsole
+from ostler.control.outcome import Ending, Outcome
+from ostler.control.requests import (
+    DebugExit,
+    HostReset,
+    HostStop,
+    Mailbox,
+    PowerOff,
+    Request,
+    Reset,
+    SessionRequests,
+    VcpuExit,
+)
+from ostler.control.session import Session
+from ostler.engine import Exit, InternalError, Shutdown
+from ostler.errors import ConfigError, OstlerError, WaitTimeout
+
+
+class VM:
+    """One virtual machine; it runs from `start`, or the `with` statement, until it has ended.
+
+    `kernel` is a bzImage, ELF or multiboot image, `disks` are paths or texts as `--disk` takes them
+    (`disk.img,readonly=on`), `devices` as `--device` does, `memory` is `512M`, `4G` or bytes. With
+    `reboot` false, a reset ends the machine. `ConfigError` and `HostError` come from `start`, or
+    from here where a value alone is wrong.
+    """
+
+    def __init__(
+        self,
+        kernel: str | Path,
+        *,
+        initrd: str | Path | None = None,
+        append: str = "",
+        disks: Iterable[str | Path | DiskConfig] = (),
+        devices: Iterable[str | DeviceConfig] = (),
+        memory: str | int = "512M",
+        cpus: int = 1,
+        accelerator: str = "auto",
+        reboot: bool = True,
+        name: str = "guest",
+    ) -> None:
+        config = MachineConfig(
+            kernel=Path(kernel),
+            initrd=None if initrd is None else Path(initrd),
+            append=append,
+            name=name,
+            cpu=CpuConfig(cpus),
+            memory=MemoryConfig.parse(memory),
+            disks=tuple(
+                disk if isinstance(disk, DiskConfig) else DiskConfig.parse(str(disk))
+                for disk in disks
+            ),
+            devices=tuple(parse_device(d) if isinstance(d, str) else d for d in devices),
+            accelerator=AcceleratorChoice.parse(accelerator),
+            reboot=reboot,
+        )
+        self._begin(config)
+
+    @classmethod
+    def from_config(cls, config: MachineConfig) -> Self:
+        """A machine as `config` says."""
+        vm = cls.__new__(cls)
+        vm._begin(config)
+        return vm
+
+    def _begin(self, config: MachineConfig) -> None:
+        self.config = config
+        self.serial = SerialConsole()
+        self._mailbox: Mailbox = Mailbox()
+        self._open = ExitStack()
+        self._images: list[HostFile] = []
+        self._session: Session | None = None
+        self._boot = 0
+        self._lock = threading.Lock()  # guards the session; held while one is replaced
+        self._done = threading.Event()
+        self._outcome: Outcome | None = None
+        self._control = threading.Thread(target=self._run, name="control", daemon=True)
+
+    # -- life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Build the machine and let it run. May be called once."""
+        if self._control.ident is not None:
+            raise ConfigError("this VM has been started already; make another one")
+        try:
+            self._images = [
+                self._open.enter_context(open_image(disk.path, readonly=disk.readonly))
+                for disk in self.config.disks
+            ]
+            self._session = self._new_session()
+            self._control.start()
+        except BaseException:
+            self._open.close()
+            raise
+
+    def pause(self) -> None:
+        """Stop the guest's CPUs and clock; returns when none of them runs."""
+        with self._lock:
+            if self._session:
+                self._session.pause()
+
+    def resume(self) -> None:
+        """Let a paused guest go on."""
+        with self._lock:
+            if self._session:
+                self._session.resume()
+
+    def power_button(self) -> None:
+        """Press the power button, which asks the guest to shut down."""
+        with self._lock:
+            if self._session:
+                self._session.board.pm.press_power_button()
+
+    def send_break(self) -> None:
+        """Send a break over the serial line; Linux takes it as the magic SysRq key."""
+        with self._lock:
+            if self._session:
+                self._session.board.serial.send_break()
+
+    def reset(self) -> None:
+        """Reset the machine, as the button of that name does."""
+        self._mailbox.put((self._boot, HostReset()))
+
+    def stop(self) -> Outcome:
+        """End the machine at once, as pulling the plug does; returns how it ended."""
+        self._mailbox.put((self._boot, HostStop()))
+        return self.wait()
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Wait until the machine has ended; `WaitTimeout` when it has not after `timeout` s."""
+        if self._control.ident is None:
+            raise ConfigError("this VM has not been started; call start or use it in a with")
+        if not self._done.wait(timeout):
+            raise WaitTimeout(f"the guest still runs after {timeout} s; stop it or wait longer")
+        self._control.join()
+        assert self._outcome is not None
+        return self._outcome
+
+    @property
+    def running(self) -> bool:
+        """Whether the machine has been started and has not ended."""
+        return self._control.ident is not None and not self._done.is_set()
+
+    @property
+    def listens_to_power_button(self) -> bool:
+        """Whether the guest has taken charge of its power button."""
+        with self._lock:
+            return self._session is not None and self._session.board.pm.power_button_enabled
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.running:
+            self.stop()
+
+    # -- the control thread -----------------------------------------------------------------
+
+    def _new_session(self) -> Session:
+        self._boot += 1
+        requests = SessionRequests(self._mailbox, self._boot)
+        accelerator = accelerator_name(self.config.accelerator)
+        session = Session(self.config, accelerator, self._images, self.serial, requests)
+        session.start(requests.on_exit)
+        return session
+
+    def _run(self) -> None:
+        outcome = Outcome(Ending.FAILURE, "the control thread met a defect")
+        try:
+            outcome = self._serve()
+        except OstlerError as error:
+            outcome = Outcome(Ending.FAILURE, str(error))
+        finally:
+            self._finish(outcome)
+
+    def _serve(self) -> Outcome:
+        outcome = None
+        while outcome is None:
+            boot, request = self._mailbox.get()
+            # What a boot that is over still asked for is void; what the owner asks for is not.
+            if boot == self._boot or isinstance(request, HostReset | HostStop):
+                outcome = self._act(request)
+        return outcome
+
+    def _act(self, request: Request) -> Outcome | None:
+        match request:
+            case PowerOff():
+                return Outcome(Ending.POWER_OFF)
+            case DebugExit(code):
+                return Outcome(Ending.DEBUG_EXIT, f"code {code}", code)
+            case HostStop():
+                return Outcome(Ending.STOPPED)
+            case HostReset():
+                self._reboot()
+            case Reset(source):
+                return self._guest_reset(source)
+            case VcpuExit(number, exit):
+                return self._vcpu_exit(number, exit)
+        return None
+
+    def _guest_reset(self, source: str) -> Outcome | None:
+        panic = self._panic()
+        if panic is not None:
+            return Outcome(Ending.PANIC, panic)
+        if not self.config.reboot:
+            return Outcome(Ending.RESET, f"by the {source}")
+        self._reboot()
+        return None
+
+    def _vcpu_exit(self, number: int, exit: Exit) -> Outcome:
+        panic = self._panic()
+        if isinstance(exit, Shutdown) and panic is not None:
+            return Outcome(Ending.PANIC, panic)
+        if isinstance(exit, Shutdown):
+            return Outcome(Ending.TRIPLE_FAULT, f"CPU {number} could not deliver an exception")
+        if isinstance(exit, InternalError):
+            return Outcome(Ending.FAILURE, f"CPU {number}: {exit.text}")
+        return Outcome(Ending.FAILURE, f"CPU {number}: unexpected {exit!r}")
+
+    def _panic(self) -> str | None:
+        return self.serial.find_panic(self._session.printed_before) if self._session else None
+
+    def _reboot(self) -> None:
+        with self._lock:
+            self._close_session()
+            self._session = self._new_session()
+
+    def _close_session(self) -> None:
+        session, self._session = self._session, None
+        if session:
+            session.close()
+
+    def _finish(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        try:
+            with self._lock:
+                self._close_session()
+            self._open.close()
+        finally:
+            self.serial.end(f"the guest has ended ({outcome})")
+            self._done.set()
+
+
+def accelerator_name(choice: AcceleratorChoice) -> str:
+    """The engine's name for what `choice` comes to on this host."""
+    # Only the software CPU is there to choose from.
+    return AcceleratorChoice.SOFT.value if choice is AcceleratorChoice.AUTO else choice.value

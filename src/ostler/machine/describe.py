@@ -1,0 +1,96 @@
+"""The machine that would be built, as text: built on paper by the code that builds the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from ostler.block.image import HostFile
+from ostler.config import MachineConfig, format_size
+from ostler.devices.serial import Unplugged
+from ostler.firmware.plan import E820_RAM, BootPlan
+from ostler.machine import memory_map as at
+from ostler.machine.board import Host
+from ostler.machine.boot import plan_boot
+from ostler.machine.paper import PaperHardware, PaperRequests, PaperTime, PaperWorkers
+from ostler.machine.virt import VirtBoard
+
+NO_FD = -1
+
+
+def describe(config: MachineConfig, images: Sequence[HostFile] = ()) -> str:
+    """Memory map, I/O ports, interrupts and what is loaded where; several lines.
+
+    Raises what building the machine would raise, without memory for a guest or an accelerator.
+    `images` are the open disks of the configuration.
+    """
+    plan = plan_boot(config)
+    board = draw(config, images)
+    try:
+        return "\n".join(_lines(config, board, plan))
+    finally:
+        board.close()
+
+
+def draw(config: MachineConfig, images: Sequence[HostFile] = ()) -> VirtBoard:
+    """The board on paper."""
+    time = PaperTime()
+    fds = (NO_FD, NO_FD)
+    host = Host(Unplugged(), time, time, PaperRequests(), PaperWorkers(), images, fds)
+    return VirtBoard(config, PaperHardware(), host)
+
+
+def _lines(config: MachineConfig, board: VirtBoard, plan: BootPlan) -> Iterator[str]:
+    memory = format_size(config.memory.size_bytes)
+    yield f"machine   virt: {config.cpu.count} CPU, {memory} of memory"
+    yield f"kernel    {config.kernel} ({plan.protocol}), entry {plan.regs.rip:#x}"
+    if config.append:
+        yield f"append    {config.append}"
+    yield from _section("guest memory", _memory_rows(config))
+    yield from _section("loaded into it", _load_rows(plan))
+    yield from _section("memory-mapped I/O", _range_rows(board, "mmio"))
+    yield from _section("I/O ports", _range_rows(board, "pio"))
+    yield from _section("interrupts", _interrupt_rows(board))
+    yield from _section("PCI", _pci_rows(config, board))
+
+
+def _section(title: str, rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    yield ""
+    yield title
+    for place, what in rows:
+        yield f"  {place:<24} {what}"
+
+
+def _span(base: int, size: int, digits: int) -> str:
+    return f"{base:#0{digits + 2}x}-{base + size - 1:#0{digits + 2}x}"
+
+
+def _memory_rows(config: MachineConfig) -> Iterator[tuple[str, str]]:
+    for row in at.e820(config.memory.size_bytes):
+        kind = "RAM" if row.kind == E820_RAM else "reserved"
+        yield _span(row.base, row.size, 9), f"{kind} {format_size(row.size)}"
+
+
+def _load_rows(plan: BootPlan) -> Iterator[tuple[str, str]]:
+    for load in plan.loads:
+        yield _span(load.gpa, load.end - load.gpa, 9), load.what
+
+
+def _range_rows(board: VirtBoard, space: str) -> Iterator[tuple[str, str]]:
+    digits = 4 if space == "pio" else 9
+    for taken in board.bus.ranges:
+        if taken.space == space:
+            yield _span(taken.base, taken.size, digits), taken.name
+
+
+def _interrupt_rows(board: VirtBoard) -> Iterator[tuple[str, str]]:
+    for gsi, users in sorted(board.lines.users.items()):
+        yield f"IRQ {gsi}", ", ".join(users)
+
+
+def _pci_rows(config: MachineConfig, board: VirtBoard) -> Iterator[tuple[str, str]]:
+    names = {id(device): name for name, device in board.devices.items()}
+    for slot, device in sorted(board.pci.slots.items()):
+        name = names.get(id(device), device.name)
+        number = name.removeprefix("disk")
+        what = f"disk {config.disks[int(number)].path}" if number.isdigit() else name
+        yield f"00:{slot:02x}.0", what
