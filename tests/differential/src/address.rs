@@ -31,6 +31,9 @@ fn target(draft: &mut Draft, item: &Instruction) -> u64 {
     if uses_save_slot(item) && (stores_pointers(item) || random.percent(80)) {
         return SAVE_SLOT;
     }
+    if matches!(item.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr) && random.percent(70) {
+        return SAVE_SLOT + 24;
+    }
     let unaligned = DATA.base + 0x100 + random.below(0x1700);
     match random.below(100) {
         0..=4 => DATA.base + PAGE - random.below(size + 1),
@@ -62,6 +65,7 @@ pub fn stores_pointers(item: &Instruction) -> bool {
             | Mnemonic::Fsave
             | Mnemonic::Fnstenv
             | Mnemonic::Fstenv
+            | Mnemonic::Xsave
     )
 }
 

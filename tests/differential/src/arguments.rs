@@ -10,8 +10,9 @@ Runs random user-mode instruction sequences on this CPU and on the software CPU 
 
   --seed N        what the sequences are made from (the time, when not given); printed
   --count N       how many 64-bit sequences; a fifth as many 32-bit ones follow (100000)
+  --cases         only the sequences picked by hand, which otherwise come first
   --mode 64|32    only 64-bit or only 32-bit sequences, --count of them
-  --filter NAME   only sequences beginning with this mnemonic or iced Code
+  --filter NAME   only sequences beginning with this mnemonic or iced Code (with --cases: of this name)
   --replay N      only sequence number N of the run that the other options describe
   --details N     differences shown in full for each instruction (1)
   --self-check    compare the host with itself: the harness has to be deterministic
@@ -22,6 +23,7 @@ Runs random user-mode instruction sequences on this CPU and on the software CPU 
 pub struct Arguments {
     pub seed: u64,
     pub count: u64,
+    pub cases: bool,
     pub mode: Option<Mode>,
     pub filter: Option<String>,
     pub replay: Option<u64>,
@@ -37,6 +39,7 @@ impl Default for Arguments {
         Self {
             seed,
             count: 100_000,
+            cases: false,
             mode: None,
             filter: None,
             replay: None,
@@ -59,6 +62,7 @@ impl Arguments {
             match name.as_str() {
                 "--seed" => parsed.seed = number(&name, &value()?)?,
                 "--count" => parsed.count = number(&name, &value()?)?,
+                "--cases" => parsed.cases = true,
                 "--mode" => parsed.mode = Some(mode(&value()?)?),
                 "--filter" => parsed.filter = Some(value()?),
                 "--replay" => parsed.replay = Some(number(&name, &value()?)?),
@@ -72,9 +76,10 @@ impl Arguments {
         Ok(parsed)
     }
 
-    /// The modes to run, in order.
+    /// The modes to run random sequences in, in order.
     pub fn modes(&self) -> Vec<Mode> {
         match self.mode {
+            _ if self.cases => Vec::new(),
             Some(mode) => vec![mode],
             None => vec![Mode::Long, Mode::Compatibility],
         }

@@ -4,10 +4,11 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iced_x86::{FlowControl, Instruction};
+use iced_x86::FlowControl;
 use ostler_engine::Accelerator;
 
 use crate::arguments::Arguments;
+use crate::cases::Case;
 use crate::compare;
 use crate::cpu::{Cpu, Fallible};
 use crate::generate::Generator;
@@ -18,7 +19,7 @@ use crate::sequence::Sequence;
 use crate::shared::Shared;
 use crate::shrink::shrink;
 use crate::soft::SoftCpu;
-use crate::state::{Mode, Outcome, Stop};
+use crate::state::{Outcome, Stop};
 
 /// Sequences take microseconds: a process that does not get on for this long never will.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,11 +28,48 @@ const POLL: Duration = Duration::from_millis(5);
 /// Makes the accelerator to compare with the host; `None` compares the host with itself.
 pub type MakeAccelerator = fn() -> Option<Box<dyn Accelerator>>;
 
-/// One mode's sequences of a run.
+/// Where the sequences of a batch come from.
+#[derive(Debug)]
+pub enum Source {
+    Random(Generator),
+    /// Picked by hand.
+    Cases(Vec<Case>),
+}
+
+impl Source {
+    /// The sequence of this number, assembled.
+    fn sequence(&self, seed: u64, index: u64) -> Fallible<Sequence> {
+        let mut sequence = match self {
+            Self::Random(generator) => generator.sequence(mix(seed ^ index.wrapping_mul(0x9e37_79b9)), index),
+            Self::Cases(cases) => cases[index as usize].sequence(index),
+        };
+        sequence.assemble()?;
+        Ok(sequence)
+    }
+
+    /// The options that name this source.
+    fn options(&self, arguments: &Arguments) -> String {
+        let filter = arguments.filter.as_ref().map_or(String::new(), |filter| format!(" --filter {filter}"));
+        match self {
+            Self::Random(generator) => format!("--seed {} --mode {}{filter}", arguments.seed, generator.mode().bits()),
+            Self::Cases(_) => format!("--cases{filter}"),
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Random(generator) => format!("{}-bit", generator.mode().bits()),
+            Self::Cases(_) => "by hand".to_owned(),
+        }
+    }
+}
+
+/// Some sequences of one source.
 #[derive(Debug)]
 pub struct Batch<'a> {
     pub arguments: &'a Arguments,
-    pub mode: Mode,
+    pub source: Source,
+    pub count: u64,
     pub make: MakeAccelerator,
 }
 
@@ -66,52 +104,51 @@ impl Pair {
 impl Batch<'_> {
     /// Runs all sequences; true when there was no difference.
     pub fn run(&self) -> Fallible<bool> {
-        let generator = Generator::new(self.mode, self.arguments.filter.as_deref());
-        if generator.leaders().is_empty() {
-            return Ok(true);
-        }
         let shared = Shared::new()?;
         let range = self.range();
         shared.counters().next.store(range.start, Ordering::Relaxed);
         let begun = Instant::now();
         while shared.counters().next.load(Ordering::Relaxed) < range.end {
-            self.run_process(&shared, &generator, range.end)?;
+            self.run_process(&shared, range.end)?;
         }
-        self.summarize(&shared, &generator, begun.elapsed());
+        self.summarize(&shared, begun.elapsed());
         Ok(shared.counters().different.load(Ordering::Relaxed) == 0)
     }
 
     fn range(&self) -> std::ops::Range<u64> {
         match self.arguments.replay {
-            Some(index) => index..index + 1,
-            None => 0..self.arguments.count_of(self.mode),
+            Some(index) => index..self.count.min(index + 1),
+            None => 0..self.count,
         }
     }
 
-    fn summarize(&self, shared: &Shared, generator: &Generator, elapsed: Duration) {
+    fn summarize(&self, shared: &Shared, elapsed: Duration) {
         let counters = shared.counters();
         let ran = counters.ran.load(Ordering::Relaxed);
         println!(
-            "{}-bit: {ran} sequences in {:.1} s, {} different, {} without an end, seed {}",
-            self.mode.bits(),
+            "{}: {ran} sequences in {:.1} s, {} different, {} without an end, seed {}",
+            self.source.name(),
             elapsed.as_secs_f64(),
             counters.different.load(Ordering::Relaxed),
             counters.skipped.load(Ordering::Relaxed),
             self.arguments.seed,
         );
         if self.arguments.replay.is_none() {
-            print!("{}{}", report::ranking(shared), report::coverage(shared, generator.leaders()));
+            print!("{}", report::ranking(shared));
+            if let Source::Random(generator) = &self.source {
+                print!("{}", report::coverage(shared, generator.leaders()));
+            }
         }
     }
 
     /// One process: until the range is done, or it dies, in which case the sequence it died of is left behind.
-    fn run_process(&self, shared: &Shared, generator: &Generator, end: u64) -> Fallible<()> {
+    fn run_process(&self, shared: &Shared, end: u64) -> Fallible<()> {
         // SAFETY: this process has one thread, so that the child may do anything.
         let child = unsafe { libc::fork() };
         match child {
             -1 => return Err(std::io::Error::last_os_error().into()),
             0 => {
-                let done = self.work(shared, generator, end);
+                let done = self.work(shared, end);
                 if let Err(error) = &done {
                     eprintln!("{error}");
                 }
@@ -130,21 +167,20 @@ impl Batch<'_> {
         Ok(())
     }
 
-    fn work(&self, shared: &Shared, generator: &Generator, end: u64) -> Fallible<()> {
+    fn work(&self, shared: &Shared, end: u64) -> Fallible<()> {
         let mut pair = Pair::new(self.make)?;
         loop {
             let index = shared.counters().next.load(Ordering::Relaxed);
             if index >= end {
                 return Ok(());
             }
-            self.one(&mut pair, shared, generator, index)?;
+            self.one(&mut pair, shared, index)?;
             shared.counters().next.store(index + 1, Ordering::Relaxed);
         }
     }
 
-    fn one(&self, pair: &mut Pair, shared: &Shared, generator: &Generator, index: u64) -> Fallible<()> {
-        let mut sequence = generator.sequence(mix(self.arguments.seed ^ index.wrapping_mul(0x9e37_79b9)), index);
-        sequence.assemble()?;
+    fn one(&self, pair: &mut Pair, shared: &Shared, index: u64) -> Fallible<()> {
+        let sequence = self.source.sequence(self.arguments.seed, index)?;
         let (expected, actual) = pair.run(&sequence)?;
         shared.counters().ran.fetch_add(1, Ordering::Relaxed);
         if expected.stop == Stop::Timeout {
@@ -170,21 +206,18 @@ impl Batch<'_> {
     }
 
     fn replay(&self, index: u64) -> String {
-        let filter = self.arguments.filter.as_ref().map_or(String::new(), |filter| format!(" --filter {filter}"));
-        format!("--seed {} --mode {}{filter} --replay {index}", self.arguments.seed, self.mode.bits())
+        format!("{} --replay {index}", self.source.options(self.arguments))
     }
 }
 
-/// Counts what ran: all before the instruction at `rip`, or up to the indirect branch that left the sequence.
+/// Counts what ran: all before the instruction at `rip`, as far as no branch can have left something out.
 fn note_coverage(shared: &Shared, sequence: &Sequence, rip: u64) {
-    let items = &sequence.items;
-    let leaves = |item: &Instruction| {
-        matches!(item.flow_control(), FlowControl::Return | FlowControl::IndirectBranch | FlowControl::IndirectCall)
-    };
-    let left = || items.iter().position(leaves).map_or(items.len(), |position| position + 1);
-    let reached = sequence.index_at(rip).unwrap_or_else(left);
-    for (position, item) in items.iter().enumerate().take(reached + 1) {
-        shared.note(item.code(), position < reached);
+    let stopped = sequence.index_at(rip);
+    for (position, item) in sequence.items.iter().enumerate() {
+        shared.note(item.code(), stopped != Some(position));
+        if stopped == Some(position) || item.flow_control() != FlowControl::Next {
+            break;
+        }
     }
 }
 

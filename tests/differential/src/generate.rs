@@ -5,6 +5,7 @@ use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Op
 use crate::flags;
 use crate::initial;
 use crate::layout::{CODE, PAGE};
+use crate::mutate::mutate;
 use crate::operands;
 use crate::pool;
 use crate::random::Random;
@@ -12,6 +13,7 @@ use crate::sequence::Sequence;
 use crate::state::{CpuState, Mode, RCX};
 
 const LONGEST: u64 = 8;
+const MUTATED_PERCENT: u64 = 6;
 /// Candidates tried for one place in a sequence before it is left empty.
 const ATTEMPTS: usize = 20;
 
@@ -50,6 +52,10 @@ impl Generator {
         Self { mode, pool, leaders }
     }
 
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     pub fn leaders(&self) -> &[Code] {
         &self.leaders
     }
@@ -73,7 +79,12 @@ impl Generator {
             items.extend(next);
         }
         let start = start(&mut draft.random);
-        Sequence { seed, mode: self.mode, start, items, before, addresses: Vec::new() }
+        let mut sequence =
+            Sequence { seed, mode: self.mode, start, items, verbatim: None, before, addresses: Vec::new() };
+        if draft.random.percent(MUTATED_PERCENT) && sequence.assemble().is_ok() {
+            return mutate(&mut draft.random, &sequence).unwrap_or(sequence);
+        }
+        sequence
     }
 }
 
@@ -115,7 +126,7 @@ impl Draft {
     /// An instruction of this code with random operands that may follow `items`; `None` when it may not.
     fn instruction(&mut self, code: Code, items: &[Instruction]) -> Option<Instruction> {
         let item = operands::fill(self, code)?;
-        if flags::read(&item) & self.undefined != 0 || self.has_undefined_result(&item) {
+        if flags::read(&item) & self.undefined != 0 || has_undefined_result(&item, self.known[RCX]) {
             return None;
         }
         let mut trial = Sequence {
@@ -123,6 +134,7 @@ impl Draft {
             mode: self.mode,
             start: CODE.base,
             items: vec![item],
+            verbatim: None,
             before: CpuState::default(),
             addresses: Vec::new(),
         };
@@ -132,17 +144,6 @@ impl Draft {
         self.undefined = flags::undefined(&all).pop().unwrap_or(0);
         self.forget_written(&item);
         Some(item)
-    }
-
-    /// Destinations, not flags, that the manuals leave undefined.
-    fn has_undefined_result(&self, item: &Instruction) -> bool {
-        match item.code() {
-            Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_imm8 => item.immediate8() & 0x1f > 16,
-            Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL => self.known[RCX].is_none_or(|count| count & 0x1f > 16),
-            // System calls of the host.
-            Code::Int_imm8 => item.immediate8() == 0x80,
-            _ => false,
-        }
     }
 
     fn forget_written(&mut self, item: &Instruction) {
@@ -171,5 +172,16 @@ impl Draft {
                 self.index_vectors[slot] &= register.number() != vector;
             }
         }
+    }
+}
+
+/// Whether the manuals leave a destination, not only flags, undefined; `rcx` is its value, if known.
+pub fn has_undefined_result(item: &Instruction, rcx: Option<u64>) -> bool {
+    match item.code() {
+        Code::Shld_rm16_r16_imm8 | Code::Shrd_rm16_r16_imm8 => item.immediate8() & 0x1f > 16,
+        Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_CL => rcx.is_none_or(|count| count & 0x1f > 16),
+        // System calls of the host.
+        Code::Int_imm8 => item.immediate8() == 0x80,
+        _ => false,
     }
 }

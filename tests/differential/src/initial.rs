@@ -63,6 +63,9 @@ fn general(random: &mut Random, state: &mut CpuState) {
     if random.percent(20) {
         state.rflags |= rflags::DF;
     }
+    if random.percent(2) {
+        state.rflags |= random.pick(&[rflags::TF, rflags::AC]);
+    }
 }
 
 fn data_pointer(random: &mut Random) -> u64 {
@@ -90,7 +93,7 @@ fn segment_base(random: &mut Random) -> u64 {
         0 => 0,
         1 => random.below(0x1000),
         2 => DATA.base + random.below(0x1000),
-        _ => 0x7f00_0000_0000 + random.below(1 << 32),
+        _ => 0x6f00_0000_0000 + random.below(1 << 32),
     }
 }
 

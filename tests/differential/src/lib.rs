@@ -7,12 +7,14 @@
 mod address;
 pub mod arguments;
 pub mod batch;
+pub mod cases;
 pub mod compare;
 pub mod cpu;
 pub mod flags;
 pub mod generate;
 mod initial;
 pub mod layout;
+mod mutate;
 pub mod native;
 mod operands;
 pub mod pool;

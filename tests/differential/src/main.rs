@@ -4,8 +4,10 @@ use std::env;
 use std::process::ExitCode;
 
 use ostler_differential::arguments::{Arguments, USAGE};
-use ostler_differential::batch::{Batch, MakeAccelerator};
+use ostler_differential::batch::{Batch, MakeAccelerator, Source};
+use ostler_differential::cases::{self, Case};
 use ostler_differential::cpu::Fallible;
+use ostler_differential::generate::Generator;
 use ostler_differential::pool;
 
 fn main() -> ExitCode {
@@ -37,10 +39,28 @@ fn run(arguments: &Arguments) -> Fallible<bool> {
     println!("seed {}", arguments.seed);
     let make: MakeAccelerator = if arguments.self_check { || None } else { || None };
     let mut agree = true;
-    for mode in arguments.modes() {
-        agree &= Batch { arguments, mode, make }.run()?;
+    for (source, count) in sources(arguments) {
+        agree &= Batch { arguments, source, count, make }.run()?;
     }
     Ok(agree)
+}
+
+/// What to run, and how many sequences of it.
+fn sources(arguments: &Arguments) -> Vec<(Source, u64)> {
+    let mut sources = Vec::new();
+    if arguments.cases || (arguments.mode.is_none() && arguments.filter.is_none() && arguments.replay.is_none()) {
+        let wanted = |case: &Case| arguments.filter.as_deref().is_none_or(|name| case.name.contains(name));
+        let cases: Vec<_> = cases::all().into_iter().filter(wanted).collect();
+        let count = cases.len() as u64;
+        sources.push((Source::Cases(cases), count));
+    }
+    for mode in arguments.modes() {
+        let generator = Generator::new(mode, arguments.filter.as_deref());
+        if !generator.leaders().is_empty() {
+            sources.push((Source::Random(generator), arguments.count_of(mode)));
+        }
+    }
+    sources
 }
 
 fn list(arguments: &Arguments) {

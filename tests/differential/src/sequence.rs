@@ -14,26 +14,37 @@ pub struct Sequence {
     pub start: u64,
     /// A near branch's target is the number of following instructions to leave out.
     pub items: Vec<Instruction>,
+    /// The bytes to run in place of the encoded instructions, which then only describe them.
+    pub verbatim: Option<Vec<u8>>,
     pub before: CpuState,
     /// The address of each instruction and of the byte after the last, as of [`Sequence::assemble`].
     pub addresses: Vec<u64>,
 }
 
 impl Sequence {
-    /// Encodes the instructions into the code window of `before` and points RIP at them.
+    /// Puts the instructions' bytes into the code window of `before` and points RIP at them.
     pub fn assemble(&mut self) -> Result<(), IcedError> {
+        self.before.rip = self.start;
+        if let Some(bytes) = self.verbatim.take() {
+            self.place(&bytes);
+            self.verbatim = Some(bytes);
+            return Ok(());
+        }
         // A first pass finds the addresses; a branch's length does not depend on its target.
         let (_, addresses) = self.encode(None)?;
         let (bytes, addresses) = self.encode(Some(&addresses))?;
+        self.place(&bytes);
+        self.addresses = addresses;
+        Ok(())
+    }
+
+    /// What does not fit into the window is left out: the CPU faults where it ends.
+    fn place(&mut self, bytes: &[u8]) {
         let window = &mut self.before.memory[CODE.range()];
         window.fill(FILLER);
         let offset = (self.start - CODE.base) as usize;
-        let room = window.len() - offset;
-        let fitting = bytes.len().min(room);
+        let fitting = bytes.len().min(window.len() - offset);
         window[offset..offset + fitting].copy_from_slice(&bytes[..fitting]);
-        self.before.rip = self.start;
-        self.addresses = addresses;
-        Ok(())
     }
 
     fn encode(&self, known: Option<&[u64]>) -> Result<(Vec<u8>, Vec<u64>), IcedError> {

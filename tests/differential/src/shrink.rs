@@ -17,7 +17,7 @@ pub fn shrink(sequence: &Sequence, mut differs: impl FnMut(&Sequence) -> Fallibl
         Ok(true)
     };
     let mut index = best.items.len();
-    while index > 0 {
+    while index > 0 && best.verbatim.is_none() {
         index -= 1;
         let mut trial = best.clone();
         trial.items.remove(index);

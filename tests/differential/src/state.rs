@@ -31,6 +31,10 @@ pub mod rflags {
     pub const IF: u64 = 1 << 9;
     pub const DF: u64 = 1 << 10;
     pub const OF: u64 = 1 << 11;
+    pub const NT: u64 = 1 << 14;
+    pub const RF: u64 = 1 << 16;
+    pub const AC: u64 = 1 << 18;
+    pub const ID: u64 = 1 << 21;
     pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
 }
 
