@@ -17,18 +17,10 @@ from ostler.devices.virtio.device import F_EVENT_IDX, F_RING_RESET, F_VERSION_1
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.transport import VirtioPci
 from ostler.errors import StateError
-from ostler.testing.pci import FakeBus, FakeLine, FakeRoute, FakeWorkers
+from ostler.testing.pci import FakeBus, FakeImage, FakeLine, FakeRoute, FakeWorkers
 
 RESET, ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET = 0, 1, 2, 4, 8, 64
 COMMON, NOTIFY, ISR, DEVICE, PCI = 1, 2, 3, 4, 5
-
-
-@dataclass
-class Disk:
-    fd: int = 3
-    size_bytes: int = 1 << 20
-    readonly: bool = False
-    block_bytes: int = 4096
 
 
 @dataclass
@@ -133,7 +125,7 @@ def rng() -> Iterator[Driver]:
 @pytest.fixture
 def blk() -> Iterator[Driver]:
     workers = FakeWorkers()
-    driver = attach(VirtioPci(VirtioBlk(Disk(), workers, serial="OST-1")), workers)
+    driver = attach(VirtioPci(VirtioBlk(FakeImage(), workers, serial="OST-1")), workers)
     yield driver
     driver.device.close()
 
@@ -428,7 +420,7 @@ def test_blk_driver_that_cannot_flush_gets_no_write_cache(blk: Driver) -> None:
 
 def test_blk_read_only_offers_ro_and_nothing_that_writes() -> None:
     workers = FakeWorkers()
-    features = VirtioBlk(Disk(readonly=True), workers).features
+    features = VirtioBlk(FakeImage(readonly=True), workers).features
     assert features & 1 << 5
     assert not features & (1 << 13 | 1 << 14)
 

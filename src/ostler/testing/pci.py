@@ -125,6 +125,16 @@ class FakeWorker:
 
 
 @dataclass
+class FakeImage:
+    """A disk image that no worker opens."""
+
+    fd: int = 3
+    size_bytes: int = 1 << 20
+    readonly: bool = False
+    block_bytes: int = 4096
+
+
+@dataclass
 class FakeDisk:
     """What the workers know of a disk."""
 

@@ -23,10 +23,7 @@ QUEUE_SIZE = 128
 
 @dataclass(slots=True)
 class ConsoleState(State):
-    """The size of the terminal in characters; 0 by 0 when there is none."""
-
-    columns: int = 0
-    rows: int = 0
+    """Nothing: the size of the terminal is the host's, and the rest is the queues."""
 
 
 class VirtioConsole(VirtioDevice[ConsoleState]):
@@ -41,17 +38,18 @@ class VirtioConsole(VirtioDevice[ConsoleState]):
         self.state = ConsoleState()
         self.queue_sizes = (QUEUE_SIZE, QUEUE_SIZE)
         self.features = F_SIZE
+        self._columns, self._rows = 0, 0
         self._input_fd = input_fd
         self._output_fd = output_fd
         self._workers = workers
 
     def config(self) -> bytes:
-        """Columns, rows, number of ports, emergency write."""
-        return struct.pack("<HHII", self.state.columns, self.state.rows, 1, 0)
+        """Columns, rows (0 by 0 while unknown), number of ports, emergency write."""
+        return struct.pack("<HHII", self._columns, self._rows, 1, 0)
 
     def resize(self, columns: int, rows: int) -> None:
-        """Tell the guest the size of the terminal it is shown in."""
-        self.state = ConsoleState(min(columns, 0xFFFF), min(rows, 0xFFFF))
+        """Tell the guest the size, in characters, of the terminal it is shown in."""
+        self._columns, self._rows = min(columns, 0xFFFF), min(rows, 0xFFFF)
         self.announce_config()
 
     def start(self, features: int, queue: Queue) -> Worker:

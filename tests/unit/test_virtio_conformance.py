@@ -1,0 +1,72 @@
+"""PCI and virtio devices, held to the contract of every device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ostler.devices.device import Device
+from ostler.devices.pci.device import Connection, PciDevice
+from ostler.devices.pci.host import HostBridge, PciHost
+from ostler.devices.virtio.blk import VirtioBlk
+from ostler.devices.virtio.console import VirtioConsole
+from ostler.devices.virtio.device import VirtioDevice
+from ostler.devices.virtio.rng import VirtioRng
+from ostler.devices.virtio.transport import VirtioPci
+from ostler.testing import FakeMachine, check_device
+from ostler.testing.pci import FakeBus, FakeImage, FakeRoute, FakeWorkers
+
+DEVICES: tuple[Callable[[], VirtioDevice[Any]], ...] = (
+    lambda: VirtioBlk(FakeImage(), FakeWorkers(), serial="conformance"),
+    lambda: VirtioBlk(FakeImage(readonly=True), FakeWorkers(), queues=4),
+    lambda: VirtioConsole(0, 1, FakeWorkers()),
+    lambda: VirtioRng(FakeWorkers()),
+)
+
+
+class Common(VirtioPci):
+    """The transport by way of its common configuration registers."""
+
+    name = "virtio-pci-common"
+
+    def read(self, offset: int, size: int) -> int:
+        return self.bar_read(0, offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.bar_write(0, offset, size, value)
+
+
+def in_a_slot(device: PciDevice[Any], machine: FakeMachine) -> PciDevice[Any]:
+    device.connect(Connection(FakeBus(), machine.irq_line(16), FakeRoute))
+    return device
+
+
+@pytest.mark.parametrize("new", DEVICES)
+def test_virtio_device_conforms(new: Callable[[], VirtioDevice[Any]]) -> None:
+    check_device(lambda machine: new(), max(len(new().config()), 16))
+
+
+@pytest.mark.parametrize("new", DEVICES)
+@pytest.mark.parametrize("transport", [VirtioPci, Common])
+def test_virtio_transport_conforms(
+    new: Callable[[], VirtioDevice[Any]], transport: type[VirtioPci]
+) -> None:
+    made: list[VirtioPci] = []
+
+    def wire(machine: FakeMachine) -> Device[Any]:
+        made.append(transport(new()))
+        return in_a_slot(made[-1], machine)
+
+    check_device(wire, 256 if transport is VirtioPci else 60)
+    for device in made:
+        device.close()
+
+
+def test_pci_host_conforms() -> None:
+    check_device(lambda machine: PciHost(FakeBus(), machine.irq_line, FakeRoute), 8)
+
+
+def test_host_bridge_conforms() -> None:
+    check_device(lambda machine: in_a_slot(HostBridge(), machine), 256)
