@@ -1,7 +1,7 @@
 """The demo: a stock Debian kernel, busybox and a disk, started on this machine.
 
-On a terminal it ends in a shell of the guest. Without one it runs a few commands in the guest, prints
-what they say and powers off.
+On a terminal it ends in a shell of the guest. Without one it runs a few commands in the guest,
+prints what they say and powers off.
 """
 
 from __future__ import annotations

@@ -1,0 +1,33 @@
+"""What the documents promise, held against the repository."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from repository import ROOT, tracked
+
+DOCUMENTS = tracked("*.md")
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_link_in_a_document_leads_somewhere(path: Path) -> None:
+    missing = [
+        target for target in LINK.findall(path.read_text()) if not (path.parent / target).exists()
+    ]
+    assert not missing
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    last = (ROOT / ".ci/run").read_text().strip().splitlines()[-1]
+    assert last == "exec make test"
+    assert re.search(r"^make test\b", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_readme_shows_the_examples_as_they_are() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for example in tracked("docs/examples/*.py"):
+        code = example.read_text().split('"""')[-1].strip()
+        assert code in readme, f"{example.name} differs from the README"
