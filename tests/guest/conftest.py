@@ -1,0 +1,50 @@
+"""Fixtures of the stock guests, and what is kept when a test fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stock import GREETING, Boot, start_shell
+
+import ostler
+from guests.fetch import Kernel, kernel
+from guests.images import ext4
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """An ext4 disk with the file `greeting`."""
+    return ext4(tmp_path / "disk.img", {"greeting": GREETING})
+
+
+@pytest.fixture
+def boot(tmp_path: Path) -> Iterator[Boot]:
+    """Starts machines with the given options and ends them with the test.
+
+    What each printed is left in the test's directory, which pytest keeps for the last runs.
+    """
+    with ExitStack() as machines:
+
+        def start(**options: Any) -> ostler.VM:
+            vm = machines.enter_context(ostler.VM(**options))
+            log = tmp_path / "serial.log"
+            machines.callback(lambda: log.write_text(vm.serial.history))
+            return vm
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Kernel:
+    """Debian's kernel for virtual machines."""
+    return kernel("cloud")
+
+
+@pytest.fixture
+def shell(boot: Boot, cloud: Kernel, disk: Path) -> ostler.VM:
+    """The cloud kernel at its shell, with `disk` as /dev/vda."""
+    return start_shell(boot, cloud, disks=[disk])

@@ -1,0 +1,91 @@
+"""Starting stock guests: by the Python interface, and as the process that a user starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ostler
+from guests.fetch import Flavour, Kernel
+from guests.images import initrd
+
+# A guest boots in seconds; a loaded two-core machine gets this long before a test gives up.
+BOOT_S = 180
+END_S = 60
+READY = "ostler: ready"
+GREETING = bytes(range(256)) * 8192
+FLAVOURS: tuple[Flavour, ...] = ("cloud", "full")
+
+Boot = Callable[..., ostler.VM]
+
+
+def start_shell(boot: Boot, stock: Kernel, append: str = "", **options: Any) -> ostler.VM:
+    """Start `stock` with the demo's initramfs and wait for its shell."""
+    settings = {"memory": "512M", "initrd": initrd(stock), **options}
+    vm = boot(kernel=stock.image, append=f"console=ttyS0 {append}", **settings)
+    vm.serial.wait_for(READY, timeout=BOOT_S)
+    return vm
+
+
+class Process:
+    """`ostler run` with pipes for its standard streams."""
+
+    def __init__(self, kernel: Kernel, *options: str, append: str = "") -> None:
+        self.popen = subprocess.Popen(
+            [
+                sys.executable, "-m", "ostler", "run", "--kernel", str(kernel.image),
+                "--initrd", str(initrd(kernel)), "--memory", "256M",
+                "--append", f"console=ttyS0 quiet {append}", *options,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+
+    def lines(self) -> Iterator[str]:
+        """What the guest prints, until it ends."""
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            yield line.rstrip("\r\n")
+
+    def wait_until_ready(self) -> None:
+        """Read up to the line that says the shell is there."""
+        if not any(READY in line for line in self.lines()):
+            raise AssertionError(f"the guest never came up: {self.finish()}")
+
+    def type(self, command: str) -> None:
+        """Give the guest's shell a command."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(f"{command}\n")
+        self.popen.stdin.flush()
+
+    def finish(self) -> tuple[int, str, str]:
+        """Close its input and wait for its end: exit code, what was not yet read, complaints."""
+        out, err = self.popen.communicate(timeout=END_S)
+        return self.popen.returncode, out, err
+
+
+@contextmanager
+def process(kernel: Kernel, *options: str, append: str = "") -> Iterator[Process]:
+    """A `Process` that does not outlive the block."""
+    started = Process(kernel, *options, append=append)
+    try:
+        yield started
+    finally:
+        started.popen.kill()
+        started.popen.wait()
+        for stream in (started.popen.stdin, started.popen.stdout, started.popen.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def run(kernel: Kernel, command: str, *options: str, append: str = "") -> tuple[int, str, str]:
+    """Start the guest, give its shell `command`, and return how the process ended."""
+    with process(kernel, *options, append=append) as guest:
+        guest.wait_until_ready()
+        guest.type(command)
+        return guest.finish()

@@ -1,0 +1,96 @@
+"""Debian's two stock kernels to a shell: what commands say there, what the kernel complains of."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+from stock import BOOT_S, FLAVOURS, GREETING, READY
+
+import ostler
+from guests.fetch import Kernel, kernel
+from guests.images import ext4, initrd
+
+pytestmark = pytest.mark.guest
+
+COMPLAINTS = re.compile(r"WARNING:|BUG:|Oops|rcu: INFO|rcu:.*stall|soft lockup|Call Trace")
+
+
+@pytest.fixture(scope="module", params=FLAVOURS)
+def stock(request: pytest.FixtureRequest) -> Kernel:
+    return kernel(request.param)
+
+
+@pytest.fixture(scope="module")
+def guest(stock: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ostler.VM]:
+    """One boot of each kernel, for all tests of this file."""
+    directory = tmp_path_factory.mktemp(f"linux-{stock.version}")
+    disk = ext4(directory / "disk.img", {"greeting": GREETING})
+    with ostler.VM(
+        kernel=stock.image,
+        initrd=initrd(stock),
+        disks=[disk],
+        append="console=ttyS0",
+        memory="512M",
+    ) as vm:
+        try:
+            vm.serial.wait_for(READY, timeout=BOOT_S)
+            yield vm
+        finally:
+            (directory / "serial.log").write_text(vm.serial.history)
+
+
+def test_uname_names_the_kernel_that_was_started(guest: ostler.VM, stock: Kernel) -> None:
+    assert guest.serial.run("uname -r").strip() == stock.version
+
+
+def test_hypervisor_is_detected_as_kvm(guest: ostler.VM) -> None:
+    assert "Hypervisor detected: KVM" in guest.serial.run("dmesg | grep -i hypervisor")
+
+
+def test_clock_is_the_paravirtual_one(guest: ostler.VM) -> None:
+    path = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+    assert guest.serial.run(f"cat {path}").strip() == "kvm-clock"
+
+
+def test_clock_of_the_guest_keeps_the_pace_of_the_host(guest: ostler.VM) -> None:
+    def uptime() -> float:
+        return float(guest.serial.run("cat /proc/uptime").split()[0])
+
+    guest_before, host_before = uptime(), time.monotonic()
+    guest.serial.run("sleep 3")
+    guest_took, host_took = uptime() - guest_before, time.monotonic() - host_before
+    assert guest_took == pytest.approx(host_took, abs=0.5)
+
+
+def test_file_on_the_disk_has_the_hash_it_has_on_the_host(guest: ostler.VM) -> None:
+    guest.serial.run("mount /dev/vda /mnt")
+    said = guest.serial.run("sha256sum /mnt/greeting").split()[0]
+    guest.serial.run("umount /mnt")
+    assert said == hashlib.sha256(GREETING).hexdigest()
+
+
+def test_file_written_and_read_past_the_page_cache_is_the_same(guest: ostler.VM) -> None:
+    guest.serial.run("mount /dev/vda /mnt")
+    guest.serial.run("dd if=/dev/urandom of=/mnt/noise bs=64k count=64 conv=fsync 2>/dev/null")
+    before = guest.serial.run("sha256sum /mnt/noise")
+    guest.serial.run("umount /mnt; echo 3 > /proc/sys/vm/drop_caches; mount /dev/vda /mnt")
+    assert guest.serial.run("sha256sum /mnt/noise") == before
+    guest.serial.run("umount /mnt")
+
+
+def test_many_processes_compute_what_the_host_computes(guest: ostler.VM) -> None:
+    said = guest.serial.run(
+        "i=0; while [ $i -lt 50 ]; do echo $i | sha256sum; i=$((i+1)); done | sha256sum"
+    )
+    digests = [hashlib.sha256(f"{i}\n".encode()).hexdigest() for i in range(50)]
+    lines = "".join(f"{digest}  -\n" for digest in digests)
+    assert said.split()[0] == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_kernel_complains_of_nothing(guest: ostler.VM) -> None:
+    complaints = COMPLAINTS.findall(guest.serial.run("dmesg", timeout=120))
+    assert not complaints
