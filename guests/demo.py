@@ -66,11 +66,12 @@ def robot(stock: Kernel, image: Path, disk: Path) -> int:
             said = vm.serial.run(command, timeout=60)
             print(f"guest# {command}\n{said}", flush=True)
         vm.serial.write("poweroff\n")
-        code: int = vm.wait(timeout=60)
+        outcome = vm.wait(timeout=60)
+    print(outcome)
     if digest not in said:
         print(f"the disk should read {digest}", file=sys.stderr)
         return 1
-    return code
+    return outcome.exit_code
 
 
 if __name__ == "__main__":

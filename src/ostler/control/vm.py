@@ -40,6 +40,7 @@ from ostler.control.requests import (
     VcpuExit,
 )
 from ostler.control.session import Session
+from ostler.devices.device import GuestMemory
 from ostler.engine import Exit, InternalError, Shutdown
 from ostler.errors import ConfigError, OstlerError, WaitTimeout
 
@@ -163,6 +164,14 @@ class VM:
         self._control.join()
         assert self._outcome is not None
         return self._outcome
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's physical memory; `ConfigError` before `start` and after the end."""
+        with self._lock:
+            if self._session is None:
+                raise ConfigError("this VM has no memory now; read it while the guest runs")
+            return self._session.vm.memory
 
     @property
     def running(self) -> bool:
