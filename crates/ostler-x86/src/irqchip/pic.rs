@@ -165,11 +165,10 @@ fn request(pic: &PicState, is_master: bool) -> Option<u8> {
     if pic.special_mask != 0 {
         in_service &= !pic.imr;
     }
-    if is_master && pic.special_fully_nested_mode != 0 {
-        // The slave has sorted its requests already: a further one is the more urgent one.
-        in_service &= !(1 << CASCADE);
-    }
-    (requested < priority(pic, in_service)).then(|| line_of(pic, requested))
+    let busy = priority(pic, in_service);
+    // The slave has sorted its requests already: a further one of it is the more urgent one.
+    let nested = is_master && pic.special_fully_nested_mode != 0 && line_of(pic, requested) == CASCADE;
+    (requested < busy || nested && requested == busy && requested != NOTHING).then(|| line_of(pic, requested))
 }
 
 fn set_input(pic: &mut PicState, line: u8, level: bool) {

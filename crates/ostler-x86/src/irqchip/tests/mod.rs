@@ -1,6 +1,15 @@
 //! Tests of the chips on one board, with a clock that only the test moves.
 
 mod board;
+mod countdown;
+mod hostile;
+mod ioapic;
+mod lapic;
+mod pic;
+mod pit;
+mod state;
+mod threads;
+mod x2apic;
 
 use std::sync::Arc;
 
