@@ -1,10 +1,11 @@
 //! Runs a range of sequences in a forked process and goes on behind the one that killed it.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iced_x86::FlowControl;
+use iced_x86::{Code, FlowControl, Mnemonic};
 use ostler_engine::Accelerator;
 
 use crate::arguments::Arguments;
@@ -73,6 +74,14 @@ pub struct Batch<'a> {
     pub make: MakeAccelerator,
 }
 
+/// What is left of a batch.
+#[derive(Debug)]
+pub struct Summary {
+    pub different: u64,
+    /// What was executed or faulted.
+    pub ran: HashSet<Mnemonic>,
+}
+
 /// The two CPUs of one process.
 struct Pair {
     host: NativeCpu,
@@ -102,8 +111,8 @@ impl Pair {
 }
 
 impl Batch<'_> {
-    /// Runs all sequences; true when there was no difference.
-    pub fn run(&self) -> Fallible<bool> {
+    /// Runs all sequences.
+    pub fn run(&self) -> Fallible<Summary> {
         let shared = Shared::new()?;
         let range = self.range();
         shared.counters().next.store(range.start, Ordering::Relaxed);
@@ -112,7 +121,10 @@ impl Batch<'_> {
             self.run_process(&shared, range.end)?;
         }
         self.summarize(&shared, begun.elapsed());
-        Ok(shared.counters().different.load(Ordering::Relaxed) == 0)
+        Ok(Summary {
+            different: shared.counters().different.load(Ordering::Relaxed),
+            ran: Code::values().filter(|code| shared.attempted(*code) > 0).map(Code::mnemonic).collect(),
+        })
     }
 
     fn range(&self) -> std::ops::Range<u64> {
@@ -198,7 +210,7 @@ impl Batch<'_> {
         let small = shrink(sequence, |trial| pair.differs(trial))?;
         let (expected, actual) = pair.run(&small)?;
         let lines = compare::differences(&small, &expected, &actual);
-        let culprit = small.items.last().or(sequence.items.last()).map_or(iced_x86::Code::INVALID, |item| item.code());
+        let culprit = small.items.last().or(sequence.items.last()).map_or(Code::INVALID, |item| item.code());
         if shared.note_difference(culprit) < self.arguments.details {
             println!("{}", report::difference(&small, &expected, &lines, &self.replay(index)));
         }

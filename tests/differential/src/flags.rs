@@ -100,3 +100,36 @@ pub fn status_word_mask(undefined: u32) -> u16 {
     let pairs = [(RflagsBits::C0, 8), (RflagsBits::C1, 9), (RflagsBits::C2, 10), (RflagsBits::C3, 14)];
     pairs.into_iter().filter(|(bit, _)| undefined & bit != 0).fold(0, |mask, (_, position)| mask | 1 << position)
 }
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Code, Instruction, OpKind, Register};
+
+    use super::*;
+
+    fn two(code: Code) -> Instruction {
+        Instruction::with2(code, Register::EAX, Register::EBX).expect("operands fit")
+    }
+
+    #[test]
+    fn flags_undefined_by_one_instruction_are_defined_by_the_next_that_writes_them() {
+        let items = [two(Code::Imul_r32_rm32), two(Code::Add_rm32_r32)];
+        let undefined = undefined(&items);
+        assert_ne!(undefined[1] & RflagsBits::ZF, 0);
+        assert_eq!(undefined[2], 0);
+        assert!(are_respected(&items));
+    }
+
+    #[test]
+    fn flags_undefined_stay_so_behind_a_branch_around_their_definition() {
+        let mut branch = Instruction::default();
+        branch.set_code(Code::Jrcxz_rel8_64);
+        branch.set_op0_kind(OpKind::NearBranch64);
+        branch.set_near_branch64(1);
+        let items = [two(Code::Imul_r32_rm32), branch, two(Code::Add_rm32_r32), two(Code::Adc_rm32_r32)];
+        assert_ne!(undefined(&items)[3] & RflagsBits::ZF, 0);
+        assert!(are_respected(&items), "ADC reads CF only, which IMUL defines");
+        let items = [two(Code::Imul_r32_rm32), branch, two(Code::Cmove_r32_rm32)];
+        assert!(!are_respected(&items));
+    }
+}

@@ -185,3 +185,38 @@ pub fn has_undefined_result(item: &Instruction, rcx: Option<u64>) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequence_of_a_seed_is_always_the_same() {
+        let generator = Generator::new(Mode::Long, None);
+        for turn in 0..200 {
+            let (first, second) = (generator.sequence(7, turn), generator.sequence(7, turn));
+            assert_eq!(first.items, second.items);
+            assert!(first.before == second.before);
+        }
+    }
+
+    #[test]
+    fn sequences_assemble_and_never_read_undefined_flags() {
+        for mode in [Mode::Long, Mode::Compatibility] {
+            let generator = Generator::new(mode, None);
+            for turn in 0..2000 {
+                let mut sequence = generator.sequence(turn, turn);
+                sequence.assemble().expect("was assembled when it was made");
+                assert!(flags::are_respected(&sequence.items));
+            }
+        }
+    }
+
+    #[test]
+    fn filter_keeps_a_mnemonic_or_a_code() {
+        let by_mnemonic = Generator::new(Mode::Long, Some("bsf"));
+        assert_eq!(by_mnemonic.leaders().len(), 3);
+        let by_code = Generator::new(Mode::Long, Some("Bsf_r64_rm64"));
+        assert_eq!(by_code.leaders(), [Code::Bsf_r64_rm64]);
+    }
+}

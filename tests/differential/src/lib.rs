@@ -19,7 +19,7 @@ pub mod native;
 mod operands;
 pub mod pool;
 pub mod random;
-mod report;
+pub mod report;
 pub mod sequence;
 mod shared;
 mod shrink;

@@ -1,5 +1,6 @@
 //! `ostler-differential`: see [`ostler_differential`].
 
+use std::collections::HashSet;
 use std::env;
 use std::process::ExitCode;
 
@@ -9,6 +10,7 @@ use ostler_differential::cases::{self, Case};
 use ostler_differential::cpu::Fallible;
 use ostler_differential::generate::Generator;
 use ostler_differential::pool;
+use ostler_differential::report;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::parse(env::args().skip(1)) {
@@ -38,17 +40,27 @@ fn run(arguments: &Arguments) -> Fallible<bool> {
     }
     println!("seed {}", arguments.seed);
     let make: MakeAccelerator = if arguments.self_check { || None } else { || None };
-    let mut agree = true;
+    let (mut different, mut ran) = (0, HashSet::new());
     for (source, count) in sources(arguments) {
-        agree &= Batch { arguments, source, count, make }.run()?;
+        let summary = Batch { arguments, source, count, make }.run()?;
+        different += summary.different;
+        ran.extend(summary.ran);
     }
-    Ok(agree)
+    let whole = !arguments.self_check && is_whole(arguments);
+    let (rows, not_hit) = if whole { report::rows(&ran) } else { (String::new(), 0) };
+    print!("{rows}");
+    Ok(different == 0 && not_hit == 0)
+}
+
+/// Whether nothing narrows the run: then every row of the instruction table has to be hit.
+fn is_whole(arguments: &Arguments) -> bool {
+    !arguments.cases && arguments.mode.is_none() && arguments.filter.is_none() && arguments.replay.is_none()
 }
 
 /// What to run, and how many sequences of it.
 fn sources(arguments: &Arguments) -> Vec<(Source, u64)> {
     let mut sources = Vec::new();
-    if arguments.cases || (arguments.mode.is_none() && arguments.filter.is_none() && arguments.replay.is_none()) {
+    if arguments.cases || is_whole(arguments) {
         let wanted = |case: &Case| arguments.filter.as_deref().is_none_or(|name| case.name.contains(name));
         let cases: Vec<_> = cases::all().into_iter().filter(wanted).collect();
         let count = cases.len() as u64;

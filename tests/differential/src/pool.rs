@@ -100,6 +100,17 @@ pub fn is_comparable(code: Code, mode: Mode) -> bool {
         && !info.op_kinds().iter().any(|kind| is_unsupported(*kind))
 }
 
+/// Why no form of `mnemonic` is compared; `None` for those that are or could be.
+pub fn reason_excluded(mnemonic: Mnemonic) -> Option<&'static str> {
+    let listed = EXCLUDED.iter().find(|(mnemonics, _)| mnemonics.contains(&mnemonic));
+    let forms = || Code::values().filter(|code| code.mnemonic() == mnemonic);
+    let beyond = "belongs to an extension that is not compared";
+    listed.map(|(_, reason)| *reason).or_else(|| {
+        let known = forms().any(|code| code.cpuid_features().iter().all(|feature| FEATURES.contains(feature)));
+        if known { None } else { Some(beyond) }
+    })
+}
+
 /// MOV and POP to a segment register.
 fn loads_segment(code: Code) -> bool {
     use OpCodeOperandKind as Kind;
@@ -118,4 +129,21 @@ fn is_unsupported(kind: OpCodeOperandKind) -> bool {
 
 fn is_far(code: Code) -> bool {
     code.is_jmp_far_indirect() || code.is_call_far_indirect() || code.is_jmp_far() || code.is_call_far()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pool_leaves_out_what_enters_the_kernel_and_what_our_cpu_lacks() {
+        let pool = comparable(Mode::Long);
+        for code in [Code::Syscall, Code::Sysenter, Code::Vmmcall, Code::EVEX_Vaddps_xmm_k1z_xmm_xmmm128b32] {
+            assert!(!pool.contains(&code), "{code:?}");
+        }
+        for code in [Code::Add_rm64_r64, Code::VEX_Vpgatherdd_xmm_vm32x_xmm, Code::Fpatan, Code::VEX_Mulx_r64_r64_rm64]
+        {
+            assert!(pool.contains(&code), "{code:?}");
+        }
+    }
 }

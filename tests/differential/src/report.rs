@@ -1,11 +1,13 @@
 //! What is printed: differences with everything needed to repeat them, and the coverage.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write;
 
-use iced_x86::{Code, Formatter, IntelFormatter};
+use iced_x86::{Code, Formatter, IntelFormatter, Mnemonic};
 
 use crate::compare::{describe_stop, hex};
 use crate::layout::{CODE, memory_offset};
+use crate::pool;
 use crate::sequence::Sequence;
 use crate::shared::Shared;
 use crate::state::{CpuState, GPR_NAMES, Outcome};
@@ -86,6 +88,30 @@ pub fn coverage(shared: &Shared, codes: &[Code]) -> String {
         }
     }
     text
+}
+
+/// The rows of the software CPU's instruction table that did not run: with the reason, or as a failure. The second
+/// value is how many failed.
+pub fn rows(ran: &HashSet<Mnemonic>) -> (String, usize) {
+    let mut reasons: BTreeMap<&str, Vec<Mnemonic>> = BTreeMap::new();
+    let mut failed = Vec::new();
+    let mut count = 0;
+    for row in ostler_x86::isa::rows() {
+        count += 1;
+        match pool::reason_excluded(row.mnemonic) {
+            _ if ran.contains(&row.mnemonic) => {}
+            Some(reason) => reasons.entry(reason).or_default().push(row.mnemonic),
+            None => failed.push(row.mnemonic),
+        }
+    }
+    let mut text = format!("instruction table: {count} rows\n");
+    for (reason, mnemonics) in reasons {
+        let _ = writeln!(text, "not compared, {reason}: {mnemonics:?}");
+    }
+    if !failed.is_empty() {
+        let _ = writeln!(text, "not hit: {failed:?}");
+    }
+    (text, failed.len())
 }
 
 /// The instructions with differences, most first.
