@@ -1,4 +1,7 @@
 //! Interrupt lines and message-signalled interrupts.
+//!
+//! Nothing here waits for anybody who may need the interpreter, so nothing detaches from it: taking
+//! it back costs far more than an interrupt.
 
 use std::sync::Arc;
 
@@ -23,13 +26,13 @@ impl IrqLine {
     }
 
     /// Assert (true) or deassert the line.
-    fn set_level(&self, py: Python<'_>, level: bool) {
-        py.detach(|| self.line.set_level(level));
+    fn set_level(&self, level: bool) {
+        self.line.set_level(level);
     }
 
     /// One edge: assert and deassert.
-    fn pulse(&self, py: Python<'_>) {
-        py.detach(|| self.line.pulse());
+    fn pulse(&self) {
+        self.line.pulse();
     }
 
     fn __repr__(&self) -> String {
@@ -70,8 +73,8 @@ impl MsiRoute {
     }
 
     #[setter]
-    fn set_masked(&self, py: Python<'_>, masked: bool) {
-        py.detach(|| self.route.set_masked(masked));
+    fn set_masked(&self, masked: bool) {
+        self.route.set_masked(masked);
     }
 
     /// Whether an interrupt waits for the mask to go. Setting it (from a saved state) fires nothing.
@@ -86,8 +89,8 @@ impl MsiRoute {
     }
 
     /// Send the message, or, while masked, set the pending bit.
-    fn signal(&self, py: Python<'_>) {
-        py.detach(|| self.route.signal());
+    fn signal(&self) {
+        self.route.signal();
     }
 
     fn __repr__(&self) -> String {

@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use ostler_engine::Vm;
-use ostler_memory::{Backing, GuestRam, SlotConfig};
+use ostler_memory::{Backing, GuestRam, MemoryError, SlotConfig};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
@@ -62,12 +62,12 @@ impl Memory {
     /// `length` bytes at `gpa`; `IndexError` where no memory is.
     fn read<'py>(&self, py: Python<'py>, gpa: u64, length: usize) -> PyResult<Bound<'py, PyBytes>> {
         let ram = self.ram();
-        PyBytes::new_with(py, length, |buffer| py.detach(|| ram.read(gpa, buffer)).map_err(raise))
+        PyBytes::new_with(py, length, |buffer| copying(py, length, || ram.read(gpa, buffer)))
     }
 
     /// Store `data` at `gpa`, in read-only slots, too; `IndexError` where no memory is.
     fn write(&self, py: Python<'_>, gpa: u64, data: PyBackedBytes) -> PyResult<()> {
-        py.detach(|| self.ram().write(gpa, &data)).map_err(raise)
+        copying(py, data.len(), || self.ram().write(gpa, &data))
     }
 
     /// Read and clear the dirty log of a slot: bit `n % 8` of byte `n // 8` is its page `n`.
@@ -86,18 +86,22 @@ impl Memory {
     }
 }
 
+/// A copy that takes longer than giving the interpreter away and taking it back does so.
+const LONG_COPY_BYTES: usize = 64 << 10;
+
+/// Copies `length` bytes to or from the guest.
+fn copying(py: Python<'_>, length: usize, copy: impl FnOnce() -> Result<(), MemoryError> + Send) -> PyResult<()> {
+    if length < LONG_COPY_BYTES { copy() } else { py.detach(copy) }.map_err(raise)
+}
+
 impl Memory {
     /// Makes a change that running vCPUs have to know of.
-    fn change(
-        &self,
-        py: Python<'_>,
-        change: impl FnOnce(&GuestRam) -> Result<(), ostler_memory::MemoryError> + Send,
-    ) -> PyResult<()> {
+    fn change(&self, py: Python<'_>, change: impl FnOnce(&GuestRam) -> Result<(), MemoryError> + Send) -> PyResult<()> {
         py.detach(|| {
             change(self.ram())?;
             self.vm.synchronize();
             Ok(())
         })
-        .map_err(raise::<ostler_memory::MemoryError>)
+        .map_err(raise::<MemoryError>)
     }
 }
