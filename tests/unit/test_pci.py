@@ -284,6 +284,8 @@ def test_reset_gives_bars_their_addresses_again(board: Board) -> None:
     base = board.config(1, BAR0)
     board.set_config(1, COMMAND, 0)
     board.set_config(1, BAR0, 0)
+    board.host.slots[1].reset()
+    assert board.config(1, BAR0) == base
     board.host.reset()
     assert board.config(1, BAR0) == base
     assert board.bus.read("mmio", base & ~0xF, 4) == 0

@@ -116,15 +116,15 @@ class PaperBackend:
 
     writeback: bool = True
 
+    def serve(self, queue: Queue) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
+
 
 class PaperWorkers:
     """Makes disks for devices to be built with; no queue is ever started."""
 
     def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> BlkBackend:
         return PaperBackend()
-
-    def blk(self, queue: Queue, disk: BlkBackend) -> Worker:
-        raise RuntimeError("a machine on paper does not run")
 
     def rng(self, queue: Queue) -> Worker:
         raise RuntimeError("a machine on paper does not run")

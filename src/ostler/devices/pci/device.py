@@ -119,6 +119,7 @@ class PciDevice(Device[P]):
                 Region(msix.bar, msix.pba_offset, msix.pba_bytes, msix.pending, "msix-pba"),
             ]
         self._connection: Connection | None = None
+        self._firmware: tuple[tuple[int, int, int], ...] = ()
         self._mapped: dict[int, tuple[int, list[Region]]] = {}
 
     def connect(self, connection: Connection) -> None:
@@ -127,6 +128,12 @@ class PciDevice(Device[P]):
         if self.msix is not None:
             self.msix.connect(connection.new_route)
         self.replace(self.power_up())
+
+    def configure(self, *registers: tuple[int, int, int]) -> None:
+        """Store (offset, size, value) as firmware would: now and after every reset."""
+        self._firmware = registers
+        for offset, size, value in registers:
+            self.write(offset, size, value)
 
     def power_up(self) -> P:
         """The state after power-up; subclasses extend it."""
@@ -137,9 +144,10 @@ class PciDevice(Device[P]):
         return state  # type: ignore[return-value]  # P is bound by the class's `State`
 
     def reset(self) -> None:
-        """Return to the state after power-up."""
+        """Return to the state after power-up, as firmware configures it."""
         with self.lock:
             self.replace(self.power_up())
+            self.configure(*self._firmware)
 
     def replace(self, state: Any) -> None:
         """Take `state`; lines, routes and bus ranges follow."""

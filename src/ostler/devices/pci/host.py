@@ -128,12 +128,10 @@ class PciHost(Device[HostState]):
         return slot
 
     def reset(self) -> None:
-        """Reset every slot and give the BARs their addresses again."""
+        """Reset the bridge and every slot; BARs keep the addresses they were given."""
         super().reset()
-        self._allocator = _Allocator(self.windows)
-        for slot, device in sorted(self.slots.items()):
+        for device in self.slots.values():
             device.reset()
-            self._configure(slot, device)
 
     def read(self, offset: int, size: int) -> int:
         """A load from 0xCF8 + offset."""
@@ -175,12 +173,11 @@ class PciHost(Device[HostState]):
                 device.write(offset, size, value)
 
     def _configure(self, slot: int, device: PciDevice[Any]) -> None:
-        for bar in device.layout.bars:
-            base = self._allocator.take(bar)
-            device.write(bar.offset, bar.width, base)
-        if device.layout.bars:
-            device.write(COMMAND, 2, COMMAND_IO | COMMAND_MEMORY)
-        device.write(INTERRUPT_LINE, 1, intx_gsi(slot))
+        bars = device.layout.bars
+        registers = [(bar.offset, bar.width, self._allocator.take(bar)) for bar in bars]
+        if bars:
+            registers.append((COMMAND, 2, COMMAND_IO | COMMAND_MEMORY))
+        device.configure(*registers, (INTERRUPT_LINE, 1, intx_gsi(slot)))
 
 
 class Ecam:
