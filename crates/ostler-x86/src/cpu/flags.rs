@@ -140,7 +140,8 @@ impl Flags {
         self.carries = self.carries & !AF_CARRY | u64::from(af) << 3;
     }
 
-    pub fn set_zf(&mut self, zf: bool) {
+    /// ZF; the other flags stay.
+    pub fn set_zf_alone(&mut self, zf: bool) {
         self.zero = u64::from(!zf);
     }
 

@@ -1,6 +1,15 @@
 //! What instructions do: one semantic function per mnemonic, generic over operand width and kind.
 
 pub mod availability;
+pub mod alu;
+pub mod bits;
+pub mod branch;
+pub mod decimal;
 mod io;
+pub mod mov;
+pub mod muldiv;
 pub mod operand;
 mod segment;
+pub mod shift;
+pub mod stack;
+pub mod string;

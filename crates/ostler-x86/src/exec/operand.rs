@@ -14,6 +14,7 @@ pub trait Source {
 
 /// Somewhere a value goes to.
 pub trait Place: Source {
+    const IS_REGISTER: bool;
     fn write<W: Width>(cpu: &mut Cpu, op: &Op, value: W) -> Exec;
     /// Reads, changes and writes. Nothing has changed when it faults; `change` may run more than once.
     fn update<W: Width>(cpu: &mut Cpu, op: &Op, change: impl FnMut(&mut Cpu, W) -> W) -> Exec;
@@ -44,6 +45,7 @@ macro_rules! register_operand {
             }
         }
         impl Place for $name {
+            const IS_REGISTER: bool = true;
             #[inline(always)]
             fn write<W: Width>(cpu: &mut Cpu, op: &Op, value: W) -> Exec {
                 cpu.regs.write(op.$field, value);
@@ -73,6 +75,7 @@ impl Source for Mem {
 }
 
 impl Place for Mem {
+    const IS_REGISTER: bool = false;
     #[inline(always)]
     fn write<W: Width>(cpu: &mut Cpu, op: &Op, value: W) -> Exec {
         let linear = cpu.linear(op, W::BYTES, true)?;
@@ -93,7 +96,6 @@ impl Source for Imm {
 }
 
 /// Picks `function::<W, ..>` by an operand size in bytes.
-#[allow(unused_macros, reason = "the families that use it follow")]
 macro_rules! by_width {
     ($bytes:expr, $function:ident $(, $argument:ty)*) => {
         match $bytes {
@@ -105,7 +107,6 @@ macro_rules! by_width {
         }
     };
 }
-#[allow(unused_imports, reason = "the families that use it follow")]
 pub(crate) use by_width;
 
 pub fn is_memory(instruction: &Instruction, index: u32) -> bool {

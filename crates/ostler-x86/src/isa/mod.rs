@@ -54,10 +54,26 @@ pub fn row(mnemonic: Mnemonic) -> Option<&'static Row> {
     index[mnemonic as usize]
 }
 
+/// MOV to or from a segment, control or debug register.
+pub fn special_move(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+    system::select_move(instruction, op)
+}
+
+/// PUSH and POP of a segment register.
+pub fn special_stack(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+    system::select_stack(instruction, op)
+}
+
+/// Far JMP and CALL.
+pub fn far_transfer(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
+    system::select_far(instruction, op)
+}
+
 /// Whether the instruction is the last of its block: it jumps, or what follows it may have to be
 /// decoded, translated or interrupted differently.
 pub fn ends_block(instruction: &Instruction) -> bool {
-    instruction.flow_control() != FlowControl::Next || system::ends_block(instruction.mnemonic())
+    let goes_on = matches!(instruction.flow_control(), FlowControl::Next | FlowControl::ConditionalBranch);
+    !goes_on || system::ends_block(instruction.mnemonic())
 }
 
 #[cfg(test)]

@@ -88,6 +88,28 @@ impl Cpu {
         }
     }
 
+    /// LOCK CMPXCHG16B at an address that is a multiple of 16; returns what was there.
+    pub fn compare_exchange_16(&mut self, linear: u64, expected: u128, new: u128) -> Result<u128, Stop> {
+        let gpa = self.translate(linear, 16, Access::Write)?;
+        let Some(place) = self.mmu.physical.find(gpa).filter(|place| !place.read_only) else {
+            let vm = std::sync::Arc::clone(&self.vm);
+            let _bus = vm.bus_lock();
+            let mut bytes = [0; 16];
+            self.load_bytes(linear, &mut bytes)?;
+            let found = u128::from_le_bytes(bytes);
+            let value = if found == expected { new } else { found };
+            self.store_bytes(linear, &value.to_le_bytes())?;
+            return Ok(found);
+        };
+        let (log, offset) = (std::ptr::from_ref(place.log), place.offset);
+        // SAFETY: aligned guest memory of one page; the log lives as long as the physical map.
+        unsafe {
+            let found = atomic_exchange_16(place.host.cast(), expected, new);
+            self.note_write(&*log, offset, 16);
+            Ok(found)
+        }
+    }
+
     #[cold]
     #[inline(never)]
     fn slow_load<W: Width>(&mut self, linear: u64) -> Result<W, Stop> {
@@ -342,4 +364,25 @@ unsafe fn copy_out(data: &[u8], host: *mut u8) {
             _ => std::ptr::copy_nonoverlapping(data.as_ptr(), host, data.len()),
         }
     }
+}
+
+/// # Safety
+/// `host` is aligned to 16 and valid for reads and writes of 16 bytes.
+unsafe fn atomic_exchange_16(host: *mut u128, expected: u128, new: u128) -> u128 {
+    let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
+    // SAFETY: the caller vouches for `host`. RBX is LLVM's, so the new low half goes in by exchange.
+    unsafe {
+        std::arch::asm!(
+            "xchg {new_low}, rbx",
+            "lock cmpxchg16b xmmword ptr [{host}]",
+            "mov rbx, {new_low}",
+            new_low = inout(reg) new as u64 => _,
+            host = in(reg) host,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
 }

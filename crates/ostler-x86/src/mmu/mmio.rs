@@ -47,6 +47,15 @@ impl Replay {
         self.owner = 0;
     }
 
+    /// One element of a repeated instruction is done: its accesses are not made again.
+    #[inline]
+    pub fn element_done(&mut self) {
+        if !self.log.is_empty() {
+            self.log.clear();
+            self.cursor = 0;
+        }
+    }
+
     /// `run` begins after an exit: whatever was asked and not answered reads as ones.
     pub fn rewind(&mut self) {
         if let Some(mut access) = self.asked.take() {
