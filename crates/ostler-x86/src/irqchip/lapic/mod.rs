@@ -5,7 +5,8 @@
 //! guest writes is changed by the vCPU's own thread. Not modelled: the CMCI and extended LVTs,
 //! focus processors, SMI delivery, remote reads, level-triggered LINT pins (they act as
 //! edge-triggered; nothing on the board drives LINT1), and spurious interrupts (a request that is
-//! masked by TPR between INTR and INTA is not acknowledged at all).
+//! masked by TPR between INTR and INTA is not acknowledged at all). Not saved, because KVM's page has no
+//! place for it: errors that ESR does not show yet, and an ExtINT message that waits for its INTA.
 
 mod countdown;
 mod msr;
