@@ -17,6 +17,9 @@ from ostler.errors import GuestError, WaitTimeout
 
 HISTORY_BYTES = 4 << 20
 TRIM_BYTES = 1 << 20
+# How far a guest may be ahead of who copies its output; then it has to wait.
+LAG_BYTES = 1 << 20
+INPUT_BYTES = 64 << 10
 # Who waits for output looks at most this often: the guest prints byte by byte.
 LOOK_INTERVAL_S = 0.002
 PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
@@ -33,7 +36,8 @@ class SerialConsole:
         self._waiting = 0
         self._input = bytearray()
         self._ended: str | None = None
-        self._on_input: Callable[[], None] = lambda: None
+        self._on_input: Callable[[], None] | None = None
+        self._copied: int | None = None  # position of the one who copies, where there is one
 
     # -- the guest's side -------------------------------------------------------------------
 
@@ -45,18 +49,30 @@ class SerialConsole:
                 del self._history[:-HISTORY_BYTES]
             if self._waiting:
                 self._changed.notify_all()
+            if self._lags():
+                self._wait(lambda: not self._lags())
 
     def receive(self, limit: int) -> bytes:
         with self._changed:
             data = bytes(self._input[:limit])
             del self._input[:limit]
+            if data and self._waiting:
+                self._changed.notify_all()
             return data
 
     # -- the machine's side -----------------------------------------------------------------
 
     def connect(self, on_input: Callable[[], None]) -> None:
-        """Have `on_input` called when there is something to receive."""
-        self._on_input = on_input
+        """The machine runs: have `on_input` called when there is something to receive."""
+        with self._changed:
+            self._on_input = on_input
+        on_input()
+
+    def disconnect(self) -> None:
+        """The machine stands still; nobody may wait for it, and it may not wait for anybody."""
+        with self._changed:
+            self._on_input = None
+            self._changed.notify_all()
 
     def end(self, why: str) -> None:
         """The guest prints no more: those who wait for it are told `why`."""
@@ -67,7 +83,7 @@ class SerialConsole:
     def position(self) -> int:
         """How many bytes the guest has printed so far."""
         with self._changed:
-            return self._dropped + len(self._history)
+            return self._end()
 
     def find_panic(self, since: int) -> str | None:
         """The reason of a Linux kernel panic printed after position `since`."""
@@ -80,8 +96,17 @@ class SerialConsole:
         Waits up to `timeout` seconds for the first byte; nothing when none came or none will.
         """
         with self._changed:
-            self._wait(lambda: self._dropped + len(self._history) > position, timeout)
-            return self._since_locked(position), self._dropped + len(self._history)
+            self._wait(lambda: self._end() > position or self._ended is not None, timeout)
+            return self._since_locked(position), self._end()
+
+    def copied(self, position: int | None) -> None:
+        """Whoever copies the output elsewhere has done so up to `position`; `None` ends that.
+
+        The guest waits for it when it is a megabyte ahead.
+        """
+        with self._changed:
+            self._copied = position
+            self._changed.notify_all()
 
     # -- for people and programs ------------------------------------------------------------
 
@@ -94,7 +119,14 @@ class SerialConsole:
         """Type `text` into the guest, as fast as it takes it."""
         with self._changed:
             self._input += text.encode() if isinstance(text, str) else text
-        self._on_input()
+            on_input = self._on_input
+        if on_input is not None:
+            on_input()
+
+    def wait_for_room(self) -> None:
+        """Return when little of what was written still waits for the guest to take it."""
+        with self._changed:
+            self._wait(lambda: len(self._input) < INPUT_BYTES or self._ended is not None)
 
     def wait_for(self, pattern: str | re.Pattern[str], timeout: float = 60) -> str:
         """Wait until the guest prints `pattern`; return what it printed up to and including it.
@@ -146,7 +178,7 @@ class SerialConsole:
 
     def _snapshot(self, start: int) -> tuple[bytes, int, str | None]:
         with self._changed:
-            return self._since_locked(start), self._dropped + len(self._history), self._ended
+            return self._since_locked(start), self._end(), self._ended
 
     def _since(self, position: int) -> bytes:
         with self._changed:
@@ -155,10 +187,17 @@ class SerialConsole:
     def _since_locked(self, position: int) -> bytes:
         return bytes(self._history[max(position - self._dropped, 0) :])
 
-    def _wait(self, ready: Callable[[], bool], timeout: float | None) -> None:
+    def _end(self) -> int:
+        return self._dropped + len(self._history)
+
+    def _lags(self) -> bool:
+        running = self._on_input is not None
+        return running and self._copied is not None and self._end() - self._copied > LAG_BYTES
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None = None) -> None:
         self._waiting += 1
         try:
-            self._changed.wait_for(lambda: ready() or self._ended is not None, timeout)
+            self._changed.wait_for(ready, timeout)
         finally:
             self._waiting -= 1
 

@@ -45,7 +45,15 @@ class HostStop:
     """The machine's owner wants it gone."""
 
 
-Request = PowerOff | Reset | DebugExit | VcpuExit | HostReset | HostStop
+@dataclass(frozen=True, slots=True)
+class HostShutdown:
+    """The machine's owner wants the guest to shut down, and the machine gone after `grace_s`."""
+
+    grace_s: float
+
+
+HostRequest = HostReset | HostStop | HostShutdown
+Request = PowerOff | Reset | DebugExit | VcpuExit | HostRequest
 Mailbox = queue.SimpleQueue[tuple[int, Request]]
 
 

@@ -21,12 +21,12 @@ from ostler.engine import (
     Regs,
     Segment,
     Vcpu,
+    VirtioWorkers,
     VirtualMachine,
 )
 from ostler.firmware.plan import BootPlan
 from ostler.machine.board import Host
 from ostler.machine.boot import acpi_tables, plan_boot, write_boot
-from ostler.machine.paper import PaperWorkers
 from ostler.machine.virt import VirtBoard
 
 
@@ -53,7 +53,8 @@ class Session:
         plan = plan_boot(config)
         self.vm = VirtualMachine(accelerator)
         self.timers = TimerThread(self.vm.clock)
-        host = Host(console, self.timers, HostTime(), requests, PaperWorkers(), images)
+        workers = VirtioWorkers(self.vm.memory)
+        host = Host(console, self.timers, HostTime(), requests, workers, images)
         try:
             self.board = VirtBoard(config, self.vm, host)
             write_boot(plan, acpi_tables(config), self.vm.memory)
@@ -82,7 +83,7 @@ class Session:
 
     def close(self) -> None:
         """End the threads and give everything back."""
-        self.console.connect(lambda: None)
+        self.console.disconnect()
         self.threads.stop()
         self.timers.close()
         self.board.close()

@@ -9,7 +9,9 @@ with VM(kernel="vmlinuz", initrd="initrd.gz", append="console=ttyS0") as vm:
 
 from __future__ import annotations
 
+import queue
 import threading
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +32,9 @@ from ostler.control.console import SerialConsole
 from ostler.control.outcome import Ending, Outcome
 from ostler.control.requests import (
     DebugExit,
+    HostRequest,
     HostReset,
+    HostShutdown,
     HostStop,
     Mailbox,
     PowerOff,
@@ -103,6 +107,7 @@ class VM:
         self._lock = threading.Lock()  # guards the session; held while one is replaced
         self._done = threading.Event()
         self._outcome: Outcome | None = None
+        self._stop_at: float | None = None
         self._control = threading.Thread(target=self._run, name="control", daemon=True)
 
     # -- life -------------------------------------------------------------------------------
@@ -150,10 +155,25 @@ class VM:
         """Reset the machine, as the button of that name does."""
         self._mailbox.put((self._boot, HostReset()))
 
+    def shutdown(self, grace: float = 30) -> Outcome:
+        """Press the power button, wait up to `grace` seconds for the guest, then end the machine.
+
+        At once where the guest does not listen to the button.
+        """
+        self.ask_to_end(grace)
+        return self.wait()
+
     def stop(self) -> Outcome:
         """End the machine at once, as pulling the plug does; returns how it ended."""
-        self._mailbox.put((self._boot, HostStop()))
+        self.ask_to_end(0)
         return self.wait()
+
+    def ask_to_end(self, grace: float = 0) -> None:
+        """Start what `shutdown` does, or `stop` without `grace`; safe in a signal handler.
+
+        Asked for a second time, it ends the machine at once.
+        """
+        self._mailbox.put((self._boot, HostShutdown(grace) if grace else HostStop()))
 
     def wait(self, timeout: float | None = None) -> Outcome:
         """Wait until the machine has ended; `WaitTimeout` when it has not after `timeout` s."""
@@ -219,11 +239,27 @@ class VM:
     def _serve(self) -> Outcome:
         outcome = None
         while outcome is None:
-            boot, request = self._mailbox.get()
+            try:
+                boot, request = self._mailbox.get(timeout=self._patience())
+            except queue.Empty:
+                return Outcome(Ending.STOPPED, "the guest did not shut down in time")
             # What a boot that is over still asked for is void; what the owner asks for is not.
-            if boot == self._boot or isinstance(request, HostReset | HostStop):
+            if boot == self._boot or isinstance(request, HostRequest):
                 outcome = self._act(request)
         return outcome
+
+    def _patience(self) -> float | None:
+        """Seconds until a shutdown that was asked for has taken too long."""
+        return None if self._stop_at is None else max(self._stop_at - time.monotonic(), 0)
+
+    def _shut_down(self, grace_s: float) -> Outcome | None:
+        if self._stop_at is not None:
+            return Outcome(Ending.STOPPED)
+        if not self.listens_to_power_button:
+            return Outcome(Ending.STOPPED, "the guest does not listen to its power button")
+        self._stop_at = time.monotonic() + grace_s
+        self.power_button()
+        return None
 
     def _act(self, request: Request) -> Outcome | None:
         match request:
@@ -233,6 +269,8 @@ class VM:
                 return Outcome(Ending.DEBUG_EXIT, f"code {code}", code)
             case HostStop():
                 return Outcome(Ending.STOPPED)
+            case HostShutdown(grace_s):
+                return self._shut_down(grace_s)
             case HostReset():
                 self._reboot()
             case Reset(source):

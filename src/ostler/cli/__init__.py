@@ -1,0 +1,132 @@
+"""The `ostler` command: one file for each verb, loaded when that verb is used.
+
+Whatever goes wrong ends with one line that says what and what to do: exit code 2 for what the user
+can change, 3 when the guest failed, 4 when we did.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+import typer
+
+from ostler import __version__
+from ostler.errors import GuestError, OstlerError, WaitTimeout
+
+BAD_INPUT, GUEST_FAILED, DEFECT = 2, 3, 4
+DEBUG_VARIABLE = "OSTLER_DEBUG"
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """`ostler NAME`: the module and the attribute in it that is the command, and its one-line help.
+
+    The attribute is a function, or a `typer.Typer` where there are verbs below it.
+    """
+
+    module: str
+    attribute: str
+    help: str
+
+
+VERBS = {
+    "run": Verb("ostler.cli.run", "run", "Boot a kernel in a virtual machine."),
+    "image": Verb("ostler.cli.image", "app", "Make images for guests."),
+}
+
+
+def build_app(verb: str | None) -> typer.Typer:
+    """The command line, with `verb` loaded and the others by name and help only."""
+    app = typer.Typer(
+        name="ostler",
+        help="Ostler: virtual machines, from Python and from here.",
+        rich_markup_mode=None,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        no_args_is_help=True,
+    )
+    app.callback()(_options)
+    for name, known in VERBS.items():
+        if name != verb:
+            app.command(name, help=known.help)(_not_loaded)
+            continue
+        loaded = getattr(import_module(known.module), known.attribute)
+        if isinstance(loaded, typer.Typer):
+            app.add_typer(loaded, name=name)
+        else:
+            app.command(name)(loaded)
+    return app
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Run the command line `arguments`; the exit code."""
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    try:
+        result = build_app(verb)(list(arguments), prog_name="ostler", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except GuestError as error:
+        return _fail(str(error), GUEST_FAILED)
+    except WaitTimeout as error:
+        return _fail(str(error), GUEST_FAILED)
+    except OstlerError as error:
+        return _fail(str(error), BAD_INPUT)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except typer.TyperException as error:
+        return _usage(error, verb)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _fail(f"defect: {what}; please report it with {DEBUG_VARIABLE}=1's output", DEFECT)
+
+
+def main() -> None:
+    """The entry point of the `ostler` program."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ostler {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: bool = typer.Option(
+        False,
+        "--version",
+        help="Print the version and exit.",
+        callback=_print_version,
+        is_eager=True,
+    ),
+) -> None:
+    """What stands before the verb."""
+
+
+def _not_loaded() -> None:
+    """Stands for a verb in the list of verbs."""
+
+
+def _usage(error: typer.TyperException, verb: str | None) -> int:
+    """What was typed does not parse. An empty message: the help has been printed."""
+    format_message = getattr(error, "format_message", error.__str__)
+    message = " ".join(format_message().split()).rstrip(".")
+    if not message or type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(format_message(), err=True)
+        return BAD_INPUT
+    command = f"ostler {verb} --help" if verb in VERBS else "ostler --help"
+    return _fail(f"{message}; see {command}", BAD_INPUT)
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"ostler: {' '.join(message.split())}\n")
+    return code

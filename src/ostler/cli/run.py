@@ -1,0 +1,223 @@
+"""`ostler run`: boot a kernel and be its serial console."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ostler.block.image import open_image
+from ostler.config import (
+    AcceleratorChoice,
+    CpuConfig,
+    DiskConfig,
+    MachineConfig,
+    MemoryConfig,
+    SerialConfig,
+    SerialKind,
+    parse_device,
+)
+from ostler.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ostler.control.vm import VM
+
+SHUTDOWN_GRACE_S = 30
+
+
+def run(
+    kernel: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="The kernel: a bzImage (vmlinuz), an ELF image or a multiboot image."
+            " Example: --kernel /boot/vmlinuz",
+        ),
+    ],
+    initrd: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What the kernel starts from; `ostler image initramfs` makes one."
+            " Example: --initrd initrd.gz",
+        ),
+    ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH[,OPTION=...]",
+            help="A virtio disk, /dev/vda in Linux; repeat it for more. Options: readonly=on,"
+            " serial=TEXT, format=raw. Example: --disk root.img --disk data.img,readonly=on",
+        ),
+    ] = None,
+    append: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="The kernel's command line. Example: --append 'console=ttyS0 panic=-1'",
+        ),
+    ] = "",
+    memory: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="The guest's RAM; K, M, G and T are binary. Example: 4G"),
+    ] = "512M",
+    cpus: Annotated[
+        int, typer.Option(metavar="N", help="How many CPUs the guest has. Example: --cpus 2")
+    ] = 1,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND[,OPTION=...]",
+            help="Add a device; repeat it for more. Kinds: debug-exit (iobase=PORT; a write of V"
+            " ends the VM with exit code V*2+1), virtio-rng, virtio-console."
+            " Example: --device debug-exit,iobase=0xf4",
+        ),
+    ] = None,
+    serial: Annotated[
+        str,
+        typer.Option(
+            metavar="WHERE",
+            help="Where the guest's serial port leads: stdio, none or file:PATH."
+            " Example: --serial file:boot.log",
+        ),
+    ] = "stdio",
+    accel: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What runs the guest's instructions: soft (the software CPU) or auto (the best"
+            " there is). Example: --accel soft",
+        ),
+    ] = "auto",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="What to call the machine. Example: --name web1")
+    ] = "guest",
+    no_reboot: Annotated[
+        bool, typer.Option("--no-reboot", help="End when the guest resets, instead of rebooting.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the machine that would be built: memory map, devices, interrupts.",
+        ),
+    ] = False,
+) -> int:
+    """Boot a kernel in a virtual machine, with this terminal as its serial console.
+
+    Example: ostler run --kernel vmlinuz --initrd initrd.gz --disk disk.img --append console=ttyS0
+
+    On a terminal, Ctrl-A x quits and Ctrl-A h shows what else there is. Input may also be a pipe or
+    a file. Exit code: 0 when the guest powers off, 2 for bad input, 3 for a kernel panic or triple
+    fault, what a debug-exit device says, 128 + N when signal N ended the machine. SIGTERM presses
+    the power button and ends the machine after 30 s; a second one ends it at once.
+    """
+    config = MachineConfig(
+        kernel=kernel,
+        initrd=initrd,
+        append=append,
+        name=name,
+        cpu=CpuConfig(cpus),
+        memory=MemoryConfig.parse(memory),
+        disks=tuple(DiskConfig.parse(text) for text in disk or ()),
+        serial=SerialConfig.parse(serial),
+        devices=tuple(parse_device(text) for text in device or ()),
+        accelerator=AcceleratorChoice.parse(accel),
+        reboot=not no_reboot,
+    )
+    return show(config) if dry_run else start(config)
+
+
+def show(config: MachineConfig) -> int:
+    """Print the machine on paper."""
+    from ostler.machine.describe import describe
+
+    with ExitStack() as opened:
+        images = [
+            opened.enter_context(open_image(disk.path, readonly=disk.readonly))
+            for disk in config.disks
+        ]
+        typer.echo(describe(config, images))
+    return 0
+
+
+def start(config: MachineConfig) -> int:
+    """Run the machine to its end."""
+    from ostler.control.outcome import Ending
+    from ostler.control.stdio import InputCopy, OutputCopy, RawTerminal
+    from ostler.control.vm import VM
+
+    vm = VM.from_config(config)
+    with ExitStack() as stack:
+        output_fd = stack.enter_context(_output(config.serial))
+        caught = stack.enter_context(_signals(vm))
+        # Undone from the last to the first: input ends, the machine, its output, raw mode.
+        input_fd = _input_fd(config.serial)
+        terminal = stack.enter_context(RawTerminal(input_fd))
+        if output_fd is not None:
+            output = OutputCopy(vm, output_fd)
+            stack.callback(output.finish)
+        stack.enter_context(vm)
+        if output_fd is not None:
+            output.start()
+        if input_fd is not None:
+            keys = InputCopy(vm, input_fd, commands=terminal.active)
+            keys.start()
+            stack.callback(keys.finish)
+        outcome = vm.wait()
+    if outcome.failed:
+        sys.stderr.write(f"ostler: guest ended by {str(outcome).splitlines()[0]}\n")
+    if outcome.ending is Ending.STOPPED and caught:
+        return 128 + caught[-1]
+    return outcome.exit_code
+
+
+def _input_fd(serial: SerialConfig) -> int | None:
+    # There is no `sys.stdin` where the descriptor was closed.
+    wanted = serial.kind is SerialKind.STDIO and sys.stdin is not None
+    return sys.stdin.fileno() if wanted else None
+
+
+@contextmanager
+def _output(serial: SerialConfig) -> Iterator[int | None]:
+    """Where the guest's output goes, if anywhere."""
+    if serial.path is None:
+        wanted = serial.kind is SerialKind.STDIO and sys.stdout is not None
+        yield sys.stdout.fileno() if wanted else None
+        return
+    try:
+        fd = os.open(serial.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise ConfigError(
+            f"--serial file:{serial.path}: {error.strerror}; give a file that can be written"
+        ) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _signals(vm: VM) -> Iterator[list[int]]:
+    """Have signals end the machine, in good order where they ask for that; yields those caught."""
+    caught: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        polite = number in (signal.SIGTERM, signal.SIGHUP)
+        vm.ask_to_end(SHUTDOWN_GRACE_S if polite else 0)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

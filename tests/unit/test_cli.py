@@ -1,0 +1,156 @@
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ostler.block.image import open_image
+from ostler.cli import BAD_INPUT, VERBS, invoke
+
+PROGRAM = "import sys; from ostler.cli import main; main()"
+
+
+def small_kernel() -> bytes:
+    """A 64-bit ELF whose one instruction is HLT, at 1 MiB."""
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0x100000, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    program = struct.pack("<IIQQQQQQ", 1, 5, 0x1000, 0x100000, 0x100000, 1, 1, 0x1000)
+    return (ident + header + program).ljust(0x1000, b"\0") + b"\xf4"
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Path:
+    path = tmp_path / "kernel"
+    path.write_bytes(small_kernel())
+    return path
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a command line that has to be refused; what it says, which is one line."""
+
+    def run(*arguments: str | Path) -> str:
+        assert invoke([str(argument) for argument in arguments]) == BAD_INPUT
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("ostler: ")
+        assert printed.err.count("\n") == 1
+        return printed.err
+
+    return run
+
+
+def test_run_without_kernel_names_the_option(refused: Refused) -> None:
+    assert "Missing option '--kernel'; see ostler run --help" in refused("run")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cpus", "0"], "--cpus 0: a guest has 1 to 512 CPUs"),
+        (["--cpus", "many"], "Invalid value for '--cpus'"),
+        (["--memory", "lots"], "--memory 'lots' is not a size; write 512M or 4G"),
+        (["--memory", "1000T"], "--memory 1000T: a guest has 2M to 32T"),
+        (["--accel", "warp"], "--accel 'warp': there is: auto, soft"),
+        (["--serial", "tcp:1"], "give stdio, none or file:PATH"),
+        (["--device", "floppy"], "there is no such device"),
+        (["--device", "debug-exit,iobase=0x3f8"], "0x3f8 belongs to serial already; try 0xf4"),
+        (["--device", "debug-exit,iobase=0x40"], "0x40 belongs to pit already"),
+        (["--device", "virtio-rng", "--device", "virtio-rng"], "a machine has one; give it once"),
+        (["--colour"], "No such option: --colour"),
+        (["surplus"], "unexpected extra argument"),
+        (["--disk", "/nonexistent/disk.img"], "/nonexistent/disk.img"),
+        (["--disk", "/"], "director"),
+        (["--initrd", "/nonexistent/initrd"], "/nonexistent/initrd"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_run_with_a_wrong_option_is_refused_in_one_line(
+    refused: Refused, kernel: Path, options: list[str], message: str
+) -> None:
+    assert message in refused("run", "--dry-run", "--kernel", kernel, *options)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x7fELF", small_kernel()[:0x800]])
+def test_run_with_something_else_than_a_kernel_is_refused(
+    refused: Refused, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    assert str(path) in refused("run", "--dry-run", "--kernel", path)
+
+
+@pytest.mark.parametrize("place", ["missing", "."])
+def test_run_with_a_kernel_that_is_no_file_is_refused(
+    refused: Refused, tmp_path: Path, place: str
+) -> None:
+    assert str(tmp_path) in refused("run", "--dry-run", "--kernel", tmp_path / place)
+
+
+def test_run_with_a_disk_in_use_is_refused(refused: Refused, kernel: Path, disk: Path) -> None:
+    with open_image(disk):
+        assert str(disk) in refused("run", "--dry-run", "--kernel", kernel, "--disk", disk)
+
+
+def test_run_with_more_memory_than_the_host_maps_is_refused(kernel: Path) -> None:
+    # In a process of its own with little address space, where the host does refuse.
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)); "
+    command = [sys.executable, "-c", limit + PROGRAM, "run", "--kernel", kernel, "--memory", "8G"]
+    ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert ended.returncode == BAD_INPUT
+    assert ended.stderr.count("\n") == 1
+    assert "memory" in ended.stderr
+
+
+def test_unknown_verb_is_refused(refused: Refused) -> None:
+    assert "No such command 'fly'" in refused("fly")
+
+
+def test_dry_run_prints_the_machine_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], kernel: Path, disk: Path
+) -> None:
+    before = sorted(kernel.parent.iterdir())
+    arguments = ["run", "--dry-run", "--kernel", str(kernel), "--disk", str(disk)]
+    assert invoke([*arguments, "--memory", "6G", "--device", "debug-exit,iobase=0xf4"]) == 0
+    said = capsys.readouterr().out
+    assert "0x100000000-0x1bfffffff  RAM 3G" in said
+    assert "0x00f4-0x00f7            debug-exit" in said
+    assert "IRQ 4                    serial" in said
+    assert f"00:01.0                  disk {disk}" in said
+    assert sorted(kernel.parent.iterdir()) == before
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_an_example(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    assert invoke([verb, "--help"]) == 0
+    assert capsys.readouterr().out
+
+
+def test_help_loads_neither_engine_nor_rich() -> None:
+    check = "import sys; from ostler.cli import invoke; invoke(['--help']); print(*sys.modules)"
+    command = [sys.executable, "-c", check]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"rich", "msgspec", "ostler.engine", "ostler._native"} & set(loaded)
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ostler ")

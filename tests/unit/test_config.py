@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+
+from ostler.config import (
+    AcceleratorChoice,
+    CpuConfig,
+    DebugExitConfig,
+    DiskConfig,
+    MachineConfig,
+    MemoryConfig,
+    SerialConfig,
+    SerialKind,
+    VirtioRngConfig,
+    format_size,
+    parse_device,
+    parse_size,
+)
+from ostler.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512M", 512 << 20), ("4G", 4 << 30), ("4GiB", 4 << 30), ("64k", 65536), ("0x1000", 4096)],
+)
+def test_size_is_binary(text: str, size: int) -> None:
+    assert parse_size(text, "--memory") == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1", "1.5G", "4Q", "512 megabytes"])
+def test_size_that_is_none_names_the_option(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--memory .* is not a size; write"):
+        parse_size(text, "--memory")
+
+
+@pytest.mark.parametrize(("size", "text"), [(512 << 20, "512M"), (0, "0"), (4097, "4097")])
+def test_size_is_written_as_short_as_exact(size: int, text: str) -> None:
+    assert format_size(size) == text
+
+
+@pytest.mark.parametrize("count", [0, -1, 513])
+def test_cpu_count_out_of_range_is_refused(count: int) -> None:
+    with pytest.raises(ConfigError, match=r"--cpus .*: a guest has 1 to 512 CPUs"):
+        CpuConfig(count)
+
+
+@pytest.mark.parametrize("text", ["0", "1M", "33T", "4097K1", "2097153"])
+def test_memory_out_of_range_or_crooked_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--memory"):
+        MemoryConfig.parse(text)
+
+
+def test_disk_options_are_parsed() -> None:
+    disk = DiskConfig.parse("a,,b.img,readonly=on,serial=X1,format=raw")
+    assert disk == DiskConfig(Path("a,b.img"), readonly=True, serial="X1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "give the path"),
+        ("d.img,readonly", "is not key=value"),
+        ("d.img,readonly=maybe", "say on or off"),
+        ("d.img,colour=red", "there is no option 'colour'; there is: path, readonly"),
+        ("d.img,format=vhdx", "no format 'vhdx'; there is: raw"),
+        ("d.img,serial=123456789012345678901", "shorten it"),
+        ("d.img,readonly=on,readonly=off", "given twice"),
+    ],
+)
+def test_disk_option_that_is_wrong_says_so(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DiskConfig.parse(text)
+
+
+def test_device_options_are_parsed() -> None:
+    assert parse_device("debug-exit,iobase=0xf4") == DebugExitConfig(0xF4)
+    assert parse_device("virtio-rng") == VirtioRngConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("floppy", "no such device; there is: debug-exit"),
+        ("debug-exit,iobase=high", "give a number"),
+        ("debug-exit,iobase=0x10000", "no I/O port"),
+        ("virtio-rng,speed=1", "there is: none"),
+    ],
+)
+def test_device_that_is_wrong_says_so(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_device(text)
+
+
+def test_serial_file_has_a_path() -> None:
+    assert SerialConfig.parse("file:a:b") == SerialConfig(SerialKind.FILE, Path("a:b"))
+
+
+@pytest.mark.parametrize("text", ["", "file", "file:", "none:x", "tcp:1"])
+def test_serial_of_unknown_kind_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="give stdio, none or file:PATH"):
+        SerialConfig.parse(text)
+
+
+def test_accelerator_unknown_lists_what_there_is() -> None:
+    with pytest.raises(ConfigError, match="there is: auto, soft"):
+        AcceleratorChoice.parse("warp")
+
+
+def test_machine_with_a_writable_disk_twice_is_refused() -> None:
+    disk = DiskConfig(Path("d.img"))
+    with pytest.raises(ConfigError, match="given twice"):
+        MachineConfig(kernel=Path("k"), disks=(disk, disk))
