@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import threading
 from pathlib import Path
@@ -82,6 +83,13 @@ def test_kernel_from_a_pipe_is_read(tmp_path: Path) -> None:
     plan = load_kernel(pipe, memory_map=MEMORY_MAP)
     writer.join()
     assert plan.protocol == "linux64"
+
+
+def test_kernel_packed_as_a_whole_is_unpacked_first() -> None:
+    packed = gzip.compress(elf64())
+    plan = load_kernel(packed, memory_map=MEMORY_MAP)
+    assert plan.regs == load_kernel(elf64(), memory_map=MEMORY_MAP).regs
+    assert "damaged gzip payload" in complaint(packed[:50])
 
 
 @given(st.binary(min_size=1, max_size=2048))

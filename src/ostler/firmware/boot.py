@@ -1,7 +1,7 @@
 """From a kernel file to a boot plan: recognizes the format and asks its loader.
 
 In order: Linux's boot protocol (bzImage), ELF with a PVH note, multiboot 1, ELF with a 64-bit
-entry point.
+entry point. A file packed with gzip as a whole (`xen.gz`) is unpacked first, as GRUB does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ostler.errors import KernelError
-from ostler.firmware import elf, linux, multiboot, pvh
+from ostler.firmware import elf, linux, multiboot, pvh, unpack
 from ostler.firmware.plan import BootPlan, Handover, MemoryRange, Module
 from ostler.firmware.source import Source, name_of, view
 
@@ -34,7 +34,7 @@ def load_kernel(
     given = [Module(view(initrd, "initrd")), *modules] if initrd is not None else list(modules)
     handover = Handover(memory_map, cmdline, given, rsdp_gpa)
     try:
-        return _plan(image, handover)
+        return _plan(unpack.unpack(image) if unpack.is_gzip(image) else image, handover)
     except KernelError as error:
         raise KernelError(f"kernel {name_of(kernel)} {error}") from None
 

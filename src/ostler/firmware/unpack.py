@@ -22,6 +22,12 @@ SIZE_LIMIT = 1 << 30
 MEMORY_LIMIT = 1 << 30
 LZ4_BLOCK = 8 << 20
 ZSTD_WINDOW = 128 << 20
+GZIP_MAGIC = b"\x1f\x8b\x08"
+
+
+def is_gzip(image: memoryview) -> bool:
+    """Whether the image begins as a gzip file does; those end with their unpacked size."""
+    return bytes(image[: len(GZIP_MAGIC)]) == GZIP_MAGIC
 
 
 def can_unpack(payload: memoryview) -> bool:
@@ -126,7 +132,7 @@ def _lz4(payload: memoryview, size: int) -> bytes:
 
 
 _MAGICS: tuple[tuple[bytes, str, Callable[[memoryview, int], bytes]], ...] = (
-    (b"\x1f\x8b\x08", "gzip", _gzip),
+    (GZIP_MAGIC, "gzip", _gzip),
     (b"BZh", "bzip2", _bzip2),
     (b"\x5d\x00\x00", "lzma", _lzma),
     (b"\xfd7zXZ\x00", "xz", _xz),

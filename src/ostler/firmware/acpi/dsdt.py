@@ -29,6 +29,7 @@ from ostler.firmware.acpi.aml import (
 )
 from ostler.firmware.acpi.board import Board, SerialPort
 
+PCI_CONFIG_PORT = 0xCF8
 PCI_SLOTS = 32
 PCI_PINS = 4
 ANY_FUNCTION = 0xFFFF
@@ -59,6 +60,7 @@ def _pci(board: Board) -> bytes:
     buses = (board.ecam.size >> 20) - 1
     windows = [
         resources.bus_numbers(0, buses),
+        resources.io(PCI_CONFIG_PORT, 8),
         resources.io_window(board.pci_io.base, board.pci_io.last),
         resources.memory_window(board.pci_mmio32.base, board.pci_mmio32.last),
     ]
@@ -114,7 +116,7 @@ def _osc() -> bytes:
 
 
 def _motherboard(board: Board) -> bytes:
-    """Ranges no driver owns: the ECAM (an OS uses it only when reserved here), power, reset."""
+    """Ranges no driver owns: the ECAM (an OS uses it only when reserved here), power."""
     return device(
         "MBRD",
         name("_HID", eisa_id("PNP0C02")),
@@ -124,7 +126,6 @@ def _motherboard(board: Board) -> bytes:
             resources.template(
                 resources.memory32(board.ecam.base, board.ecam.size),
                 resources.io(board.pm_base, 0x0C),
-                resources.io(board.reset_port, 1),
             ),
         ),
     )
