@@ -4,7 +4,7 @@ use iced_x86::{Instruction, Mnemonic, Register};
 
 use crate::generate::Draft;
 use crate::layout::{CONSTANT, DATA, PAGE, SAVE_SLOT, STACK};
-use crate::state::Mode;
+use crate::state::{Mode, RBP, RBX, RDI, RSI, RSP};
 
 /// Completes a memory operand whose kind is set; `index_vector` is a gather's.
 pub fn memory(draft: &mut Draft, item: &mut Instruction, index_vector: Option<Register>) {
@@ -20,8 +20,14 @@ pub fn memory(draft: &mut Draft, item: &mut Instruction, index_vector: Option<Re
 pub fn offset_only(draft: &mut Draft, item: &mut Instruction) {
     let target = target(draft, item);
     let target = segment(draft, item, target);
-    let wide = draft.mode == Mode::Long && (target >> 32 != 0 || draft.random.percent(80));
-    item.set_memory_displ_size(if wide { 8 } else { 4 });
+    let unusual = draft.random.percent(20);
+    let (size, target) = match draft.mode {
+        Mode::Long if target >> 32 == 0 && unusual => (4, target),
+        Mode::Long => (8, target),
+        Mode::Sixteen if !unusual => (2, target & 0xffff),
+        _ => (4, target & 0xffff_ffff),
+    };
+    item.set_memory_displ_size(size);
     item.set_memory_displacement64(target);
 }
 
@@ -71,6 +77,7 @@ pub fn stores_pointers(item: &Instruction) -> bool {
 
 /// Now and then FS or GS, whose base is taken off the target.
 fn segment(draft: &mut Draft, item: &mut Instruction, target: u64) -> u64 {
+    let target = target.wrapping_sub(draft.mode.data_base());
     if !draft.random.percent(6) {
         return target;
     }
@@ -81,7 +88,10 @@ fn segment(draft: &mut Draft, item: &mut Instruction, target: u64) -> u64 {
 }
 
 fn form(draft: &mut Draft, item: &mut Instruction, target: u64) {
-    let narrow = draft.mode == Mode::Compatibility || (target >> 32 == 0 && draft.random.percent(6));
+    if draft.mode == Mode::Sixteen && draft.random.percent(75) {
+        return sixteen_bit_form(draft, item, target);
+    }
+    let narrow = draft.mode != Mode::Long || (target >> 32 == 0 && draft.random.percent(6));
     let made = match draft.random.below(10) {
         0 if !narrow => instruction_relative(item, target),
         1 => false,
@@ -91,6 +101,42 @@ fn form(draft: &mut Draft, item: &mut Instruction, target: u64) {
     if !made {
         absolute(draft, item, target, narrow);
     }
+}
+
+/// Base and index of the 16-bit forms; those with BP reach where SS and chance let them.
+const SIXTEEN_BIT_FORMS: [(Register, Register); 9] = [
+    (Register::None, Register::None),
+    (Register::BX, Register::None),
+    (Register::SI, Register::None),
+    (Register::DI, Register::None),
+    (Register::BX, Register::SI),
+    (Register::BX, Register::DI),
+    (Register::BP, Register::SI),
+    (Register::BP, Register::DI),
+    (Register::BP, Register::None),
+];
+
+fn sixteen_bit_form(draft: &mut Draft, item: &mut Instruction, target: u64) {
+    let forms = if draft.random.percent(90) { 6 } else { 9 };
+    let form = draft.random.below(forms);
+    let (base, index) = SIXTEEN_BIT_FORMS[form as usize];
+    let value = |register: Register| match register {
+        Register::BX => draft.known[RBX],
+        Register::SI => draft.known[RSI],
+        Register::DI => draft.known[RDI],
+        Register::BP => draft.known[RBP],
+        _ => Some(0),
+    };
+    let (base, index, start) = match (value(base), value(index)) {
+        (Some(first), Some(second)) => (base, index, first.wrapping_add(second)),
+        _ => (Register::None, Register::None, 0),
+    };
+    item.set_memory_base(base);
+    item.set_memory_index(index);
+    let distance = target.wrapping_sub(start) as u16;
+    let short = base != Register::None && distance as i8 as u16 == distance;
+    item.set_memory_displ_size(if short { 1 } else { 2 });
+    item.set_memory_displacement64(if short { distance as i16 as u64 } else { distance.into() });
 }
 
 fn instruction_relative(item: &mut Instruction, target: u64) -> bool {
@@ -136,7 +182,7 @@ fn with_index(draft: &mut Draft, item: &mut Instruction, target: u64, narrow: bo
 }
 
 fn gather(draft: &mut Draft, item: &mut Instruction, index: Register, target: u64) {
-    let narrow = draft.mode == Mode::Compatibility;
+    let narrow = draft.mode != Mode::Long;
     item.set_memory_index(index);
     item.set_memory_index_scale(1 << draft.random.below(4));
     match reachable(draft, target, narrow) {
@@ -180,9 +226,12 @@ fn reachable(draft: &mut Draft, target: u64, narrow: bool) -> Option<(usize, u64
 
 /// A random one of the general registers whose value is known and fits.
 fn known(draft: &mut Draft, fits: impl Fn(usize, u64) -> bool) -> Option<(usize, u64)> {
-    let count = if draft.mode == Mode::Long { 16 } else { 8 };
-    let first = draft.random.below(count) as usize;
-    (0..count as usize)
-        .map(|step| (first + step) % count as usize)
+    let count = draft.mode.gprs();
+    let first = draft.random.below(count as u64) as usize;
+    // SP and BP mean SS, whose base is another one there.
+    let usable = |number: &usize| draft.mode != Mode::Sixteen || !matches!(*number, RSP | RBP);
+    (0..count)
+        .map(|step| (first + step) % count)
+        .filter(usable)
         .find_map(|number| draft.known[number].filter(|value| fits(number, *value)).map(|value| (number, value)))
 }

@@ -9,9 +9,9 @@ usage: ostler-differential [option]...
 Runs random user-mode instruction sequences on this CPU and on the software CPU and compares.
 
   --seed N        what the sequences are made from (the time, when not given); printed
-  --count N       how many 64-bit sequences; a fifth as many 32-bit ones follow (100000)
+  --count N       how many 64-bit sequences; a fifth as many 32-bit and 16-bit ones follow (100000)
   --cases         only the sequences picked by hand, which otherwise come first
-  --mode 64|32    only 64-bit or only 32-bit sequences, --count of them
+  --mode 64|32|16 only sequences of this kind of code segment, --count of them
   --filter NAME   only sequences beginning with this mnemonic or iced Code (with --cases: of this name)
   --replay N      only sequence number N of the run that the other options describe
   --details N     differences shown in full for each instruction (1)
@@ -81,12 +81,12 @@ impl Arguments {
         match self.mode {
             _ if self.cases => Vec::new(),
             Some(mode) => vec![mode],
-            None => vec![Mode::Long, Mode::Compatibility],
+            None => vec![Mode::Long, Mode::Compatibility, Mode::Sixteen],
         }
     }
 
     pub fn count_of(&self, mode: Mode) -> u64 {
-        if self.mode.is_none() && mode == Mode::Compatibility { self.count / 5 } else { self.count }
+        if self.mode.is_none() && mode != Mode::Long { self.count / 5 } else { self.count }
     }
 }
 
@@ -99,7 +99,8 @@ fn mode(text: &str) -> Result<Mode, String> {
     match text {
         "64" => Ok(Mode::Long),
         "32" => Ok(Mode::Compatibility),
-        _ => Err(format!("--mode {text}: has to be 64 or 32")),
+        "16" => Ok(Mode::Sixteen),
+        _ => Err(format!("--mode {text}: has to be 64, 32 or 16")),
     }
 }
 
@@ -121,7 +122,7 @@ mod tests {
 
     #[test]
     fn arguments_unknown_or_incomplete_are_refused_in_one_line() {
-        for line in ["--sed 1", "--seed", "--seed x", "--mode 16"] {
+        for line in ["--sed 1", "--seed", "--seed x", "--mode 8"] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.lines().count(), 1, "{error}");
         }

@@ -16,8 +16,8 @@ const FCW_MASKED: u16 = 0x003f;
 pub fn state(random: &mut Random, mode: Mode) -> CpuState {
     let mut state = CpuState::default();
     memory(random, &mut state);
-    general(random, &mut state);
-    if mode == Mode::Compatibility {
+    general(random, &mut state, mode);
+    if mode != Mode::Long {
         state.gprs = std::array::from_fn(|index| if index < 8 { state.gprs[index] & 0xffff_ffff } else { 0 });
     } else {
         state.fs_base = segment_base(random);
@@ -36,13 +36,13 @@ fn memory(random: &mut Random, state: &mut CpuState) {
     state.memory[CODE.range()].fill(FILLER);
 }
 
-fn general(random: &mut Random, state: &mut CpuState) {
+fn general(random: &mut Random, state: &mut CpuState, mode: Mode) {
     for index in 0..16 {
         state.gprs[index] = random.integer();
     }
     for index in [RSI, RDI, RBX, RBP, 8 + random.below(8) as usize] {
         if random.percent(80) {
-            state.gprs[index] = data_pointer(random);
+            state.gprs[index] = data_pointer(random).wrapping_sub(mode.data_base());
         }
     }
     for _ in 0..2 {
@@ -52,12 +52,15 @@ fn general(random: &mut Random, state: &mut CpuState) {
         state.gprs[RCX] = random.below(40);
     }
     if random.percent(10) {
-        state.gprs[random.below(16) as usize] = LANDING;
+        state.gprs[random.below(16) as usize] = LANDING - mode.code_base();
+    }
+    if random.percent(30) {
+        state.gprs[RBP] = stack_pointer(random);
     }
     state.gprs[RSP] = stack_pointer(random);
     let top = state.gprs[RSP];
     if random.percent(80) {
-        state.write_memory(top, &LANDING.to_le_bytes());
+        state.write_memory(top, &(LANDING - mode.code_base()).to_le_bytes());
     }
     state.rflags = rflags::FIXED | rflags::IF | (random.bits() & rflags::STATUS);
     if random.percent(20) {

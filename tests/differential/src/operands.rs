@@ -48,10 +48,18 @@ fn operand(draft: &mut Draft, item: &mut Instruction, index: u32, kind: Kind) ->
         }
         Kind::seg_rBX_al => {
             item.set_op_kind(index, OpKind::Memory);
-            item.set_memory_base(if draft.mode == Mode::Long { Register::RBX } else { Register::EBX });
+            item.set_memory_base(match draft.mode {
+                Mode::Long => Register::RBX,
+                Mode::Compatibility => Register::EBX,
+                Mode::Sixteen => Register::BX,
+            });
             item.set_memory_index(Register::AL);
         }
         Kind::seg_rSI | Kind::es_rDI | Kind::seg_rDI => item.set_op_kind(index, string_operand(draft, kind)),
+        Kind::br16_1 | Kind::br16_2 => {
+            item.set_op_kind(index, OpKind::NearBranch16);
+            item.set_near_branch16(draft.random.below(4) as u16);
+        }
         Kind::br32_1 | Kind::br32_4 => {
             item.set_op_kind(index, OpKind::NearBranch32);
             item.set_near_branch32(draft.random.below(4) as u32);
@@ -175,13 +183,12 @@ const SEGMENTS: [Register; 6] = [Register::ES, Register::CS, Register::SS, Regis
 
 /// A general register's number; RSP rarely, for it is the stack of what follows.
 fn general(draft: &mut Draft) -> u32 {
-    let count = if draft.mode == Mode::Long { 16 } else { 8 };
-    let number = draft.random.below(count) as u32;
+    let number = draft.random.below(draft.mode.gprs() as u64) as u32;
     if number == 4 && draft.random.percent(90) { 0 } else { number }
 }
 
 fn byte_register(draft: &mut Draft) -> Register {
-    if draft.random.percent(30) || draft.mode == Mode::Compatibility {
+    if draft.random.percent(30) || draft.mode != Mode::Long {
         return Register::AL + draft.random.below(8) as u32;
     }
     let number = general(draft);
@@ -191,6 +198,13 @@ fn byte_register(draft: &mut Draft) -> Register {
 
 fn string_operand(draft: &mut Draft, kind: Kind) -> OpKind {
     let narrow = draft.random.percent(6);
+    if draft.mode == Mode::Sixteen && draft.random.percent(75) {
+        return match kind {
+            Kind::seg_rSI => OpKind::MemorySegSI,
+            Kind::es_rDI => OpKind::MemoryESDI,
+            _ => OpKind::MemorySegDI,
+        };
+    }
     match (kind, draft.mode == Mode::Long && !narrow) {
         (Kind::seg_rSI, true) => OpKind::MemorySegRSI,
         (Kind::seg_rSI, false) => OpKind::MemorySegESI,
@@ -209,8 +223,8 @@ fn index_vector(draft: &mut Draft, kind: Kind) -> Option<Register> {
         _ => return None,
     };
     let slot = (0..INDEX_VECTORS.len()).find(|slot| draft.index_vectors[*slot] && draft.random.percent(70));
-    let count = if draft.mode == Mode::Long { 16 } else { 8 };
-    let number = slot.map_or(draft.random.below(count) as usize, |slot| INDEX_VECTORS[slot]);
+    let count = draft.mode.gprs();
+    let number = slot.map_or(draft.random.below(count as u64) as usize, |slot| INDEX_VECTORS[slot]);
     Some(base + (number as u32).min(count as u32 - 1))
 }
 

@@ -88,6 +88,7 @@ pub fn is_comparable(code: Code, mode: Mode) -> bool {
     let in_mode = match mode {
         Mode::Long => info.mode64(),
         Mode::Compatibility => info.mode32() && info.compatibility_mode(),
+        Mode::Sixteen => info.mode16() && info.compatibility_mode(),
     };
     in_mode
         && info.is_instruction()
@@ -97,7 +98,7 @@ pub fn is_comparable(code: Code, mode: Mode) -> bool {
         && !EXCLUDED.iter().any(|(mnemonics, _)| mnemonics.contains(&code.mnemonic()))
         && !loads_segment(code)
         && !is_far(code)
-        && !info.op_kinds().iter().any(|kind| is_unsupported(*kind))
+        && !info.op_kinds().iter().any(|kind| is_unsupported(*kind, mode))
 }
 
 /// Why no form of `mnemonic` is compared; `None` for those that are or could be.
@@ -121,10 +122,11 @@ fn loads_segment(code: Code) -> bool {
     segment && matches!(info.mnemonic(), Mnemonic::Mov | Mnemonic::Pop)
 }
 
-/// Far branches and the registers of extensions that are not in [`FEATURES`].
-fn is_unsupported(kind: OpCodeOperandKind) -> bool {
+/// Far branches, transactions, and near branches to 16-bit addresses that no window is at.
+fn is_unsupported(kind: OpCodeOperandKind, mode: Mode) -> bool {
     use OpCodeOperandKind as Kind;
-    matches!(kind, Kind::farbr2_2 | Kind::farbr4_2 | Kind::xbegin_2 | Kind::xbegin_4 | Kind::br16_1 | Kind::br16_2)
+    let short = matches!(kind, Kind::br16_1 | Kind::br16_2) && mode != Mode::Sixteen;
+    short || matches!(kind, Kind::farbr2_2 | Kind::farbr4_2 | Kind::xbegin_2 | Kind::xbegin_4)
 }
 
 fn is_far(code: Code) -> bool {

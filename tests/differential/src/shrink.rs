@@ -44,8 +44,7 @@ fn simplifications(mode: Mode) -> Vec<Simplify> {
         Box::new(|state| state.fs_base = 0),
         Box::new(|state| state.gs_base = 0),
     ];
-    let count = if mode == Mode::Long { 16 } else { 8 };
-    for index in (0..count).filter(|index| *index != RSP) {
+    for index in (0..mode.gprs()).filter(|index| *index != RSP) {
         all.push(Box::new(move |state| state.gprs[index] = 0));
     }
     for register in 0..16 {

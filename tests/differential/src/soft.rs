@@ -51,6 +51,8 @@ impl SoftCpu {
             self.memory.write(system::window_gpa(window), &before.memory[window.range()])?;
         }
         self.sregs.cs = system::code_segment(mode);
+        self.sregs.ds = system::data_segment(mode);
+        self.sregs.es = system::data_segment(mode);
         self.vcpu.set_sregs(&self.sregs)?;
         self.vcpu.set_msr(MsrEntry { index: IA32_FS_BASE, value: before.fs_base })?;
         self.vcpu.set_msr(MsrEntry { index: IA32_GS_BASE, value: before.gs_base })?;

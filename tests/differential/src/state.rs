@@ -1,6 +1,6 @@
 //! The state of user mode before and after a sequence, the same type for both CPUs.
 
-use crate::layout::{MEMORY_BYTES, WINDOWS};
+use crate::layout::{CODE, DATA, MEMORY_BYTES, WINDOWS};
 
 /// The legacy area, the header and the upper halves of the YMM registers.
 pub const XSAVE_BYTES: usize = 832;
@@ -38,6 +38,19 @@ pub mod rflags {
     pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
 }
 
+/// A segment of [`Mode::Sixteen`], in the local descriptor table of both CPUs.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalSegment {
+    pub selector: u16,
+    pub base: u32,
+    pub limit: u32,
+}
+
+/// CS: the code is at offset 0.
+pub const SIXTEEN_CODE: LocalSegment = LocalSegment { selector: 0x07, base: CODE.base as u32, limit: 0xffff };
+/// DS and ES: the constant page is at 0x3000, the data behind it; one page more than there is can be addressed.
+pub const SIXTEEN_DATA: LocalSegment = LocalSegment { selector: 0x0f, base: DATA.base as u32 - 0x4000, limit: 0x6fff };
+
 /// The mode a sequence runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -45,6 +58,8 @@ pub enum Mode {
     Long,
     /// 32-bit code under a 64-bit system.
     Compatibility,
+    /// The same with a 16-bit code segment, and data segments that do not begin at 0 and end early.
+    Sixteen,
 }
 
 impl Mode {
@@ -52,7 +67,22 @@ impl Mode {
         match self {
             Self::Long => 64,
             Self::Compatibility => 32,
+            Self::Sixteen => 16,
         }
+    }
+
+    /// The base of CS.
+    pub const fn code_base(self) -> u64 {
+        if matches!(self, Self::Sixteen) { CODE.base } else { 0 }
+    }
+
+    /// The base of DS and ES.
+    pub const fn data_base(self) -> u64 {
+        if matches!(self, Self::Sixteen) { SIXTEEN_DATA.base as u64 } else { 0 }
+    }
+
+    pub const fn gprs(self) -> usize {
+        if matches!(self, Self::Long) { 16 } else { 8 }
     }
 }
 

@@ -7,7 +7,9 @@ use std::ptr;
 
 use libc::{c_int, c_void, siginfo_t, ucontext_t};
 
-use crate::state::{CpuState, Mode, Stop, XSAVE_BYTES, XSTATE, normalize_xsave};
+use crate::state::{
+    CpuState, LocalSegment, Mode, SIXTEEN_CODE, SIXTEEN_DATA, Stop, XSAVE_BYTES, XSTATE, normalize_xsave,
+};
 
 /// What the handler and the harness hand each other. One thread runs sequences, and
 /// the handler runs on that thread, so there is never a second access at the same time.
@@ -122,16 +124,16 @@ unsafe extern "C" {
     fn ostler_differential_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_void);
 }
 
-/// Sets the handlers, the alternate stack, the watchdog's timer and the data segments.
+/// Sets the handlers, the alternate stack, the watchdog's timer and the local descriptor table.
 pub fn install() -> io::Result<()> {
     let gate = &raw mut GATE;
-    // SAFETY: reads this thread's segment bases into the gate, which no handler uses yet, and loads DS and ES with
-    // the selector that compatibility mode needs (64-bit code ignores both).
+    // SAFETY: reads this thread's segment bases into the gate, which no handler uses yet.
     unsafe {
         asm!("rdfsbase {}", out(reg)(*gate).own_fs, options(nomem, nostack));
         asm!("rdgsbase {}", out(reg)(*gate).own_gs, options(nomem, nostack));
-        asm!("mov ds, {0:e}", "mov es, {0:e}", in(reg) USER_DS, options(nomem, nostack, preserves_flags));
     }
+    set_local_segment(&SIXTEEN_CODE, true)?;
+    set_local_segment(&SIXTEEN_DATA, false)?;
     let stack = Box::leak(vec![0u8; ALTERNATE_STACK_BYTES].into_boxed_slice());
     let alternate = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: ALTERNATE_STACK_BYTES };
     // SAFETY: the stack was leaked and lives as long as the process.
@@ -143,6 +145,27 @@ pub fn install() -> io::Result<()> {
     let timer = libc::itimerval { it_interval: tick, it_value: tick };
     // SAFETY: the timer's signal has a handler.
     check(unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) })
+}
+
+/// `struct user_desc` of `modify_ldt`.
+#[repr(C)]
+struct UserDescriptor {
+    entry_number: u32,
+    base: u32,
+    limit: u32,
+    flags: u32,
+}
+
+/// Entry 0 or 1 of this process's local descriptor table.
+fn set_local_segment(segment: &LocalSegment, code: bool) -> io::Result<()> {
+    const WRITE: libc::c_long = 0x11;
+    // 16-bit; contents 2 is code, 0 is data that grows up; code may be read, data written.
+    let flags = if code { 2 << 1 } else { 0 };
+    let (base, limit) = (segment.base, segment.limit);
+    let descriptor = UserDescriptor { entry_number: u32::from(segment.selector >> 3), base, limit, flags };
+    // SAFETY: the kernel copies the descriptor.
+    let result = unsafe { libc::syscall(libc::SYS_modify_ldt, WRITE, &descriptor, size_of::<UserDescriptor>()) };
+    check(result as c_int)
 }
 
 fn set_handler(signal: c_int) -> io::Result<()> {
@@ -165,13 +188,16 @@ pub fn run(mode: Mode, before: &CpuState) -> (CpuState, Stop) {
     let mut after = before.clone();
     let gate = &raw mut GATE;
     // SAFETY: the handler uses the gate between these statements only, on this thread. UD2 comes back behind itself
-    // with the callee-saved registers restored; all others are declared lost. `before` and `after` outlive it.
+    // with the callee-saved registers restored; all others are declared lost. `before` and `after` outlive it. 64-bit code
+    // ignores DS and ES.
     unsafe {
         (*gate).mode = mode;
         (*gate).before = before;
         (*gate).after = &raw mut after;
         (*gate).ticks = 0;
         (*gate).phase = Phase::Launching;
+        let data = if mode == Mode::Sixteen { SIXTEEN_DATA.selector.into() } else { USER_DS };
+        asm!("mov ds, {0:e}", "mov es, {0:e}", in(reg) data, options(nomem, nostack, preserves_flags));
         asm!("ud2", clobber_abi("C"));
         (after, mem::replace(&mut (*gate).stop, Stop::Timeout))
     }
@@ -216,7 +242,11 @@ unsafe fn launch(gate: *mut Gate, context: *mut ucontext_t) {
         }
         registers[libc::REG_RIP as usize] = before.rip as i64;
         registers[libc::REG_EFL as usize] = before.rflags as i64;
-        let cs = if (*gate).mode == Mode::Long { USER_CS } else { USER32_CS };
+        let cs = match (*gate).mode {
+            Mode::Long => USER_CS,
+            Mode::Compatibility => USER32_CS,
+            Mode::Sixteen => SIXTEEN_CODE.selector.into(),
+        };
         registers[libc::REG_CSGSFS as usize] = ((USER_DS << 48) | cs) as i64;
         store_xsave((*context).uc_mcontext.fpregs.cast(), &before.xsave);
         (*gate).next_fs = before.fs_base;

@@ -7,7 +7,7 @@ use ostler_memory::{GuestRam, MemoryError, SlotConfig};
 
 use super::flat;
 use crate::layout::{PAGE, WINDOWS, Window};
-use crate::state::Mode;
+use crate::state::{LocalSegment, Mode, SIXTEEN_CODE, SIXTEEN_DATA};
 
 /// Supervisor pages: this much physical memory from 0 on, at this linear address.
 const SYSTEM_BASE: u64 = 0xffff_8000_0000_0000;
@@ -149,12 +149,23 @@ pub fn code_segment(mode: Mode) -> Segment {
     match mode {
         Mode::Long => Segment { db: false, l: true, ..flat(USER_CS, 0xb, 3) },
         Mode::Compatibility => flat(USER32_CS, 0xb, 3),
+        Mode::Sixteen => local(&SIXTEEN_CODE, 0xb),
     }
+}
+
+/// DS and ES.
+pub fn data_segment(mode: Mode) -> Segment {
+    if mode == Mode::Sixteen { local(&SIXTEEN_DATA, 3) } else { flat(USER_DS, 3, 3) }
+}
+
+fn local(segment: &LocalSegment, kind: u8) -> Segment {
+    let LocalSegment { selector, base, limit } = *segment;
+    Segment { base: base.into(), limit, db: false, g: false, ..flat(selector, kind, 3) }
 }
 
 /// User mode under this system. What is not named keeps the value it has in `reset`.
 pub fn sregs(reset: &Sregs) -> Sregs {
-    let data = flat(USER_DS, 3, 3);
+    let data = data_segment(Mode::Long);
     let null = Segment { unusable: true, ..Segment::default() };
     let tss = Segment {
         base: SYSTEM_BASE + TSS,
