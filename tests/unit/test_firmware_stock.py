@@ -25,16 +25,16 @@ def test_debian_kernel_is_unpacked_and_entered_in_64_bit_mode(flavour: fetch.Fla
     assert sum(len(load.data) for load in segments) > 40 * MIB
 
 
-def test_debian_cloud_kernel_is_unpacked_in_under_150_ms() -> None:
+def test_debian_cloud_kernel_is_unpacked_in_under_150_ms_of_cpu_time() -> None:
     image = fetch.kernel("cloud").image
-    best = min(_seconds_to_load(image.read_bytes()) for _ in range(5))
+    best = min(_cpu_seconds_to_load(image.read_bytes()) for _ in range(5))
     assert best < 0.150
 
 
-def _seconds_to_load(image: bytes) -> float:
-    started = time.perf_counter()
+def _cpu_seconds_to_load(image: bytes) -> float:
+    started = time.process_time()
     load_kernel(image, memory_map=MEMORY_MAP)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def test_memtest_is_entered_at_its_64_bit_entry() -> None:
