@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ostler.block.image import open_image
 from ostler.config import (
     AcceleratorChoice,
     CpuConfig,
@@ -22,11 +21,13 @@ from ostler.config import (
     MemoryConfig,
     SerialConfig,
     SerialKind,
+    VirtioConsoleConfig,
     parse_device,
 )
 from ostler.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ostler.control.stdio import InputCopy, OutputCopy
     from ostler.control.vm import VM
 
 SHUTDOWN_GRACE_S = 30
@@ -139,38 +140,23 @@ def show(config: MachineConfig) -> int:
     """Print the machine on paper."""
     from ostler.machine.describe import describe
 
-    with ExitStack() as opened:
-        images = [
-            opened.enter_context(open_image(disk.path, readonly=disk.readonly))
-            for disk in config.disks
-        ]
-        typer.echo(describe(config, images))
+    typer.echo(describe(config))
     return 0
 
 
 def start(config: MachineConfig) -> int:
     """Run the machine to its end."""
     from ostler.control.outcome import Ending
-    from ostler.control.stdio import InputCopy, OutputCopy, RawTerminal
     from ostler.control.vm import VM
 
     vm = VM.from_config(config)
     with ExitStack() as stack:
         output_fd = stack.enter_context(_output(config.serial))
         caught = stack.enter_context(_signals(vm))
-        # Undone from the last to the first: input ends, the machine, its output, raw mode.
-        input_fd = _input_fd(config.serial)
-        terminal = stack.enter_context(RawTerminal(input_fd))
-        if output_fd is not None:
-            output = OutputCopy(vm, output_fd)
-            stack.callback(output.finish)
+        copies = _copies(vm, config, output_fd, stack)
         stack.enter_context(vm)
-        if output_fd is not None:
-            output.start()
-        if input_fd is not None:
-            keys = InputCopy(vm, input_fd, commands=terminal.active)
-            keys.start()
-            stack.callback(keys.finish)
+        for copy in copies:
+            copy.start()
         outcome = vm.wait()
     if outcome.failed:
         sys.stderr.write(f"ostler: guest ended by {str(outcome).splitlines()[0]}\n")
@@ -179,10 +165,34 @@ def start(config: MachineConfig) -> int:
     return outcome.exit_code
 
 
-def _input_fd(serial: SerialConfig) -> int | None:
-    # There is no `sys.stdin` where the descriptor was closed.
-    wanted = serial.kind is SerialKind.STDIO and sys.stdin is not None
-    return sys.stdin.fileno() if wanted else None
+def _copies(
+    vm: VM, config: MachineConfig, output_fd: int | None, stack: ExitStack
+) -> list[InputCopy | OutputCopy]:
+    """What connects the guest's consoles with the outside; `stack` ends it after the machine.
+
+    The terminal is the serial port's, or without one the virtio console's; what the guest prints on
+    the other is shown as well.
+    """
+    from ostler.control.stdio import InputCopy, OutputCopy, RawTerminal
+
+    copies: list[InputCopy | OutputCopy] = []
+    has_hvc = any(isinstance(device, VirtioConsoleConfig) for device in config.devices)
+    # There is no `sys.stdin` or `sys.stdout` where the descriptor was closed.
+    out = sys.stdout.fileno() if sys.stdout else None
+    interactive = config.serial.kind is SerialKind.STDIO or has_hvc
+    if interactive and sys.stdin:
+        terminal = stack.enter_context(RawTerminal(sys.stdin.fileno()))
+        console = vm.serial if config.serial.kind is SerialKind.STDIO else vm.hvc
+        keys = InputCopy(vm, console, sys.stdin.fileno(), commands=terminal.active)
+        stack.callback(keys.finish)
+        copies.append(keys)
+    sinks = [(vm.serial, output_fd), (vm.hvc, out if has_hvc else None)]
+    for console, fd in sinks:
+        if fd is not None:
+            output = OutputCopy(vm, console, fd)
+            stack.callback(output.finish)
+            copies.append(output)
+    return copies
 
 
 @contextmanager

@@ -60,6 +60,12 @@ class SerialConsole:
                 self._changed.notify_all()
             return data
 
+    def wait_for_input(self) -> bool:
+        """Wait until there is something to `receive`; false when the machine stands still."""
+        with self._changed:
+            self._wait(lambda: bool(self._input) or self._on_input is None)
+            return bool(self._input)
+
     # -- the machine's side -----------------------------------------------------------------
 
     def connect(self, on_input: Callable[[], None]) -> None:
@@ -120,6 +126,8 @@ class SerialConsole:
         with self._changed:
             self._input += text.encode() if isinstance(text, str) else text
             on_input = self._on_input
+            if self._waiting:
+                self._changed.notify_all()
         if on_input is not None:
             on_input()
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from ostler.block.image import HostFile
-from ostler.config import MachineConfig
+from ostler.config import MachineConfig, VirtioConsoleConfig
 from ostler.control.console import SerialConsole
+from ostler.control.pipes import ConsolePipes
 from ostler.control.timers import TimerThread
 from ostler.devices.requests import MachineRequests
 from ostler.engine import (
@@ -46,6 +47,7 @@ class Session:
         accelerator: str,
         images: Sequence[HostFile],
         console: SerialConsole,
+        hvc: SerialConsole,
         requests: MachineRequests,
     ) -> None:
         self.config, self.console = config, console
@@ -54,7 +56,10 @@ class Session:
         self.vm = VirtualMachine(accelerator)
         self.timers = TimerThread(self.vm.clock)
         workers = VirtioWorkers(self.vm.memory)
-        host = Host(console, self.timers, HostTime(), requests, workers, images)
+        wants_hvc = any(isinstance(device, VirtioConsoleConfig) for device in config.devices)
+        self._hvc = ConsolePipes(hvc) if wants_hvc else None
+        fds = self._hvc.fds if self._hvc else None
+        host = Host(console, self.timers, HostTime(), requests, workers, images, fds)
         try:
             self.board = VirtBoard(config, self.vm, host)
             write_boot(plan, acpi_tables(config), self.vm.memory)
@@ -62,12 +67,16 @@ class Session:
             enter(self._vcpus[0], plan)
         except BaseException:
             self.vm.close()
+            if self._hvc:
+                self._hvc.close()
             raise
 
     def start(self, on_exit: Callable[[int, Exit], object]) -> None:
         """Let the guest run. `on_exit` is called on a vCPU's thread when that one cannot go on."""
         self.threads = self.vm.start(self._vcpus, on_exit, paused=True)
         self.console.connect(self.board.serial.input_ready)
+        if self._hvc:
+            self._hvc.start()
         self.timers.start()
         self.threads.resume()
 
@@ -87,6 +96,8 @@ class Session:
         self.threads.stop()
         self.timers.close()
         self.board.close()
+        if self._hvc:
+            self._hvc.close()
         self.vm.close()
 
 

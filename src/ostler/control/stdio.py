@@ -14,6 +14,7 @@ import tty
 from types import TracebackType
 from typing import Any, Self
 
+from ostler.control.console import SerialConsole
 from ostler.control.vm import VM
 
 ESCAPE = 0x01  # Ctrl-A
@@ -61,16 +62,16 @@ class RawTerminal:
 
 
 class OutputCopy:
-    """Copies what the guest prints to `fd`, on a thread, until the guest has ended."""
+    """Copies what the guest prints on `console` to `fd`, on a thread, until it has ended."""
 
-    def __init__(self, vm: VM, fd: int) -> None:
-        self._vm, self._fd = vm, fd
+    def __init__(self, vm: VM, console: SerialConsole, fd: int) -> None:
+        self._vm, self._console, self._fd = vm, console, fd
         self._pause = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stdout", daemon=True)
 
     def start(self) -> None:
         """Begin, from the guest's first byte on."""
-        self._vm.serial.copied(0)
+        self._console.copied(0)
         self._thread.start()
 
     def finish(self) -> None:
@@ -80,7 +81,7 @@ class OutputCopy:
             self._thread.join()
 
     def _run(self) -> None:
-        console, position = self._vm.serial, 0
+        console, position = self._console, 0
         try:
             while True:
                 data, position = console.read_since(position)
@@ -97,13 +98,13 @@ class OutputCopy:
 
 
 class InputCopy:
-    """Types what comes from `fd` into the guest, on a thread, until its end or the guest's.
+    """Types what comes from `fd` into `console`, on a thread, until its end or the guest's.
 
     With `commands`, Ctrl-A begins a command.
     """
 
-    def __init__(self, vm: VM, fd: int, *, commands: bool) -> None:
-        self._vm, self._fd = vm, fd
+    def __init__(self, vm: VM, console: SerialConsole, fd: int, *, commands: bool) -> None:
+        self._vm, self._console, self._fd = vm, console, fd
         self._commands, self._escaped = commands, False
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._run, name="stdin", daemon=True)
@@ -113,9 +114,10 @@ class InputCopy:
         self._thread.start()
 
     def finish(self) -> None:
-        """End it, whether or not there is more to read."""
+        """End it, whether or not there is more to read; the guest has to have ended."""
         os.close(self._wake_write)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         os.close(self._wake_read)
 
     def _run(self) -> None:
@@ -129,7 +131,7 @@ class InputCopy:
             self._take(data)
 
     def _wait_for_input(self) -> bool:
-        self._vm.serial.wait_for_room()
+        self._console.wait_for_room()
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         poll.register(self._fd, select.POLLIN)
@@ -138,7 +140,7 @@ class InputCopy:
 
     def _take(self, data: bytes) -> None:
         if not self._commands:
-            self._vm.serial.write(data)
+            self._console.write(data)
             return
         typed = bytearray()
         for byte in data:
@@ -150,7 +152,7 @@ class InputCopy:
             else:
                 typed.append(byte)
         if typed:
-            self._vm.serial.write(bytes(typed))
+            self._console.write(bytes(typed))
 
     def _command(self, byte: int) -> bytes:
         """Carry out a command; the bytes to type into the guest instead, if any."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ostler.block.image import HostFile, open_image
+from ostler.block.image import HostFile
 from ostler.config import (
     AcceleratorChoice,
     CpuConfig,
@@ -47,6 +47,7 @@ from ostler.control.session import Session
 from ostler.devices.device import GuestMemory
 from ostler.engine import Exit, InternalError, Shutdown
 from ostler.errors import ConfigError, OstlerError, WaitTimeout
+from ostler.machine.disks import open_disks
 
 
 class VM:
@@ -55,7 +56,8 @@ class VM:
     `kernel` is a bzImage, ELF or multiboot image, `disks` are paths or texts as `--disk` takes them
     (`disk.img,readonly=on`), `devices` as `--device` does, `memory` is `512M`, `4G` or bytes. With
     `reboot` false, a reset ends the machine. `ConfigError` and `HostError` come from `start`, or
-    from here where a value alone is wrong.
+    from here where a value alone is wrong. `serial` is the first serial port, `hvc` the console of
+    a `virtio-console` device.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class VM:
     def _begin(self, config: MachineConfig) -> None:
         self.config = config
         self.serial = SerialConsole()
+        self.hvc = SerialConsole()
         self._mailbox: Mailbox = Mailbox()
         self._open = ExitStack()
         self._images: list[HostFile] = []
@@ -117,10 +120,7 @@ class VM:
         if self._control.ident is not None:
             raise ConfigError("this VM has been started already; make another one")
         try:
-            self._images = [
-                self._open.enter_context(open_image(disk.path, readonly=disk.readonly))
-                for disk in self.config.disks
-            ]
+            self._images = self._open.enter_context(open_disks(self.config))
             self._session = self._new_session()
             self._control.start()
         except BaseException:
@@ -223,7 +223,7 @@ class VM:
         self._boot += 1
         requests = SessionRequests(self._mailbox, self._boot)
         accelerator = accelerator_name(self.config.accelerator)
-        session = Session(self.config, accelerator, self._images, self.serial, requests)
+        session = Session(self.config, accelerator, self._images, self.serial, self.hvc, requests)
         session.start(requests.on_exit)
         return session
 
@@ -319,6 +319,7 @@ class VM:
             self._open.close()
         finally:
             self.serial.end(f"the guest has ended ({outcome})")
+            self.hvc.end(f"the guest has ended ({outcome})")
             self._done.set()
 
 

@@ -11,24 +11,25 @@ from ostler.firmware.plan import E820_RAM, BootPlan
 from ostler.machine import memory_map as at
 from ostler.machine.board import Host
 from ostler.machine.boot import plan_boot
+from ostler.machine.disks import open_disks
 from ostler.machine.paper import PaperHardware, PaperRequests, PaperTime, PaperWorkers
 from ostler.machine.virt import VirtBoard
 
 NO_FD = -1
 
 
-def describe(config: MachineConfig, images: Sequence[HostFile] = ()) -> str:
+def describe(config: MachineConfig) -> str:
     """Memory map, I/O ports, interrupts and what is loaded where; several lines.
 
     Raises what building the machine would raise, without memory for a guest or an accelerator.
-    `images` are the open disks of the configuration.
     """
     plan = plan_boot(config)
-    board = draw(config, images)
-    try:
-        return "\n".join(_lines(config, board, plan))
-    finally:
-        board.close()
+    with open_disks(config) as images:
+        board = draw(config, images)
+        try:
+            return "\n".join(_lines(config, board, plan))
+        finally:
+            board.close()
 
 
 def draw(config: MachineConfig, images: Sequence[HostFile] = ()) -> VirtBoard:

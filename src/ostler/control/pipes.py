@@ -1,0 +1,62 @@
+"""Connects a console object to the two file descriptors that a virtio console has."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from ostler.control.console import SerialConsole
+
+READ_BYTES = 4096
+
+
+class ConsolePipes:
+    """Two pipes and a thread for each; `fds` are the guest's ends, for input and for output.
+
+    `close` comes after the device has let go of its ends.
+    """
+
+    def __init__(self, console: SerialConsole) -> None:
+        self._console = console
+        self._input_read, self._input_write = os.pipe()
+        self._output_read, self._output_write = os.pipe()
+        # A guest that takes no input must not hold the thread, so writing may find the pipe full.
+        os.set_blocking(self._input_write, False)
+        self.fds = (self._input_read, self._output_write)
+        self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._copy_input, name="hvc-in", daemon=True),
+            threading.Thread(target=self._copy_output, name="hvc-out", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Begin to copy."""
+        self._console.connect(lambda: None)
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End the threads, with all output copied, and close the pipes."""
+        self._console.disconnect()
+        self._closing.set()
+        os.close(self._output_write)
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+        for fd in (self._input_read, self._input_write, self._output_read):
+            os.close(fd)
+
+    def _copy_output(self) -> None:
+        while data := os.read(self._output_read, READ_BYTES):
+            self._console.transmit(data)
+
+    def _copy_input(self) -> None:
+        while self._console.wait_for_input() and not self._closing.is_set():
+            self._write(self._console.receive(READ_BYTES))
+
+    def _write(self, data: bytes) -> None:
+        while data and not self._closing.is_set():
+            try:
+                data = data[os.write(self._input_write, data) :]
+            except BlockingIOError:
+                self._closing.wait(0.01)
