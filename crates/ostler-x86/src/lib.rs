@@ -14,6 +14,7 @@ pub mod debug;
 pub mod decode;
 pub mod event;
 pub mod exec;
+pub mod host;
 pub mod irqchip;
 pub mod isa;
 pub mod mmu;

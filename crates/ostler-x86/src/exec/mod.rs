@@ -1,7 +1,7 @@
 //! What instructions do: one semantic function per mnemonic, generic over operand width and kind.
 
-pub mod availability;
 pub mod alu;
+pub mod availability;
 pub mod bits;
 pub mod branch;
 pub mod decimal;
@@ -13,3 +13,4 @@ mod segment;
 pub mod shift;
 pub mod stack;
 pub mod string;
+pub mod vector;

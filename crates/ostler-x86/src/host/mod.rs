@@ -1,0 +1,6 @@
+//! Running guest instructions on the host CPU.
+//!
+//! * [`code_buffer`]: executable memory; [`stub`]: one instruction with its operands in fixed places.
+
+pub mod code_buffer;
+pub mod stub;
