@@ -55,7 +55,8 @@ def run(
         typer.Option(
             metavar="PATH[,OPTION=...]",
             help="A virtio disk, /dev/vda in Linux; repeat it for more. Options: readonly=on,"
-            " serial=TEXT, format=raw. Example: --disk root.img --disk data.img,readonly=on",
+            " serial=TEXT, format=raw, discard=off, cache=writethrough."
+            " Example: --disk root.img --disk data.img,readonly=on",
         ),
     ] = None,
     append: Annotated[

@@ -1,4 +1,4 @@
-"""A disk of a guest: `PATH[,readonly=on][,serial=S][,format=raw]`."""
+"""A disk of a guest: `PATH[,readonly=on][,serial=TEXT][,discard=off][,cache=writethrough]`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,29 @@ from ostler.config.options import build, split_options
 from ostler.errors import ConfigError
 
 FORMATS = ("raw",)
+CACHES = ("writeback", "writethrough")
 SERIAL_BYTES = 20
 
 
 class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An image and how the guest sees it."""
+    """An image and how the guest sees it.
+
+    `discard`: what the guest gives up is given back to the host. `cache`: with `writeback` a write
+    is safe once the guest has flushed, with `writethrough` once it is answered.
+    """
 
     path: Path
     readonly: bool = False
     serial: str = ""
     format: str = "raw"
+    discard: bool = True
+    cache: str = "writeback"
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            known = ", ".join(FORMATS)
-            raise ConfigError(f"--disk {self.path}: no format {self.format!r}; there is: {known}")
+        for what, given, known in (("format", self.format, FORMATS), ("cache", self.cache, CACHES)):
+            if given not in known:
+                there_is = ", ".join(known)
+                raise ConfigError(f"--disk {self.path}: no {what} {given!r}; there is: {there_is}")
         if not self.serial.isascii() or len(self.serial) > SERIAL_BYTES:
             raise ConfigError(
                 f"--disk {self.path}: serial {self.serial!r} is not at most"

@@ -108,7 +108,13 @@ class VirtBoard(Board):
 
     def _add_disk(self, number: int) -> None:
         config, image = self.config.disks[number], self.host.images[number]
-        device = VirtioBlk(image, self.host.workers, serial=config.serial)
+        device = VirtioBlk(
+            image,
+            self.host.workers,
+            serial=config.serial,
+            discard=config.discard,
+            cache=config.cache == "writeback",
+        )
         self._attach(f"disk{number}", VirtioPci(device))
 
     def _add_requested(self, device: DeviceConfig) -> None:
@@ -122,7 +128,9 @@ class VirtBoard(Board):
 
     def _add_console(self) -> None:
         if self.host.console_fds is None:
-            raise ConfigError("--device virtio-console: give it once, with a serial console")
+            raise ConfigError(
+                "--device virtio-console: this host side has no console; leave it out"
+            )
         console = VirtioConsole(*self.host.console_fds, self.host.workers)
         self._attach("console", VirtioPci(console))
 

@@ -61,21 +61,36 @@ class BlkState(State):
 
 
 class VirtioBlk(VirtioDevice[BlkState]):
-    """A disk backed by `disk`; `serial` is what the guest reads as its identity (20 bytes)."""
+    """A disk backed by `disk`; `serial` is what the guest reads as its identity (20 bytes).
+
+    With `discard`, what the guest gives up is given back to the host. Without `cache`, a write is
+    answered when it is on stable storage, and the guest is offered nothing to flush.
+    """
 
     name = "virtio-blk"
     State = BlkState
     device_id = 2
     pci_class = 0x010000
 
-    def __init__(self, disk: Disk, workers: Workers, *, serial: str = "", queues: int = 1) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        workers: Workers,
+        *,
+        serial: str = "",
+        queues: int = 1,
+        discard: bool = True,
+        cache: bool = True,
+    ) -> None:
         if not serial.isascii() or len(serial) > SERIAL_BYTES:
             raise ConfigError(f"disk serial {serial!r}: at most {SERIAL_BYTES} ASCII characters")
         self.state = BlkState()
         self.disk = disk
         self.queue_sizes = (QUEUE_SIZE,) * queues
-        self.features = F_SEG_MAX | F_GEOMETRY | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE
-        self.features |= F_RO if disk.readonly else F_DISCARD | F_WRITE_ZEROES
+        self.features = F_SEG_MAX | F_GEOMETRY | F_BLK_SIZE | F_TOPOLOGY
+        self.features |= F_FLUSH | F_CONFIG_WCE if cache else 0
+        self.features |= F_RO if disk.readonly else F_WRITE_ZEROES
+        self.features |= F_DISCARD if discard and not disk.readonly else 0
         self.features |= F_MQ if queues > 1 else 0
         self._backend = workers.disk(
             disk.fd, disk.size_bytes, disk.readonly, serial.encode().ljust(SERIAL_BYTES, b"\0")
