@@ -123,8 +123,11 @@ impl VirtioWorker {
 
 impl Drop for VirtioWorker {
     /// The thread may be waiting for the interpreter to call back: it has to be free while we join.
+    /// An interpreter that is ending is never free again; the thread is left to end by itself.
     fn drop(&mut self) {
-        Python::try_attach(|py| py.detach(|| self.worker().stop()));
+        if Python::try_attach(|py| py.detach(|| self.worker().stop())).is_none() {
+            self.worker().abandon();
+        }
     }
 }
 

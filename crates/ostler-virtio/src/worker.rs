@@ -98,11 +98,21 @@ impl Worker {
         self.shared.ring().position()
     }
 
+    /// Has the thread end after the request in flight, and does not wait for it.
+    pub fn abandon(&mut self) {
+        self.ask_to_stop();
+        self.thread = None;
+    }
+
+    fn ask_to_stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        // The counter of an eventfd that is written a few times cannot be full.
+        let _full = self.shared.stop.write(1);
+    }
+
     /// Waits for the request in flight and ends the thread. A second call only tells the position.
     pub fn stop(&mut self) -> Position {
-        self.shared.stopping.store(true, Ordering::Release);
-        // The counter of an eventfd that is written once cannot be full.
-        let _full = self.shared.stop.write(1);
+        self.ask_to_stop();
         if let Some(thread) = self.thread.take() {
             // A panic has printed its message; the position is that of the last finished request.
             let _panicked = thread.join();
@@ -113,7 +123,9 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.stop();
+        if self.thread.is_some() {
+            self.stop();
+        }
     }
 }
 
