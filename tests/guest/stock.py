@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ostler
 from guests.fetch import Flavour, Kernel
 from guests.images import initrd
 
+OSTLER = Path(sysconfig.get_path("scripts"), "ostler")
 # A guest boots in seconds; a loaded two-core machine gets this long before a test gives up.
 BOOT_S = 180
 END_S = 60
@@ -36,7 +38,7 @@ class Process:
     def __init__(self, kernel: Kernel, *options: str, append: str = "") -> None:
         self.popen = subprocess.Popen(
             [
-                sys.executable, "-m", "ostler", "run", "--kernel", str(kernel.image),
+                str(OSTLER), "run", "--kernel", str(kernel.image),
                 "--initrd", str(initrd(kernel)), "--memory", "256M",
                 "--append", f"console=ttyS0 quiet {append}", *options,
             ],

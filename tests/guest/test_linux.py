@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from stock import BOOT_S, FLAVOURS, GREETING, READY
+from stock import BOOT_S, FLAVOURS, GREETING, READY, Boot, start_shell
 
 import ostler
 from guests.fetch import Kernel, kernel
@@ -33,6 +33,7 @@ def guest(stock: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[o
         kernel=stock.image,
         initrd=initrd(stock),
         disks=[disk],
+        devices=["virtio-rng"],
         append="console=ttyS0",
         memory="512M",
     ) as vm:
@@ -82,6 +83,12 @@ def test_file_written_and_read_past_the_page_cache_is_the_same(guest: ostler.VM)
     guest.serial.run("umount /mnt")
 
 
+def test_entropy_comes_from_the_host(guest: ostler.VM) -> None:
+    assert "virtio" in guest.serial.run("cat /sys/class/misc/hw_random/rng_current")
+    said = guest.serial.run("dd if=/dev/hwrng bs=64 count=4 2>/dev/null | wc -c")
+    assert said.strip() == "256"
+
+
 def test_many_processes_compute_what_the_host_computes(guest: ostler.VM) -> None:
     said = guest.serial.run(
         "i=0; while [ $i -lt 50 ]; do echo $i | sha256sum; i=$((i+1)); done | sha256sum"
@@ -94,3 +101,15 @@ def test_many_processes_compute_what_the_host_computes(guest: ostler.VM) -> None
 def test_kernel_complains_of_nothing(guest: ostler.VM) -> None:
     complaints = COMPLAINTS.findall(guest.serial.run("dmesg", timeout=120))
     assert not complaints
+
+
+def test_two_cpus_both_come_up_and_work(boot: Boot, cloud: Kernel) -> None:
+    vm = start_shell(boot, cloud, cpus=2)
+    assert vm.serial.run("nproc").strip() == "2"
+    sums = vm.serial.run(
+        "for i in 1 2; do (dd if=/dev/zero bs=64k count=32 2>/dev/null | sha256sum) & done; wait",
+        timeout=120,
+    )
+    digest = hashlib.sha256(bytes(32 << 16)).hexdigest()
+    assert sums.count(digest) == 2
+    assert not COMPLAINTS.findall(vm.serial.run("dmesg", timeout=120))

@@ -107,7 +107,16 @@ def test_run_with_a_disk_in_use_is_refused(refused: Refused, kernel: Path, disk:
 def test_run_with_more_memory_than_the_host_maps_is_refused(kernel: Path) -> None:
     # In a process of its own with little address space, where the host does refuse.
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)); "
-    command = [sys.executable, "-c", limit + PROGRAM, "run", "--kernel", kernel, "--memory", "8G"]
+    command = [
+        sys.executable,
+        "-c",
+        limit + PROGRAM,
+        "run",
+        "--kernel",
+        str(kernel),
+        "--memory",
+        "8G",
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert ended.returncode == BAD_INPUT
     assert ended.stderr.count("\n") == 1

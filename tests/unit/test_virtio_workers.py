@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ class Guest:
         self.routes.append(self.vm.msi_route())
         return self.routes[-1]
 
-    def plug(self, device: VirtioDevice[object]) -> VirtioPci:
+    def plug(self, device: VirtioDevice[Any]) -> VirtioPci:
         self.transport = VirtioPci(device)
         slot = self.host.attach(self.transport)
         self.bar = self.vm.bus.read("mmio", 0xE000_0010 + (slot << 15), 4) & ~0xF
