@@ -180,6 +180,11 @@ def test_driver_ok_without_features_ok_starts_nothing(rng: Driver) -> None:
     assert not rng.workers.started
 
 
+def test_status_bits_reserved_or_the_devices_are_not_stored(rng: Driver) -> None:
+    rng.set(20, 1, 0xFF & ~(FEATURES_OK | DRIVER_OK))
+    assert rng.status == ACKNOWLEDGE | DRIVER | 128
+
+
 def test_driver_ok_starts_enabled_queues_with_their_geometry(rng: Driver) -> None:
     rng.enable_msix()
     rng.start(F_VERSION_1 | F_EVENT_IDX)

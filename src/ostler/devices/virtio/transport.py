@@ -35,11 +35,11 @@ from ostler.devices.virtio.registers import (
     IsrStatus,
 )
 from ostler.devices.virtio.state import (
+    DRIVER_BITS,
     DRIVER_OK,
     FEATURES_OK,
     ISR_CONFIG,
     ISR_QUEUE,
-    NEEDS_RESET,
     NO_VECTOR,
     QueueState,
     VirtioPciState,
@@ -144,7 +144,7 @@ class VirtioPci(PciDevice[VirtioPciState]):
         if value == 0:
             self._reset_virtio()
             return
-        added = value & ~self.state.status & ~NEEDS_RESET
+        added = value & DRIVER_BITS & ~self.state.status
         if added & FEATURES_OK and not self._features_acceptable():
             added &= ~FEATURES_OK
         if added & DRIVER_OK and not (self.state.status | added) & FEATURES_OK:
