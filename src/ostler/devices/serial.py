@@ -306,6 +306,8 @@ class Serial16550(ByteRegisters[SerialState]):
         state = self.state
         if not state.fifo:
             self._fetch()  # a guest that polls asks here
+        if not state.fifo and not state.overrun:
+            return LSR_THR_EMPTY | LSR_TRANSMITTER_EMPTY  # before each character that is printed
         value = LSR_THR_EMPTY | LSR_TRANSMITTER_EMPTY
         value |= LSR_DATA_READY if state.fifo else 0
         value |= LSR_OVERRUN if state.overrun else 0

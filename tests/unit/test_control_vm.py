@@ -1,0 +1,252 @@
+"""Whole machines with guests of a few instructions, run by the software CPU."""
+
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ostler
+from ostler import Ending
+from ostler.errors import ConfigError, GuestError, KernelError, WaitTimeout
+
+LOAD_GPA = 0x10_0000
+LOOP_FOREVER = b"\xf4\xeb\xfd"  # hlt; jmp to it
+CRASH = b"\x0f\x0b"  # ud2, with no IDT to handle it
+POWER_OFF = b"\x66\xba\x04\x06\x66\xb8\x00\x34\x66\xef"  # out 0x604, SLP_EN | S5
+ECHO = bytes.fromhex("66bafd03 ec a801 74f7 66baf803 ec ee ebee")
+PROGRAM = "from ostler.cli import main; main()"
+
+
+def out(port: int, value: int) -> bytes:
+    """mov dx, port; mov al, value; out dx, al."""
+    return b"\x66\xba" + struct.pack("<H", port) + bytes((0xB0, value, 0xEE))
+
+
+def say(text: bytes) -> bytes:
+    return b"".join(out(0x3F8, byte) for byte in text)
+
+
+def elf(code: bytes) -> bytes:
+    """An ELF image with `code` at 1 MiB, entered in 64-bit mode."""
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, LOAD_GPA, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    size = len(code)
+    program = struct.pack("<IIQQQQQQ", 1, 5, 0x1000, LOAD_GPA, LOAD_GPA, size, size, 0x1000)
+    return (ident + header + program).ljust(0x1000, b"\0") + code
+
+
+Kernel = Callable[[bytes], Path]
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Kernel:
+    """Writes a kernel whose code is given."""
+
+    def write(code: bytes) -> Path:
+        path = tmp_path / "kernel"
+        path.write_bytes(elf(code))
+        return path
+
+    return write
+
+
+def machine(path: Path, *devices: str, reboot: bool = True) -> ostler.VM:
+    return ostler.VM(path, memory="16M", devices=devices, reboot=reboot)
+
+
+@pytest.mark.parametrize(
+    ("code", "ending", "exit_code", "said"),
+    [
+        (say(b"bye") + POWER_OFF, Ending.POWER_OFF, 0, "power-off"),
+        (out(0xF4, 0x10), Ending.DEBUG_EXIT, 33, "debug exit: code 33"),
+        (out(0xCF9, 6), Ending.RESET, 0, "reset: by the reset control register"),
+        (out(0x64, 0xFE), Ending.RESET, 0, "reset: by the keyboard controller"),
+        (CRASH, Ending.TRIPLE_FAULT, 3, "triple fault: CPU 0"),
+        (
+            say(b"Kernel panic - not syncing: no init\r\n") + CRASH,
+            Ending.PANIC,
+            3,
+            "panic: no init",
+        ),
+        (
+            say(b"Kernel panic - not syncing: no init\r\n") + out(0xCF9, 6),
+            Ending.PANIC,
+            3,
+            "panic: no init",
+        ),
+    ],
+    ids=["power-off", "debug-exit", "reset", "i8042", "fault", "panic-fault", "panic-reset"],
+)
+def test_vm_ends_as_its_guest_does(
+    kernel: Kernel, code: bytes, ending: Ending, exit_code: int, said: str
+) -> None:
+    path = kernel(code + LOOP_FOREVER)
+    with machine(path, "debug-exit,iobase=0xf4", reboot=False) as vm:
+        outcome = vm.wait(timeout=30)
+    assert outcome.ending is ending
+    assert outcome.exit_code == exit_code
+    assert str(outcome).startswith(said)
+
+
+def test_vm_outcome_of_a_failed_guest_raises_when_checked(kernel: Kernel) -> None:
+    with machine(kernel(CRASH)) as vm, pytest.raises(GuestError, match="triple fault"):
+        vm.wait(timeout=30).check()
+
+
+def test_vm_guest_reset_begins_anew(kernel: Kernel) -> None:
+    with machine(kernel(say(b"boot;") + out(0xCF9, 6) + LOOP_FOREVER)) as vm:
+        vm.serial.wait_for("boot;boot;boot;", timeout=30)
+
+
+def test_vm_host_reset_begins_anew(kernel: Kernel) -> None:
+    with machine(kernel(say(b"boot;") + LOOP_FOREVER)) as vm:
+        vm.serial.wait_for("boot;", timeout=30)
+        vm.reset()
+        vm.serial.wait_for("boot;", timeout=30)
+        assert vm.running
+
+
+def test_vm_serial_input_reaches_the_guest(kernel: Kernel) -> None:
+    with machine(kernel(out(0x3FC, 3) + ECHO)) as vm:
+        vm.serial.write("hello")
+        assert vm.serial.wait_for("hello", timeout=30) == "hello"
+
+
+def test_vm_paused_says_nothing_until_resumed(kernel: Kernel) -> None:
+    with machine(kernel(out(0x3FC, 3) + ECHO)) as vm:
+        vm.serial.write("a")
+        vm.serial.wait_for("a", timeout=30)
+        vm.pause()
+        vm.serial.write("b")
+        with pytest.raises(WaitTimeout):
+            vm.serial.wait_for("b", timeout=0.05)
+        vm.resume()
+        vm.serial.wait_for("b", timeout=30)
+
+
+def test_vm_left_by_an_exception_is_stopped(kernel: Kernel) -> None:
+    vm = machine(kernel(LOOP_FOREVER))
+    with pytest.raises(KeyError), vm:
+        raise KeyError
+    assert not vm.running
+    assert vm.wait().ending is Ending.STOPPED
+
+
+def test_vm_leaves_no_thread_behind(kernel: Kernel) -> None:
+    before = threading.active_count()
+    with machine(kernel(LOOP_FOREVER), "virtio-console", "virtio-rng"):
+        assert threading.active_count() > before
+    assert threading.active_count() == before
+
+
+def test_vm_shutdown_of_a_deaf_guest_stops_it(kernel: Kernel) -> None:
+    with machine(kernel(say(b"up") + LOOP_FOREVER)) as vm:
+        vm.serial.wait_for("up", timeout=30)
+        assert vm.shutdown().ending is Ending.STOPPED
+
+
+def test_vm_wait_too_long_raises(kernel: Kernel) -> None:
+    with machine(kernel(LOOP_FOREVER)) as vm, pytest.raises(WaitTimeout, match="still runs"):
+        vm.wait(timeout=0.01)
+
+
+def test_vm_wait_for_ends_when_the_guest_does(kernel: Kernel) -> None:
+    with (
+        machine(kernel(POWER_OFF + LOOP_FOREVER)) as vm,
+        pytest.raises(GuestError, match="power-off"),
+    ):
+        vm.serial.wait_for("login:", timeout=30)
+
+
+def test_vm_that_cannot_start_releases_its_disks(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(4096))
+    for _ in range(2):
+        with pytest.raises(KernelError):
+            ostler.VM(tmp_path / "none", disks=[disk]).start()
+
+
+def test_vm_is_started_once(kernel: Kernel) -> None:
+    with machine(kernel(LOOP_FOREVER)) as vm, pytest.raises(ConfigError, match="started already"):
+        vm.start()
+
+
+def test_vm_not_started_cannot_be_waited_for(kernel: Kernel) -> None:
+    with pytest.raises(ConfigError, match="not been started"):
+        machine(kernel(LOOP_FOREVER)).wait()
+
+
+# -- the same as a process ---------------------------------------------------------------------
+
+
+def command(path: Path, *options: str) -> list[str]:
+    return [sys.executable, "-c", PROGRAM, "run", "--kernel", str(path), "--memory=16M", *options]
+
+
+def test_run_copies_output_and_gives_the_guests_exit_code(kernel: Kernel) -> None:
+    path = kernel(say(b"hello\r\n") + out(0xF4, 2) + LOOP_FOREVER)
+    options = command(path, "--device=debug-exit,iobase=0xf4")
+    ended = subprocess.run(options, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (5, b"hello\r\n", b"")
+
+
+def test_run_failed_guest_gets_one_line(kernel: Kernel) -> None:
+    path = kernel(say(b"Kernel panic - not syncing: no init\r\n") + CRASH)
+    ended = subprocess.run(command(path), input=b"", capture_output=True, timeout=60)
+    assert ended.returncode == 3
+    assert ended.stderr == b"ostler: guest ended by panic: no init\n"
+
+
+def test_run_input_from_a_pipe_reaches_the_guest(kernel: Kernel) -> None:
+    # Echoes until it has read a "q".
+    echo = bytes.fromhex("66bafd03 ec a801 74f7 66baf803 ec ee 3c71 75ec")
+    path = kernel(out(0x3FC, 3) + echo + POWER_OFF + LOOP_FOREVER)
+    ended = subprocess.run(command(path), input=b"abcq", capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, b"abcq")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_run_signal_ends_it_and_restores_the_terminal(kernel: Kernel, number: int) -> None:
+    host, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    running = subprocess.Popen(
+        command(kernel(say(b"up") + LOOP_FOREVER)), stdin=terminal, stdout=subprocess.PIPE
+    )
+    assert running.stdout is not None
+    assert running.stdout.read(2) == b"up"
+    assert termios.tcgetattr(terminal) != before
+    running.send_signal(number)
+    assert running.wait(timeout=60) == 128 + number
+    running.stdout.close()
+    assert termios.tcgetattr(terminal) == before
+    os.close(host)
+    os.close(terminal)
+
+
+def test_run_ctrl_a_x_quits(kernel: Kernel) -> None:
+    host, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    running = subprocess.Popen(
+        command(kernel(LOOP_FOREVER)), stdin=terminal, stdout=subprocess.DEVNULL
+    )
+    os.write(host, b"\x01x")
+    assert running.wait(timeout=60) == 0
+    assert termios.tcgetattr(terminal) == before
+    os.close(host)
+    os.close(terminal)
+
+
+def test_run_output_to_a_file_is_whole(kernel: Kernel, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    path = kernel(say(b"hello") + POWER_OFF + LOOP_FOREVER)
+    options = command(path, f"--serial=file:{log}")
+    assert subprocess.run(options, stdin=subprocess.DEVNULL, timeout=60).returncode == 0
+    assert log.read_bytes() == b"hello"
