@@ -91,20 +91,18 @@ fn run_avx(cpu: &mut Cpu, op: &Op) -> Exec {
 /// An MMX instruction makes the x87 stack look full and its top 0 (SDM vol. 1, 9.5.1).
 fn run_mmx(cpu: &mut Cpu, op: &Op) -> Exec {
     let stub = stub_of(op);
-    cpu.check_mmx()?;
     if stub.operands.contains(&Operand::Vector) {
         cpu.check_sse()?;
     }
+    cpu.begin_mmx()?;
     cpu.run_stub(op, stub)?;
     let registers = [op.reg0, op.reg1, op.reg2, op.sub];
-    let x87 = &mut cpu.vector.x87;
-    x87.fsw &= !0x3800;
-    x87.ftw = 0xff;
     for (position, number) in registers.into_iter().enumerate() {
         if stub.operands[position] == Operand::Mmx && stub.written[position] {
-            x87.st[usize::from(number % 8)][8..10].fill(0xff);
+            cpu.mark_mmx_written(number);
         }
     }
+    cpu.end_mmx();
     Ok(())
 }
 
@@ -121,7 +119,7 @@ impl Cpu {
             frame.operands[position] = match stub.operands[position] {
                 Operand::None => continue,
                 Operand::Vector => self.vector.ymm[usize::from(registers[position] % 16)].as_mut_ptr(),
-                Operand::Mmx => self.vector.x87.st[usize::from(registers[position] % 8)].as_mut_ptr(),
+                Operand::Mmx => self.mmx_register(registers[position]),
                 Operand::General(bytes) => {
                     general[position] = self.general_operand(registers[position], bytes);
                     (&raw mut general[position]).cast()

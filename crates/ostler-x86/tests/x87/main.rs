@@ -1,0 +1,4 @@
+//! The x87 instructions, and the state images, against the host's own.
+
+mod bench;
+mod images;
