@@ -57,4 +57,40 @@ impl X87Image {
             == (initial.fcw, initial.fsw, initial.ftw, initial.fop, initial.fip, initial.fdp)
             && self.st == initial.st
     }
+
+    /// The tag word with two bits per physical register: valid, zero, special or empty.
+    pub fn full_tags(&self) -> u16 {
+        let top = self.top();
+        (0..8).fold(0, |tags, number| {
+            let register = &self.st[(number + 8 - top) % 8];
+            let tag = if self.ftw >> number & 1 == 0 { tag::EMPTY } else { tag::of(register) };
+            tags | tag << (2 * number)
+        })
+    }
+
+    /// Takes a tag word, of which only "empty" matters: the rest follows from the registers.
+    pub fn set_tags(&mut self, tags: u16) {
+        let used = (0..8).filter(|number| tags >> (2 * number) & 3 != tag::EMPTY);
+        self.ftw = used.fold(0, |ftw, number| ftw | 1 << number);
+    }
+}
+
+mod tag {
+    const VALID: u16 = 0;
+    const ZERO: u16 = 1;
+    const SPECIAL: u16 = 2;
+    pub const EMPTY: u16 = 3;
+
+    /// The tag of a register that is not empty.
+    pub fn of(register: &[u8; 16]) -> u16 {
+        let mut mantissa = [0; 8];
+        mantissa.copy_from_slice(&register[..8]);
+        let mantissa = u64::from_le_bytes(mantissa);
+        let exponent = u16::from_le_bytes([register[8], register[9]]) & 0x7fff;
+        match (exponent, mantissa) {
+            (0, 0) => ZERO,
+            (1..0x7fff, _) if mantissa >> 63 != 0 => VALID,
+            _ => SPECIAL,
+        }
+    }
 }
