@@ -8,7 +8,7 @@ use ostler_memory::PAGE_BYTES;
 
 use crate::cpu::regs::BLOCK_RIP;
 use crate::cpu::stop::Stop;
-use crate::cpu::{Cpu, Mode, attention};
+use crate::cpu::{Cpu, Mode};
 use crate::decode::block::{Block, MAX_OPS, lines_of};
 use crate::decode::decoder::{BlockDecoder, Decoded, MAX_INSTRUCTION_BYTES};
 use crate::decode::op::Op;
@@ -47,7 +47,7 @@ impl Cpu {
 
     /// Runs blocks until something asks for attention.
     fn run_blocks(&mut self) -> Option<Exit> {
-        let mut stepping = self.replaying || self.attention & attention::STEP != 0 || self.shadow_steps();
+        let mut stepping = self.begins_step() | self.replaying;
         loop {
             if self.code.has_changes() {
                 self.code.take_changes();
@@ -271,16 +271,24 @@ impl Cpu {
         if self.replaying {
             return None;
         }
-        let raised = self
-            .signals
-            .take(signal::MEMORY | signal::KICK | signal::INIT | signal::SIPI | signal::NMI | signal::INTERRUPT);
-        if raised & signal::MEMORY != 0 {
-            self.refresh_memory();
+        loop {
+            let raised = self
+                .signals
+                .take(signal::MEMORY | signal::KICK | signal::INIT | signal::SIPI | signal::NMI | signal::INTERRUPT);
+            if raised & signal::MEMORY != 0 {
+                self.refresh_memory();
+            }
+            if let Some(exit) = self.take_events(raised) {
+                return Some(exit);
+            }
+            if raised & signal::KICK != 0 {
+                return Some(Exit::Interrupted);
+            }
+            if !self.is_idle() {
+                return None;
+            }
+            self.sleep();
         }
-        if let Some(exit) = self.take_events(raised) {
-            return Some(exit);
-        }
-        (raised & signal::KICK != 0).then_some(Exit::Interrupted)
     }
 
     /// Takes over changes of the memory slots and acknowledges them.

@@ -34,6 +34,24 @@ pub mod cr4 {
     pub const OSXSAVE: u64 = 1 << 18;
     pub const SMEP: u64 = 1 << 20;
     pub const SMAP: u64 = 1 << 21;
+    /// Every bit that exists here.
+    pub const IMPLEMENTED: u64 = TSD
+        | DE
+        | PSE
+        | PAE
+        | MCE
+        | PGE
+        | PCE
+        | OSFXSR
+        | OSXMMEXCPT
+        | UMIP
+        | FSGSBASE
+        | PCIDE
+        | OSXSAVE
+        | SMEP
+        | SMAP;
+    /// The bits on which translations depend.
+    pub const PAGING: u64 = PSE | PAE | PGE | PCIDE | SMEP | SMAP;
 }
 
 pub mod efer {
@@ -41,4 +59,6 @@ pub mod efer {
     pub const LME: u64 = 1 << 8;
     pub const LMA: u64 = 1 << 10;
     pub const NXE: u64 = 1 << 11;
+    /// Every bit that exists here.
+    pub const IMPLEMENTED: u64 = SCE | LME | LMA | NXE;
 }

@@ -145,6 +145,11 @@ impl Flags {
         self.zero = u64::from(!zf);
     }
 
+    /// ZF; SF and PF stay.
+    pub fn set_zf(&mut self, zf: bool) {
+        self.zero = u64::from(!zf);
+    }
+
     /// The arithmetic flags as RFLAGS has them.
     pub fn arithmetic(&self) -> u64 {
         u64::from(self.cf())
