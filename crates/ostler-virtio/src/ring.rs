@@ -76,13 +76,13 @@ impl Ring {
     }
 
     fn pop_head(&mut self, map: &GuestMap) -> Result<Option<u16>, Broken> {
-        let next = self.queue.next_avail();
-        let head = self.queue.iter(map).map_err(broken)?.next().map(|chain| chain.head_index());
-        // The library's iterator also ends where the ring cannot be read.
-        if head.is_none() && self.queue.avail_idx(map, Ordering::Acquire).map_err(broken)?.0 != next {
-            return Err(Broken::NotMemory);
+        // Looked at before the iterator does: the driver may add an entry at any moment.
+        if self.queue.avail_idx(map, Ordering::Acquire).map_err(broken)?.0 == self.queue.next_avail() {
+            return Ok(None);
         }
-        Ok(head)
+        // With an entry there, the library's iterator ends only where the ring cannot be read.
+        let chain = self.queue.iter(map).map_err(broken)?.next().ok_or(Broken::NotMemory)?;
+        Ok(Some(chain.head_index()))
     }
 
     /// Takes back the last `pop`.

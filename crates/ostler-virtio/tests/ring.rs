@@ -173,6 +173,27 @@ fn event_index_interrupts_exactly_where_the_driver_asked() {
 }
 
 #[test]
+fn driver_that_adds_while_the_worker_looks_is_served_without_end() {
+    let mut driver = Driver::new();
+    driver.config.event_idx = true;
+    driver.lay(0, &[(DATA, 16, WRITE)]);
+    let mut worker = driver.start(Sink);
+    for sent in (5..=50_000u16).step_by(5) {
+        driver.set_used_event(sent - 1);
+        for _ in 0..5 {
+            driver.offer(0);
+        }
+        driver.ring();
+        while driver.used_index() != sent {
+            assert_eq!(driver.broken.count(), 0, "broken at {:?}", worker.position());
+            std::hint::spin_loop();
+        }
+    }
+    worker.stop();
+    assert_eq!(driver.bell.count(), 10_000);
+}
+
+#[test]
 fn ring_indices_wrap_at_sixteen_bits() {
     let mut driver = Driver::new();
     driver.config.position.next_avail = u16::MAX;
