@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from ostler.engine import Vcpu, VirtualMachine
-
-needs_cpu = pytest.mark.xfail(reason="a toy stands in for the software CPU", strict=True)
 
 ENTRY = 0x1000
 RAM_BYTES = 0x10000

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine_guest import needs_cpu
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,7 +25,6 @@ def test_stub_agrees_with_the_extension_module() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-@needs_cpu
 def test_example_prints_each_exit() -> None:
     ran = run_python("docs/examples/machine_code.py")
     assert ran.stderr == ""

@@ -23,14 +23,15 @@ from engine_guest import (
     Register,
     enter_real_mode,
     guest,
-    needs_cpu,
 )
 
 from ostler.engine import (
+    DescriptorTable,
     Exit,
     Hlt,
     InternalError,
     IoIn,
+    MpState,
     Shutdown,
     Threads,
     Vcpu,
@@ -123,6 +124,7 @@ def test_triple_fault_is_reported_and_a_reset_vcpu_runs_again() -> None:
     assert exits.next() == (0, Shutdown())
     vm.memory.write(ENTRY, HLT)
     enter_real_mode(vcpu)
+    vcpu.mp_state = MpState.RUNNABLE
     threads.resume()
     assert exits.next() == (0, Hlt())
     threads.stop()
@@ -199,6 +201,43 @@ def test_many_vcpus_pause_resume_and_stop() -> None:
     assert [vcpu.regs.rip for vcpu in vcpus] == [ENTRY] * 16
 
 
+def test_slots_change_while_other_vcpus_run() -> None:
+    vm = VirtualMachine()
+    vm.memory.add_slot(0, gpa=0, size=RAM_BYTES)
+    vm.memory.write(ENTRY, bytes.fromhex("fe0600e0") + bytes.fromhex("ebfa"))  # inc [0xe000]; jmp
+    vcpus = [vm.create_vcpu(number) for number in range(2)]
+    for vcpu in vcpus:
+        enter_real_mode(vcpu)
+    threads = vm.start(vcpus, Exits())
+    for _ in range(50):
+        vm.memory.add_slot(1, gpa=0x10_0000, size=0x1000)
+        vm.memory.set_dirty_log(0, True)
+        wait_until(lambda: bool(vm.memory.dirty_log(0)[0xE // 8] & 1 << 0xE % 8))
+        vm.memory.set_dirty_log(0, False)
+        vm.memory.remove_slot(1)
+    threads.stop()
+
+
+def test_interrupt_line_wakes_a_halted_vcpu() -> None:
+    vm = VirtualMachine()
+    vm.create_irqchip()
+    vm.memory.add_slot(0, gpa=0, size=RAM_BYTES)
+    vm.bus.add("pio", 0x10, 1, device := Register())
+    setup_pic = "b011e620 b020e621 b004e621 b001e621 b0efe621"  # vectors 0x20.., all but 4 masked
+    vm.memory.write(ENTRY, bytes.fromhex(setup_pic) + OUT + bytes.fromhex("fbf4"))  # sti; hlt
+    vm.memory.write(4 * 0x24, bytes.fromhex("00200000"))
+    vm.memory.write(0x2000, bytes.fromhex("b077") + OUT + SPIN)
+    vcpu = vm.create_vcpu(0)
+    enter_real_mode(vcpu)
+    vcpu.set_sregs(idt=DescriptorTable(limit=0x3FF))
+    vcpu.set_regs(rsp=0x8000)
+    threads = vm.start([vcpu], Exits())
+    wait_until(lambda: len(device.accesses) == 1)
+    vm.irq_line(4).set_level(True)
+    wait_until(lambda: device.value == 0x77)
+    threads.stop()
+
+
 def test_eventfd_is_rung_while_another_thread_keeps_the_interpreter() -> None:
     vm, vcpu = guest(OUT + SPIN)
     fd = os.eventfd(0, os.EFD_NONBLOCK)
@@ -218,7 +257,6 @@ def test_eventfd_is_rung_while_another_thread_keeps_the_interpreter() -> None:
     os.close(fd)
 
 
-@needs_cpu
 def test_clock_stands_still_while_paused() -> None:
     vm, vcpu = guest(SPIN)
     threads = vm.start([vcpu], Exits())

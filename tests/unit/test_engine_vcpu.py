@@ -9,12 +9,14 @@ import time
 from dataclasses import replace
 
 import pytest
-from engine_guest import ENTRY, HLT, IN, OUT, SPIN, UD2, guest, needs_cpu
+from engine_guest import ENTRY, HLT, IN, OUT, SPIN, UD2, guest
 
 from ostler.engine import (
     CpuidEntry,
+    Debug,
     DebugRegs,
     Events,
+    GuestDebug,
     Hlt,
     Interrupted,
     IoIn,
@@ -132,7 +134,6 @@ def test_xcrs_written_read_back(vcpu: Vcpu) -> None:
     assert vcpu.xcrs == xcrs
 
 
-@needs_cpu
 def test_msrs_written_read_back(vcpu: Vcpu) -> None:
     lstar = 0xC000_0082
     vcpu.set_msr(lstar, 0x1234)
@@ -171,7 +172,6 @@ def test_mp_state_written_reads_back(vcpu: Vcpu) -> None:
     assert vcpu.mp_state is MpState.HALTED
 
 
-@needs_cpu
 def test_irqchip_and_lapic_written_read_back() -> None:
     vm = VirtualMachine()
     vm.create_irqchip()
@@ -189,17 +189,16 @@ def test_irqchip_and_lapic_written_read_back() -> None:
         vcpu.lapic = LapicState(b"abc")
 
 
-@needs_cpu
 def test_vcpu_number_taken_or_too_large_is_refused() -> None:
     vm = VirtualMachine()
-    vm.create_vcpu(0)
+    first = vm.create_vcpu(0)
+    assert first.id == 0
     with pytest.raises(ConfigError, match="vCPU 0 exists already"):
         vm.create_vcpu(0)
     with pytest.raises(ConfigError, match=f"limit of {vm.max_vcpus}"):
         vm.create_vcpu(vm.max_vcpus)
 
 
-@needs_cpu
 def test_accelerator_unknown_is_refused_with_the_names_that_exist() -> None:
     with pytest.raises(ConfigError, match="this build has: soft"):
         VirtualMachine("hard")
@@ -224,7 +223,6 @@ def test_run_exits_at_ports_and_takes_the_answer() -> None:
     assert exits == [IoOut(0x10, b"\0"), IoIn(0x10, 1), IoOut(0x10, b"\x7e")]
 
 
-@needs_cpu
 def test_run_exits_at_addresses_without_memory_and_takes_the_answer() -> None:
     load, store = bytes.fromhex("a10000"), bytes.fromhex("a30200")  # mov ax, [0]; mov [2], ax
     _, vcpu = guest(load + store + HLT)
@@ -255,7 +253,26 @@ def test_run_ends_at_a_triple_fault() -> None:
     assert guest(UD2)[1].run() == Shutdown()
 
 
-@needs_cpu
+def test_single_step_and_breakpoint_exit_to_the_debugger() -> None:
+    _, vcpu = guest(bytes.fromhex("9090cc"))  # nop; nop; int3
+    vcpu.set_guest_debug(GuestDebug(single_step=True))
+    stepped = vcpu.run()
+    assert isinstance(stepped, Debug)
+    assert (stepped.rip, stepped.exception) == (ENTRY + 1, 1)
+    vcpu.set_guest_debug(GuestDebug(software_breakpoints=True))
+    stopped = vcpu.run()
+    assert isinstance(stopped, Debug)
+    assert (stopped.rip, stopped.exception) == (ENTRY + 2, 3)
+
+
+def test_instructions_are_counted() -> None:
+    _, vcpu = guest(bytes.fromhex("9090") + HLT)
+    before = vcpu.instructions
+    assert vcpu.run() == Hlt()
+    assert before is not None
+    assert (vcpu.instructions or 0) - before == 3
+
+
 def test_interrupt_is_delivered_through_the_vector_table() -> None:
     vm, vcpu = guest(bytes.fromhex("fb90") + SPIN)  # sti; nop
     vm.memory.write(4 * 0x21, bytes.fromhex("00200000"))

@@ -67,7 +67,7 @@ class Hlt:
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """A triple fault: the processor is in shutdown until it is reset."""
+    """A triple fault: the processor is in shutdown until its `mp_state` is set."""
 
 
 @dataclass(frozen=True, slots=True)
