@@ -3,7 +3,9 @@
 //! `select_float` marks the instructions that obey MXCSR; the others never look at it.
 
 use crate::decode::op::{Handler, Op};
-use crate::exec::vector::{select_float, select_integer, select_move, select_zeroupper};
+use crate::exec::vector::{
+    select_float, select_gather, select_integer, select_masked, select_masked_bytes, select_move, select_zeroupper,
+};
 use crate::isa::table;
 
 table! {
@@ -12,6 +14,11 @@ table! {
     Vmovaps | Vmovapd | Vmovups | Vmovupd | Vmovdqa | Vmovdqu | Vlddqu | Vmovntps | Vmovntpd | Vmovntdq => select_move;
     Vmovntdqa => select_move;
     Vzeroupper | Vzeroall => select_zeroupper;
+
+    // Moves of some elements.
+    Maskmovq | Maskmovdqu | Vmaskmovdqu => select_masked_bytes;
+    Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq => select_masked;
+    Vpgatherdd | Vpgatherdq | Vpgatherqd | Vpgatherqq | Vgatherdps | Vgatherdpd | Vgatherqps | Vgatherqpd => select_gather;
 
     // MMX and SSE without floating-point exceptions.
     Pxor | Por | Pand | Pandn | Paddb | Paddw | Paddd | Paddq | Paddsb | Paddsw | Paddusb | Paddusw | Psubb => select_integer;

@@ -62,7 +62,7 @@ impl Values {
                 &[0, f64::NAN.to_bits(), f64::INFINITY.to_bits(), 1][self.below(4) as usize].to_le_bytes(),
             ),
             // Packed decimal.
-            _ => bytes[..10].iter_mut().for_each(|byte| *byte = (*byte >> 4) % 10 << 4 | (*byte & 15) % 10),
+            _ => bytes[..10].iter_mut().for_each(|byte| *byte = (*byte >> 4) % 10 * 16 + (*byte & 15) % 10),
         }
         bytes
     }

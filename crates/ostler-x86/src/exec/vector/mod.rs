@@ -1,5 +1,7 @@
 //! MMX, SSE and AVX instructions, run by the host: see [`crate::host::stub`].
 
+mod gather;
+mod masked;
 mod memory;
 mod moves;
 
@@ -13,6 +15,8 @@ use crate::cpu::vector::MXCSR_RESET;
 use crate::decode::op::{Handler, Op};
 use crate::host::stub::{Frame, MemoryOperand, Operand, Stub, stub};
 
+pub use gather::select_gather;
+pub use masked::{select_masked, select_masked_bytes};
 pub use moves::{select_move, select_zeroupper};
 
 /// The sticky exception flags of MXCSR, and those found before a result is computed: IE, DE, ZE.

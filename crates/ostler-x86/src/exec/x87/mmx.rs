@@ -19,6 +19,13 @@ impl Cpu {
         self.vector.x87.physical(usize::from(number % 8)).as_mut_ptr()
     }
 
+    /// The contents of MMX register `number`.
+    pub fn mmx_value(&mut self, number: u8) -> [u8; 8] {
+        let mut value = [0; 8];
+        value.copy_from_slice(&self.vector.x87.physical(usize::from(number % 8))[..8]);
+        value
+    }
+
     /// The sign and exponent of an MMX register that was written are ones.
     pub fn mark_mmx_written(&mut self, number: u8) {
         self.vector.x87.physical(usize::from(number % 8))[8..10].fill(0xff);
