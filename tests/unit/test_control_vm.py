@@ -21,7 +21,7 @@ LOAD_GPA = 0x10_0000
 LOOP_FOREVER = b"\xf4\xeb\xfd"  # hlt; jmp to it
 CRASH = b"\x0f\x0b"  # ud2, with no IDT to handle it
 POWER_OFF = b"\x66\xba\x04\x06\x66\xb8\x00\x34\x66\xef"  # out 0x604, SLP_EN | S5
-ECHO = bytes.fromhex("66bafd03 ec a801 74f7 66baf803 ec ee ebee")
+ECHO = bytes.fromhex("66bafd03 ec a801 74f7 66baf803 ec ee ebef")
 PROGRAM = "from ostler.cli import main; main()"
 
 
@@ -207,7 +207,7 @@ def test_run_failed_guest_gets_one_line(kernel: Kernel) -> None:
 
 def test_run_input_from_a_pipe_reaches_the_guest(kernel: Kernel) -> None:
     # Echoes until it has read a "q".
-    echo = bytes.fromhex("66bafd03 ec a801 74f7 66baf803 ec ee 3c71 75ec")
+    echo = bytes.fromhex("66bafd03 ec a801 74f7 66baf803 ec ee 3c71 75ed")
     path = kernel(out(0x3FC, 3) + echo + POWER_OFF + LOOP_FOREVER)
     ended = subprocess.run(command(path), input=b"abcq", capture_output=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (0, b"abcq")
