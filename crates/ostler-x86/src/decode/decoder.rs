@@ -152,10 +152,10 @@ fn generic_op(instruction: &Instruction, bitness: u32, start_rip: u64) -> Op {
 /// Byte offset of a general-purpose register in the register file; other registers by number.
 pub fn register_offset(register: Register) -> u8 {
     if register.is_gpr() {
-        let number = register.number() as u8;
+        // By the full register: among themselves, iced numbers AL..BL, AH..BH, SPL..DIL, R8L..
+        let number = register.full_register().number() as u8;
         let high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
-        // iced numbers AH..BH 4..7.
-        return if high { (number - 4) * 8 + 1 } else { number * 8 };
+        return number * 8 + u8::from(high);
     }
     if register == Register::None { 0 } else { register.number() as u8 }
 }
