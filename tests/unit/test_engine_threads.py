@@ -209,7 +209,7 @@ def test_slots_change_while_other_vcpus_run() -> None:
     for vcpu in vcpus:
         enter_real_mode(vcpu)
     threads = vm.start(vcpus, Exits())
-    for _ in range(50):
+    for _ in range(10):
         vm.memory.add_slot(1, gpa=0x10_0000, size=0x1000)
         vm.memory.set_dirty_log(0, True)
         wait_until(lambda: bool(vm.memory.dirty_log(0)[0xE // 8] & 1 << 0xE % 8))
