@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use ostler_memory::{GuestRam, SlotConfig};
 use ostler_x86::cpu::control::{cr0, cr4, efer};
 use ostler_x86::cpu::regs::{RAX, RDX, RSI};
-use ostler_x86::cpu::stop::Stop;
+use ostler_x86::cpu::stop::{Exec, Stop};
 use ostler_x86::cpu::{Cpu, Mode};
 use ostler_x86::decode::decoder::{BlockDecoder, Decoded};
 use ostler_x86::vm::{Sibling, VmShared};
@@ -47,13 +47,18 @@ impl Bench {
 
     /// Runs one instruction; `Err` has the exception's vector.
     pub fn run(&mut self, code: &[u8]) -> Result<(), u8> {
-        let mut decoder = BlockDecoder::new(self.cpu.bitness, code, self.cpu.rip);
-        let Decoded::Instruction { op, .. } = decoder.next() else { panic!("{code:x?} is cut off") };
-        match (op.run)(&mut self.cpu, &op) {
+        match self.step(code) {
             Ok(()) => Ok(()),
             Err(Stop::Fault) => Err(self.cpu.fault.vector),
             Err(stop) => panic!("{code:x?} stopped with {stop:?}"),
         }
+    }
+
+    /// Runs one instruction; `Err` has why it did not fall through.
+    pub fn step(&mut self, code: &[u8]) -> Exec {
+        let mut decoder = BlockDecoder::new(self.cpu.bitness, code, self.cpu.rip);
+        let Decoded::Instruction { op, .. } = decoder.next() else { panic!("{code:x?} is cut off") };
+        (op.run)(&mut self.cpu, &op)
     }
 
     pub fn write(&self, gpa: u64, data: &[u8]) {

@@ -1,7 +1,7 @@
 //! Unmasked exceptions: when they are reported, and what they leave undone.
 
 use ostler_x86::cpu::control::cr0;
-use ostler_x86::cpu::stop::vector;
+use ostler_x86::cpu::stop::{Stop, vector};
 
 use crate::bench::{Bench, OPERAND};
 
@@ -92,4 +92,23 @@ fn the_pointers_name_the_last_instruction_and_its_operand() {
     assert_eq!((x87.fdp, x87.fop), (OPERAND + 8, 0x1ee));
     bench.run(FNSTCW).expect("FNSTCW");
     assert_eq!(bench.cpu.vector.x87.fop, 0x1ee, "control instructions leave the pointers");
+}
+
+/// The level of IRQ 13, as the second PIC last saw it.
+fn irq_13(bench: &Bench) -> bool {
+    bench.cpu.vm.irqchip().expect("interrupt controllers").state().pics[1].last_irr & 1 << 5 != 0
+}
+
+#[test]
+fn without_ne_the_exception_is_irq_13_and_the_cpu_stands_still() {
+    let mut bench = divided_by_zero();
+    bench.cpu.cr0 &= !cr0::NE;
+    bench.cpu.vm.create_irqchip().expect("interrupt controllers");
+    assert!(!irq_13(&bench));
+    assert_eq!(bench.step(FLDZ), Err(Stop::Repeat));
+    assert!(irq_13(&bench));
+    assert_eq!(bench.step(FLDZ), Err(Stop::Repeat), "until the handler clears the exception");
+    bench.run(FNCLEX).expect("does not wait");
+    assert!(!irq_13(&bench));
+    assert_eq!(bench.step(FLDZ), Ok(()));
 }

@@ -20,7 +20,9 @@ impl Cpu {
     /// Reports a pending unmasked exception: #MF, or with CR0.NE clear as a PC/AT does.
     #[inline]
     pub fn report_pending_x87(&mut self) -> Exec {
-        if self.vector.x87.fsw & fsw::SUMMARY == 0 {
+        let x87 = &self.vector.x87;
+        // Not by the summary bit: that the host runs nothing while this is true must not depend on it.
+        if x87.fsw & !x87.fcw & fsw::EXCEPTIONS == 0 {
             return Ok(());
         }
         self.pending_x87()
