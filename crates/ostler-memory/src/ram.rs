@@ -177,7 +177,8 @@ impl GuestRam {
         let offset = gpa - region.start_addr().0;
         // SAFETY: `offset` lies inside the region, as `find_region` found it there.
         let ptr = unsafe { region.as_ptr().add(offset as usize) };
-        let read_only = self.slots().values().any(|slot| slot.read_only && (slot.gpa..slot.gpa + slot.size).contains(&gpa));
+        let read_only =
+            self.slots().values().any(|slot| slot.read_only && (slot.gpa..slot.gpa + slot.size).contains(&gpa));
         Some(HostPage { ptr, read_only, log: bitmap(region), index: offset / PAGE_BYTES })
     }
 
@@ -195,8 +196,7 @@ impl GuestRam {
     fn map_region(&self, gpa: u64, size: u64, backing: Backing) -> Result<Region, MemoryError> {
         let log = PageLog::new(gpa, size, Arc::clone(&self.watch))?;
         let size = usize::try_from(size).map_err(|_| MemoryError::TooLarge(size))?;
-        let builder =
-            MmapRegionBuilder::new_with_bitmap(size, log).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+        let builder = MmapRegionBuilder::new_with_bitmap(size, log).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
         let builder = match backing {
             Backing::Anonymous => {
                 builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)

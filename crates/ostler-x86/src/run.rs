@@ -240,7 +240,7 @@ impl Cpu {
         self.watch_code(second, MAX_INSTRUCTION_BYTES - in_page);
         self.fetch_bytes(gpa, &mut bytes[..in_page])?;
         self.fetch_bytes(second, &mut bytes[in_page..])?;
-        let Decoded::Instruction { op, .. } = BlockDecoder::new(self.bitness, &bytes, self.rip).next() else {
+        let Decoded::Instruction { op, .. } = BlockDecoder::new(self.bitness, &bytes, self.rip).decode_next() else {
             // Fifteen bytes are enough for any instruction: the decoder calls longer ones invalid.
             return Err(self.gp(0));
         };
@@ -322,7 +322,7 @@ fn decode_ops(bitness: u32, bytes: &[u8], rip: u64) -> Option<(Vec<Op>, usize)> 
     let mut ops = Vec::with_capacity(8);
     let mut len = 0;
     while ops.len() < MAX_OPS {
-        match decoder.next() {
+        match decoder.decode_next() {
             Decoded::Instruction { op, ends_block } => {
                 ops.push(op);
                 len = decoder.position();

@@ -35,21 +35,8 @@ pub mod cr4 {
     pub const SMEP: u64 = 1 << 20;
     pub const SMAP: u64 = 1 << 21;
     /// Every bit that exists here.
-    pub const IMPLEMENTED: u64 = TSD
-        | DE
-        | PSE
-        | PAE
-        | MCE
-        | PGE
-        | PCE
-        | OSFXSR
-        | OSXMMEXCPT
-        | UMIP
-        | FSGSBASE
-        | PCIDE
-        | OSXSAVE
-        | SMEP
-        | SMAP;
+    pub const IMPLEMENTED: u64 =
+        TSD | DE | PSE | PAE | MCE | PGE | PCE | OSFXSR | OSXMMEXCPT | UMIP | FSGSBASE | PCIDE | OSXSAVE | SMEP | SMAP;
     /// The bits on which translations depend.
     pub const PAGING: u64 = PSE | PAE | PGE | PCIDE | SMEP | SMAP;
 }

@@ -115,7 +115,7 @@ impl Flags {
 
     #[inline(always)]
     pub fn pf(&self) -> bool {
-        (self.sign_parity as u8).count_ones() % 2 == 0
+        (self.sign_parity as u8).count_ones().is_multiple_of(2)
     }
 
     /// CF and OF; AF stays.
@@ -218,7 +218,7 @@ mod tests {
             (!(0..=15).contains(&nibble), bit::AF),
             (result == 0, bit::ZF),
             (result >= 0x80, bit::SF),
-            (result.count_ones() % 2 == 0, bit::PF),
+            (result.count_ones().is_multiple_of(2), bit::PF),
         ] {
             flags |= if set { flag } else { 0 };
         }

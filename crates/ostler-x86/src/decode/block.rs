@@ -81,7 +81,8 @@ pub struct CodeCache {
     fetches: Box<[Fetch; FETCHES]>,
     pages: AddressMap<u64, PageBlocks>,
     blocks: usize,
-    /// Blocks that were invalidated but may still be running.
+    /// Blocks that were invalidated but may still be running: they must not move.
+    #[expect(clippy::vec_box, reason = "jumps and the running block point to them")]
     retired: Vec<Box<Block>>,
     /// The generation of translations in the high bits, code width and privilege in the low ones.
     tag: u64,

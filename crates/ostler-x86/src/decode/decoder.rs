@@ -47,7 +47,7 @@ impl<'a> BlockDecoder<'a> {
         self.position
     }
 
-    pub fn next(&mut self) -> Decoded {
+    pub fn decode_next(&mut self) -> Decoded {
         let instruction = self.decoder.decode();
         if instruction.is_invalid() && self.decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
             return Decoded::Truncated;

@@ -33,8 +33,8 @@ pub struct Frame {
     pub mxcsr_host: u32,
 }
 
-impl Frame {
-    pub fn new() -> Self {
+impl Default for Frame {
+    fn default() -> Self {
         Self {
             memory: [0; 64],
             operands: [std::ptr::null_mut(); 4],

@@ -57,7 +57,7 @@ impl Bench {
     /// Runs one instruction; `Err` has why it did not fall through.
     pub fn step(&mut self, code: &[u8]) -> Exec {
         let mut decoder = BlockDecoder::new(self.cpu.bitness, code, self.cpu.rip);
-        let Decoded::Instruction { op, .. } = decoder.next() else { panic!("{code:x?} is cut off") };
+        let Decoded::Instruction { op, .. } = decoder.decode_next() else { panic!("{code:x?} is cut off") };
         (op.run)(&mut self.cpu, &op)
     }
 

@@ -112,7 +112,7 @@ fn run_mmx(cpu: &mut Cpu, op: &Op) -> Exec {
 
 impl Cpu {
     fn run_stub(&mut self, op: &Op, stub: &Stub) -> Exec {
-        let mut frame = Frame::new();
+        let mut frame = Frame::default();
         let linear = match stub.memory {
             Some(memory) => self.load_operand(op, memory, &mut frame)?,
             None => 0,
