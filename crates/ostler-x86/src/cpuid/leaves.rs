@@ -181,8 +181,9 @@ fn extended() -> Vec<CpuidEntry> {
         leaf(0x8000_0001, [0, 0, bits(&[0, 5, 8]), bits(&[11, 20, 26, 27, 29])]),
         // L2: 1 MiB, 16 ways, 64-byte lines.
         leaf(0x8000_0006, [0, 0, 1024 << 16 | 8 << 12 | 64, 0]),
-        // The TSC is invariant.
-        leaf(0x8000_0007, [0, 0, 0, 1 << 8]),
+        // The TSC is not called invariant: Linux would prefer it to kvmclock, which alone stays right
+        // when the VM was paused or moved.
+        leaf(0x8000_0007, [0, 0, 0, 0]),
         leaf(LAST_EXTENDED, [PHYSICAL_BITS | 48 << 8, 0, 0, 0]),
     ];
     rows.extend((0..3).map(|part| {
