@@ -35,12 +35,6 @@ def test_triple_fault_ends_the_process_with_one_line_that_says_so(cloud: Kernel)
     assert "triple fault" in err
 
 
-def test_debug_exit_ends_the_process_with_its_code(cloud: Kernel) -> None:
-    write_21 = r"printf '\025' | dd of=/dev/port bs=1 seek=244 2>/dev/null"
-    code, _, err = run(cloud, write_21, "--device", "debug-exit,iobase=0xf4")
-    assert code == 21 << 1 | 1, err
-
-
 def test_end_of_input_leaves_the_guest_running_until_it_powers_off(cloud: Kernel) -> None:
     code, out, _ = run(cloud, "sleep 2; echo still here; poweroff")
     assert code == 0
