@@ -17,6 +17,7 @@ from ostler.devices.serial import (
     MCR_RTS,
     MSR_CTS,
     MSR_DCD,
+    POLLS_THAT_LISTEN,
     Register,
     Serial16550,
 )
@@ -39,6 +40,9 @@ class Cable:
         data = bytes(self.waiting[:limit])
         del self.waiting[:limit]
         return data
+
+    def take_back(self, data: bytes) -> None:
+        self.waiting[:0] = data
 
 
 class Port:
@@ -158,11 +162,36 @@ def test_serial_input_before_guest_listens_is_not_lost(port: Port) -> None:
     assert bytes(port.get(Register.DATA) for _ in range(5)) == b"early"
 
 
-def test_serial_polling_guest_sees_input_with_rts(port: Port) -> None:
-    port.put(Register.MCR, MCR_RTS)
+def test_serial_polling_guest_sees_input(port: Port) -> None:
     port.cable.waiting += b"x"
-    assert port.get(Register.LSR) & LSR_DATA_READY
+    status = [port.get(Register.LSR) for _ in range(POLLS_THAT_LISTEN)]
+    assert not any(value & LSR_DATA_READY for value in status[:-1])
+    assert status[-1] & LSR_DATA_READY
     assert port.get(Register.DATA) == ord("x")
+
+
+def test_serial_printing_guest_takes_no_input(port: Port) -> None:
+    port.cable.waiting += b"x"
+    for byte in b"printing":
+        port.get(Register.LSR)
+        port.put(Register.DATA, byte)
+    assert port.cable.waiting == b"x"
+
+
+def test_serial_cleared_fifo_receives_again_what_was_unread(port: Port) -> None:
+    port.type(b"early")
+    port.put(Register.IER, IER_RECEIVED)
+    assert port.cable.waiting == b"arly"
+    port.put(Register.IIR_FCR, 0x07)
+    assert bytes(port.get(Register.DATA) for _ in range(5)) == b"early"
+
+
+def test_serial_cleared_fifo_forgets_what_was_looped_back(port: Port) -> None:
+    port.put(Register.MCR, MCR_LOOPBACK)
+    port.put(Register.DATA, 0x55)
+    port.put(Register.IIR_FCR, 0x07)
+    assert port.cable.waiting == b""
+    assert not port.get(Register.LSR) & LSR_DATA_READY
 
 
 def test_serial_break_shows_once_with_a_zero_character(open_port: Port) -> None:

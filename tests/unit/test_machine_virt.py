@@ -70,6 +70,9 @@ class Terminal:
     def receive(self, limit: int) -> bytes:
         return b""
 
+    def take_back(self, data: bytes) -> None:
+        pass
+
 
 class Guest:
     """A board and what a guest can do to it."""

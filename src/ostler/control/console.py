@@ -60,6 +60,10 @@ class SerialConsole:
                 self._changed.notify_all()
             return data
 
+    def take_back(self, data: bytes) -> None:
+        with self._changed:
+            self._input[:0] = data
+
     def wait_for_input(self) -> bool:
         """Wait until there is something to `receive`; false when the machine stands still."""
         with self._changed:

@@ -1,8 +1,9 @@
 """16550A serial port: eight ports, as COM1..COM4 of a PC have them.
 
 Spec: National Semiconductor PC16550D (June 1995). The host at the other end of the cable keeps
-its carrier, DSR and CTS asserted and respects RTS: it sends nothing before the guest listens (by
-RTS or by enabling the receive interrupt), so what is typed early is not lost to a driver's probe.
+its carrier, DSR and CTS asserted. It holds input back until the guest listens, by the receive
+interrupt or by polling the line status, and sends again what a reset of the receive FIFO threw
+away: what is typed early outlives the probing of a driver.
 
 Not modelled: the time a character takes on the line (what is transmitted has left at once, what
 is received comes as fast as the FIFO empties), parity and framing errors, the break a guest sends,
@@ -63,6 +64,12 @@ MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = 0x10, 0x20, 0x40, 0x80
 MSR_CABLE = MSR_CTS | MSR_DSR | MSR_DCD
 MSR_RI_FELL = 0x04
 
+# A driver that prints reads LSR once or twice between other accesses; one that reads it this often
+# in a row waits for input.
+POLLS_THAT_LISTEN = 4
+
+FLAG_BREAK, FLAG_FROM_HOST = 0x01, 0x02
+
 BASE_BAUD = 115_200
 BITS_PER_CHARACTER = 10
 TIMEOUT_CHARACTERS = 4
@@ -77,6 +84,9 @@ class SerialHost(Protocol):
     def receive(self, limit: int) -> bytes:
         """Up to `limit` bytes that wait to be received, none when nothing does."""
 
+    def take_back(self, data: bytes) -> None:
+        """Take `data`, which the guest has not read, to be received again before all else."""
+
 
 class Unplugged:
     """The other end of a cable that leads nowhere."""
@@ -87,10 +97,13 @@ class Unplugged:
     def receive(self, limit: int) -> bytes:
         return b""
 
+    def take_back(self, data: bytes) -> None:
+        pass
+
 
 @dataclass(slots=True)
 class SerialState(State):
-    """The registers, and the receive FIFO with one flag per character that came with a break."""
+    """The registers, and the receive FIFO with flags (`FLAG_*`) for each character."""
 
     divisor: int = 12
     ier: int = 0
@@ -103,7 +116,7 @@ class SerialState(State):
     thr_interrupt: bool = False
     timeout_interrupt: bool = False
     fifo: bytearray = field(default_factory=bytearray)
-    breaks: bytearray = field(default_factory=bytearray)
+    flags: bytearray = field(default_factory=bytearray)
 
     def validate(self) -> None:
         for name in ("ier", "fcr", "lcr", "mcr", "scratch", "msr_deltas"):
@@ -111,8 +124,8 @@ class SerialState(State):
                 raise StateError(f"serial: {name} is not a byte")
         if not 0 <= self.divisor <= 0xFFFF:
             raise StateError("serial: divisor is not 16 bits wide")
-        if len(self.fifo) > FIFO_BYTES or len(self.breaks) != len(self.fifo):
-            raise StateError("serial: receive FIFO and its break flags have to match, 16 at most")
+        if len(self.fifo) > FIFO_BYTES or len(self.flags) != len(self.fifo):
+            raise StateError("serial: receive FIFO and its flags have to match, 16 at most")
 
 
 class Serial16550(ByteRegisters[SerialState]):
@@ -128,6 +141,7 @@ class Serial16550(ByteRegisters[SerialState]):
         self._irq, self._clock, self._host = irq, clock, host or Unplugged()
         self._timeout = timers.timer(self._on_timeout)
         self._level: bool | None = None
+        self._polls = 0  # reads of LSR in a row
 
     def replace(self, state: SerialState) -> None:
         with self.lock:
@@ -144,11 +158,12 @@ class Serial16550(ByteRegisters[SerialState]):
     def send_break(self) -> None:
         """Signal a break: the guest sees a zero character with the break flag."""
         with self.lock:
-            self._receive(0, is_break=True)
+            self._receive(0, FLAG_BREAK)
             self._update_irq()
 
     def read_byte(self, offset: int) -> int:
         state = self.state
+        self._polls = self._polls + 1 if offset == Register.LSR else 0
         if state.lcr & LCR_DIVISOR_LATCH and offset in DIVISOR_LATCH:
             return state.divisor >> (8 * offset) & 0xFF
         match offset:
@@ -172,6 +187,7 @@ class Serial16550(ByteRegisters[SerialState]):
 
     def write_byte(self, offset: int, value: int) -> None:
         state = self.state
+        self._polls = 0
         if state.lcr & LCR_DIVISOR_LATCH and offset in DIVISOR_LATCH:
             shift = 8 * offset
             state.divisor = state.divisor & ~(0xFF << shift) | value << shift
@@ -197,7 +213,7 @@ class Serial16550(ByteRegisters[SerialState]):
         state = self.state
         if state.mcr & MCR_LOOPBACK:
             return False
-        return bool(state.ier & IER_RECEIVED or state.mcr & MCR_RTS)
+        return bool(state.ier & IER_RECEIVED) or self._polls >= POLLS_THAT_LISTEN
 
     def _capacity(self) -> int:
         return FIFO_BYTES if self.state.fcr & FCR_ENABLE else 1
@@ -210,25 +226,33 @@ class Serial16550(ByteRegisters[SerialState]):
         if room > 0 and self._listening():
             data = self._host.receive(room)
             for byte in data:
-                self._receive(byte)
+                self._receive(byte, FLAG_FROM_HOST)
             if data:
                 self._update_irq()
 
-    def _receive(self, byte: int, *, is_break: bool = False) -> None:
+    def _receive(self, byte: int, flags: int = 0) -> None:
         state = self.state
         if len(state.fifo) >= self._capacity():
             state.overrun = True  # the character in the shift register is lost, the FIFO is not
             return
         state.fifo.append(byte)
-        state.breaks.append(is_break)
+        state.flags.append(flags)
         self._restart_timeout()
+
+    def _clear_fifo(self) -> None:
+        state = self.state
+        unread = zip(state.fifo, state.flags, strict=True)
+        self._host.take_back(bytes(byte for byte, flags in unread if flags & FLAG_FROM_HOST))
+        state.fifo.clear()
+        state.flags.clear()
+        state.timeout_interrupt = False
 
     def _read_data(self) -> int:
         state = self.state
         if not state.fifo:
             return 0
         byte = state.fifo.pop(0)
-        state.breaks.pop(0)
+        state.flags.pop(0)
         state.timeout_interrupt = False
         self._restart_timeout()
         if not state.fifo:
@@ -273,11 +297,10 @@ class Serial16550(ByteRegisters[SerialState]):
     def _write_fcr(self, value: int) -> None:
         state = self.state
         if (value ^ state.fcr) & FCR_ENABLE or value & FCR_CLEAR_RECEIVER:
-            state.fifo.clear()
-            state.breaks.clear()
-            state.timeout_interrupt = False
+            self._clear_fifo()
         state.fcr = value & FCR_KEPT if value & FCR_ENABLE else 0
         self._restart_timeout()
+        self._fetch()
 
     def _write_mcr(self, value: int) -> None:
         before = self._modem_lines()
@@ -311,12 +334,12 @@ class Serial16550(ByteRegisters[SerialState]):
         value = LSR_THR_EMPTY | LSR_TRANSMITTER_EMPTY
         value |= LSR_DATA_READY if state.fifo else 0
         value |= LSR_OVERRUN if state.overrun else 0
-        if any(state.breaks):
+        if any(flags & FLAG_BREAK for flags in state.flags):
             value |= LSR_FIFO_ERROR if state.fcr & FCR_ENABLE else 0
-            value |= LSR_BREAK if state.breaks[0] else 0
+            value |= LSR_BREAK if state.flags[0] & FLAG_BREAK else 0
         state.overrun = False
-        if state.breaks:
-            state.breaks[0] = 0
+        if state.flags:
+            state.flags[0] &= ~FLAG_BREAK
         self._update_irq()
         return value
 
@@ -330,7 +353,8 @@ class Serial16550(ByteRegisters[SerialState]):
     def _interrupt(self) -> int:
         """The pending cause of the highest priority (table 4 of the data sheet)."""
         state = self.state
-        if state.ier & IER_LINE_STATUS and (state.overrun or (state.breaks and state.breaks[0])):
+        broken = bool(state.flags) and bool(state.flags[0] & FLAG_BREAK)
+        if state.ier & IER_LINE_STATUS and (state.overrun or broken):
             return IIR_LINE_STATUS
         if state.ier & IER_RECEIVED and len(state.fifo) >= self._trigger():
             return IIR_RECEIVED
