@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-from pathlib import Path
 
 from benches import engines, report
+from guests import native
 from guests.fetch import kernel
-from guests.images import SOURCES, initrd
+from guests.images import initrd
 from guests.packages import BUILD, FetchError
 
 RESULT = BUILD.parent / "bench.json"
@@ -32,7 +31,7 @@ def main() -> int:
 
 
 def _measure(pairs: int, skip: list[str]) -> int:
-    program = _compile()
+    program = native.bench()
     stock = kernel("cloud")
     image = initrd(stock, programs={"/bin/bench": program})
     samples: dict[str, list[engines.Sample]] = {"ostler": [], "qemu": [], "native": []}
@@ -48,16 +47,6 @@ def _measure(pairs: int, skip: list[str]) -> int:
     report.write(found, RESULT, stock.version, pairs)
     print(f"written to {RESULT}")
     return 0
-
-
-def _compile() -> Path:
-    program = BUILD / "bench"
-    command = ["cc", "-O2", "-static", "-o", str(program), str(SOURCES / "bench/bench.c")]
-    BUILD.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise FetchError(f"cc: {done.stderr.strip()}; apt-get install gcc libc6-dev")
-    return program
 
 
 if __name__ == "__main__":
