@@ -9,6 +9,7 @@ use ostler_memory::PAGE_BYTES;
 use crate::cpu::regs::BLOCK_RIP;
 use crate::cpu::stop::Stop;
 use crate::cpu::{Cpu, Mode};
+use crate::cpuid::CpuidTable;
 use crate::decode::block::{Block, MAX_OPS, lines_of};
 use crate::decode::decoder::{BlockDecoder, Decoded, MAX_INSTRUCTION_BYTES};
 use crate::decode::op::Op;
@@ -217,7 +218,7 @@ impl Cpu {
         loop {
             let bytes = &mut bytes[..in_page.min(BLOCK_BYTES)];
             self.fetch_bytes(gpa, bytes)?;
-            let Some((ops, len)) = decode_ops(self.bitness, bytes, self.rip) else {
+            let Some((ops, len)) = decode_ops(&self.cpuid, self.bitness, bytes, self.rip) else {
                 return self.decode_crossing(linear, gpa, in_page);
             };
             let mut again = [0; BLOCK_BYTES];
@@ -240,7 +241,9 @@ impl Cpu {
         self.watch_code(second, MAX_INSTRUCTION_BYTES - in_page);
         self.fetch_bytes(gpa, &mut bytes[..in_page])?;
         self.fetch_bytes(second, &mut bytes[in_page..])?;
-        let Decoded::Instruction { op, .. } = BlockDecoder::new(self.bitness, &bytes, self.rip).decode_next() else {
+        let Decoded::Instruction { op, .. } =
+            BlockDecoder::for_cpu(&self.cpuid, self.bitness, &bytes, self.rip).decode_next()
+        else {
             // Fifteen bytes are enough for any instruction: the decoder calls longer ones invalid.
             return Err(self.gp(0));
         };
@@ -317,8 +320,8 @@ impl Cpu {
 }
 
 /// Decodes instructions up to the end of the block; `None` when the very first one is cut off.
-fn decode_ops(bitness: u32, bytes: &[u8], rip: u64) -> Option<(Vec<Op>, usize)> {
-    let mut decoder = BlockDecoder::new(bitness, bytes, rip);
+fn decode_ops(cpuid: &CpuidTable, bitness: u32, bytes: &[u8], rip: u64) -> Option<(Vec<Op>, usize)> {
+    let mut decoder = BlockDecoder::for_cpu(cpuid, bitness, bytes, rip);
     let mut ops = Vec::with_capacity(8);
     let mut len = 0;
     while ops.len() < MAX_OPS {

@@ -5,6 +5,7 @@ use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 use crate::cpu::Cpu;
 use crate::cpu::regs::{BLOCK_RIP, ZERO};
 use crate::cpu::stop::Exec;
+use crate::cpuid::CpuidTable;
 use crate::decode::op::{FLAT, Op, op_flag};
 use crate::isa;
 
@@ -18,6 +19,7 @@ pub struct BlockDecoder<'a> {
     bitness: u32,
     start_rip: u64,
     position: usize,
+    cpuid: Option<&'a CpuidTable>,
 }
 
 /// What the bytes at a position turned out to be.
@@ -39,12 +41,22 @@ impl<'a> BlockDecoder<'a> {
             bitness,
             start_rip: rip,
             position: 0,
+            cpuid: None,
         }
+    }
+
+    /// As [`BlockDecoder::new`], but instructions that `cpuid` does not offer are undefined.
+    pub fn for_cpu(cpuid: &'a CpuidTable, bitness: u32, bytes: &'a [u8], rip: u64) -> Self {
+        Self { cpuid: Some(cpuid), ..Self::new(bitness, bytes, rip) }
     }
 
     /// Bytes decoded so far.
     pub fn position(&self) -> usize {
         self.position
+    }
+
+    fn is_offered(&self, instruction: &Instruction) -> bool {
+        self.cpuid.is_none_or(|cpuid| cpuid.allows(instruction.code()))
     }
 
     pub fn decode_next(&mut self) -> Decoded {
@@ -56,7 +68,7 @@ impl<'a> BlockDecoder<'a> {
         let mut op = generic_op(&instruction, self.bitness, self.start_rip);
         op.end = self.position as u16;
         op.len = instruction.len() as u8;
-        let selected = if instruction.is_invalid() || !lock_allowed(&instruction) {
+        let selected = if instruction.is_invalid() || !lock_allowed(&instruction) || !self.is_offered(&instruction) {
             None
         } else {
             isa::row(instruction.mnemonic()).and_then(|row| (row.select)(&instruction, &mut op))

@@ -56,6 +56,8 @@ impl Cpu {
         self.enter_task(&state, layout, source.nests());
         if let Err(stop) = self.finish_task(&state, layout, source) {
             debug_assert!(stop == Stop::Fault || stop == Stop::Exit);
+            // With the segments that were loaded so far.
+            self.update_mode();
             // The fault's RIP is the new task's first instruction. A triple fault is noticed by its
             // attention bit.
             let _shutdown = self.deliver_fault();

@@ -1,0 +1,169 @@
+//! CPUID, MSRs, control registers, and the state that can be saved.
+
+use iced_x86::code_asm::*;
+use ostler_engine::regs::{CpuidEntry, MsrEntry, Sregs, Xcr};
+
+use crate::guest::*;
+
+fn cpuid(guest: &mut Guest, leaf: u32, subleaf: u32) -> [u64; 4] {
+    guest.code(64, CODE, |a| {
+        a.mov(eax, leaf).unwrap();
+        a.mov(ecx, subleaf).unwrap();
+        a.cpuid().unwrap();
+        a.hlt().unwrap();
+    });
+    guest.set_regs(|regs| regs.rip = CODE);
+    guest.run_to_halt();
+    let regs = guest.regs();
+    [regs.rax, regs.rbx, regs.rcx, regs.rdx]
+}
+
+#[test]
+fn osxsave_follows_cr4_and_xsave_sizes_follow_xcr0() {
+    let mut guest = Guest::long();
+    assert_eq!(cpuid(&mut guest, 1, 0)[2] >> 27 & 1, 0);
+    guest.set_sregs(|sregs| sregs.cr4 |= 1 << 18);
+    assert_eq!(cpuid(&mut guest, 1, 0)[2] >> 27 & 1, 1);
+    let [_, now, most, _] = cpuid(&mut guest, 0xd, 0);
+    assert_eq!(now, 576);
+    if most == 832 {
+        guest.vcpu.set_xcrs(&[Xcr { index: 0, value: 7 }]).unwrap();
+        assert_eq!(cpuid(&mut guest, 0xd, 0)[1], 832);
+    }
+}
+
+#[test]
+fn feature_taken_away_makes_its_instructions_undefined() {
+    let mut guest = Guest::long();
+    guest.code(64, CODE, |a| a.popcnt(rax, rbx).unwrap());
+    let without: Vec<CpuidEntry> = guest
+        .vcpu
+        .cpuid()
+        .into_iter()
+        .map(|entry| if entry.function == 1 { CpuidEntry { ecx: entry.ecx & !(1 << 23), ..entry } } else { entry })
+        .collect();
+    guest.vcpu.set_cpuid(&without).unwrap();
+    guest.run_to_exception(6, false);
+}
+
+#[test]
+fn features_that_do_not_exist_cannot_be_asked_for() {
+    let mut guest = Guest::long();
+    let all = guest.vcpu.cpuid().into_iter().map(|entry| CpuidEntry { ecx: u32::MAX, ..entry }).collect::<Vec<_>>();
+    let before = guest.vcpu.cpuid().iter().find(|entry| entry.function == 1).unwrap().ecx;
+    guest.vcpu.set_cpuid(&all).unwrap();
+    assert_eq!(guest.vcpu.cpuid().iter().find(|entry| entry.function == 1).unwrap().ecx, before);
+}
+
+#[test]
+fn unknown_msr_faults_and_is_refused_from_outside() {
+    let mut guest = Guest::long();
+    guest.code(64, CODE, |a| {
+        a.mov(ecx, 0x1234_5678).unwrap();
+        a.rdmsr().unwrap();
+    });
+    assert_eq!(guest.run_to_exception(13, true).rip, CODE + 5);
+    assert!(guest.vcpu.msr(0x1234_5678).is_err());
+    assert!(guest.vcpu.set_msr(MsrEntry { index: 0xc000_0082, value: 1 << 63 }).is_err());
+}
+
+#[test]
+fn every_listed_msr_can_be_saved_and_restored() {
+    for mut guest in [Guest::long(), Guest::with_irqchip()] {
+        for index in guest.vcpu.msr_list() {
+            let value = guest.vcpu.msr(index).unwrap();
+            guest.vcpu.set_msr(MsrEntry { index, value }).unwrap_or_else(|error| panic!("{index:#x}: {error}"));
+        }
+    }
+}
+
+#[test]
+fn tsc_is_the_clock_plus_its_adjustment() {
+    let mut guest = Guest::long();
+    guest.vcpu.set_msr(MsrEntry { index: 0x3b, value: 1 << 40 }).unwrap();
+    guest.code(64, CODE, |a| {
+        a.rdtsc().unwrap();
+        a.hlt().unwrap();
+    });
+    guest.run_to_halt();
+    let regs = guest.regs();
+    let tsc = regs.rdx << 32 | regs.rax;
+    let clock = guest.vm.clock_ns();
+    assert!((1 << 40..=clock + (1 << 40)).contains(&tsc), "{tsc} {clock}");
+}
+
+#[test]
+fn kvm_clock_page_describes_the_tsc() {
+    let mut guest = Guest::long();
+    guest.vcpu.set_msr(MsrEntry { index: 0x4b56_4d01, value: 0x9001 }).unwrap();
+    guest.vcpu.set_msr(MsrEntry { index: 0x3b, value: 77 }).unwrap();
+    assert_eq!((guest.get64(0x9008), guest.get64(0x9010)), (77, 0), "TSC and time of one moment");
+    assert_eq!(guest.get64(0x9018), 0x0101_8000_0000, "scale 1, stable");
+}
+
+#[test]
+fn user_mode_instruction_prevention_hides_the_tables() {
+    let mut guest = Guest::long();
+    guest.set_sregs(|sregs| sregs.cr4 |= 1 << 11);
+    guest.code(64, CODE, |a| {
+        for value in [u32::from(USER_DATA), USER_STACK as u32, 2, u32::from(USER_CODE64), USER_CODE as u32] {
+            a.push(value as i32).unwrap();
+        }
+        a.iretq().unwrap();
+    });
+    guest.code(64, USER_CODE, |a| a.sgdt(ptr(0x9000)).unwrap());
+    guest.run_to_exception(13, true);
+}
+
+#[test]
+fn reserved_bits_of_control_registers_fault() {
+    for write in [
+        |a: &mut CodeAssembler| a.mov(cr4, rax),
+        |a: &mut CodeAssembler| a.mov(cr3, rax),
+        |a: &mut CodeAssembler| a.mov(cr0, rax),
+        |a: &mut CodeAssembler| a.mov(cr8, rax),
+    ] {
+        let mut guest = Guest::long();
+        guest.set_regs(|regs| regs.rax = 1 << 60);
+        guest.code(64, CODE, |a| write(a).unwrap());
+        assert_eq!(guest.run_to_exception(13, true).error, Some(0));
+    }
+}
+
+#[test]
+fn task_priority_is_cr8() {
+    let mut guest = Guest::with_irqchip();
+    guest.code(64, CODE, |a| {
+        a.mov(eax, 9).unwrap();
+        a.mov(cr8, rax).unwrap();
+        a.mov(rbx, cr8).unwrap();
+        a.out(0x10, al).unwrap();
+    });
+    guest.run();
+    assert_eq!((guest.regs().rbx, guest.sregs().cr8), (9, 9));
+    assert_eq!(guest.vcpu.lapic().unwrap().regs[0x80], 0x90);
+}
+
+#[test]
+fn state_survives_a_round_trip() {
+    let mut guest = Guest::long();
+    let (regs, sregs, xsave) = (guest.regs(), guest.sregs(), guest.vcpu.xsave().unwrap());
+    guest.vcpu.set_sregs(&sregs).unwrap();
+    guest.vcpu.set_regs(&regs).unwrap();
+    guest.vcpu.set_xsave(&xsave).unwrap();
+    assert_eq!((guest.regs(), guest.sregs(), guest.vcpu.xsave().unwrap()), (regs, sregs, xsave));
+}
+
+#[test]
+fn impossible_states_are_refused() {
+    let mut guest = Guest::long();
+    for change in [
+        |sregs: &mut Sregs| sregs.cr0 = 0x8000_0000,
+        |sregs: &mut Sregs| sregs.cr4 = 1 << 40,
+        |sregs: &mut Sregs| sregs.efer = 0x400,
+    ] {
+        let mut sregs = guest.sregs();
+        change(&mut sregs);
+        assert!(guest.vcpu.set_sregs(&sregs).is_err());
+    }
+}

@@ -1,0 +1,15 @@
+//! What operating systems do to the CPU: modes, paging, exceptions, privilege changes, tasks, debugging.
+//!
+//! Each test assembles a few instructions, runs them, and looks at registers and memory. Handlers
+//! that [`guest`] installs put their vector where a test finds it, and halt.
+
+mod debugging;
+mod descriptors;
+mod guest;
+mod identity;
+mod interrupts;
+mod long_mode;
+mod modes;
+mod paging;
+mod ports;
+mod tasks;
