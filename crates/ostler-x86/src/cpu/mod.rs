@@ -275,10 +275,11 @@ impl Cpu {
         self.code.set_mode(self.bitness, self.cpl == 3);
     }
 
-    /// Recomputes the rights of data accesses: after CPL, CR4.SMAP or RFLAGS.AC changed.
+    /// Recomputes the rights of data accesses: after CPL, CR0.AM, CR4.SMAP or RFLAGS.AC changed.
     pub fn update_privilege(&mut self) {
         self.mmu.privilege = if self.cpl == 3 {
-            Privilege::User
+            let checked = self.cr0 & cr0::AM != 0 && self.flags.has(bit::AC);
+            if checked { Privilege::UserAligned } else { Privilege::User }
         } else if self.cr4 & cr4::SMAP != 0 && !self.flags.has(bit::AC) {
             Privilege::SupervisorSmap
         } else {

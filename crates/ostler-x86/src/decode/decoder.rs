@@ -12,6 +12,9 @@ use crate::isa;
 /// The longest instruction there is.
 pub const MAX_INSTRUCTION_BYTES: usize = 15;
 
+/// 0F 18 to 0F 1F are no-operations on a CPU without MPX and CET; ENDBR and PREFETCH are no more either.
+const RESERVED_NOPS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
+
 /// Decodes the instructions of one block.
 #[expect(missing_debug_implementations, reason = "iced's decoder has none")]
 pub struct BlockDecoder<'a> {
@@ -37,7 +40,7 @@ impl<'a> BlockDecoder<'a> {
     /// Decodes `bytes`, the first of which is at `rip`.
     pub fn new(bitness: u32, bytes: &'a [u8], rip: u64) -> Self {
         Self {
-            decoder: Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE),
+            decoder: Decoder::with_ip(bitness, bytes, rip, RESERVED_NOPS),
             bitness,
             start_rip: rip,
             position: 0,
@@ -187,7 +190,11 @@ fn memory_operand(instruction: &Instruction, bitness: u32, start_rip: u64, op: &
         op.index = index.number() as u8;
         op.scale = instruction.memory_index_scale().trailing_zeros() as u8;
     }
-    segment_of(instruction.memory_segment(), bitness, op);
+    let prefix = instruction.memory_segment();
+    let on_stack = matches!(base.full_register(), Register::RSP | Register::RBP);
+    // 64-bit mode ignores all overrides but FS and GS: the default stays.
+    let ignored = bitness == 64 && on_stack && !matches!(prefix, Register::FS | Register::GS);
+    segment_of(if ignored { Register::SS } else { prefix }, bitness, op);
 }
 
 fn address_size(instruction: &Instruction, bitness: u32) -> u8 {

@@ -197,8 +197,21 @@ fn cmpxchg<W: Width, D: Place>(cpu: &mut Cpu, op: &Op) -> Exec {
     result
 }
 
+/// CMPXCHG with a register: one that is not equal is not written, so that its upper half stays.
+fn cmpxchg_register<W: Width>(cpu: &mut Cpu, op: &Op) -> Exec {
+    let (accumulator, found) = (cpu.regs.read::<W>(0), cpu.regs.read::<W>(op.reg0));
+    subtract(&mut cpu.flags, accumulator, found, W::default());
+    if found == accumulator {
+        let new = cpu.regs.read::<W>(op.reg1);
+        cpu.regs.write(op.reg0, new);
+    } else {
+        cpu.regs.write(0, found);
+    }
+    Ok(())
+}
+
 pub fn select_cmpxchg(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
-    if is_memory(instruction, 0) { by_width!(op.size, cmpxchg, Mem) } else { by_width!(op.size, cmpxchg, Reg0) }
+    if is_memory(instruction, 0) { by_width!(op.size, cmpxchg, Mem) } else { by_width!(op.size, cmpxchg_register) }
 }
 
 /// CMPXCHG8B: EDX:EAX against m64, ECX:EBX to it.

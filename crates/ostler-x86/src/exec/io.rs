@@ -197,11 +197,12 @@ fn element_address(
 fn string<W: Width, E: Element>(cpu: &mut Cpu, op: &Op) -> Exec {
     let repeated = op.has(op_flag::REP) || op.has(op_flag::REPNE);
     let mask = op.address_mask();
+    let port = cpu.regs.get(RDX) as u16;
+    // Checked for no element, too.
+    cpu.require_port(port, W::BYTES)?;
     if repeated && cpu.regs.get(RCX) & mask == 0 {
         return Ok(());
     }
-    let port = cpu.regs.get(RDX) as u16;
-    cpu.require_port(port, W::BYTES)?;
     for _ in 0..REPEATS {
         E::transfer::<W>(cpu, op, port)?;
         // What the device saw of this element is not to be replayed for the next.

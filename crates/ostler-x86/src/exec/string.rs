@@ -6,12 +6,12 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
-use crate::cpu::Cpu;
 use crate::cpu::flags::bit;
 use crate::cpu::regs::{RAX, RCX, RDI, RSI};
 use crate::cpu::segment::ES;
 use crate::cpu::stop::{Exec, Stop};
 use crate::cpu::width::Width;
+use crate::cpu::{Cpu, attention};
 use crate::decode::op::{Handler, Op, op_flag};
 use crate::exec::branch::set_address_register;
 use crate::exec::operand::by_width;
@@ -64,7 +64,9 @@ impl Cpu {
 
     /// Repeats `element` until the count is used up or it says to stop; gives way now and then.
     pub fn repeat(&mut self, op: &Op, mut element: impl FnMut(&mut Cpu) -> Result<bool, Stop>) -> Exec {
-        for _ in 0..ELEMENTS_PER_TURN {
+        // Single-stepping traps after each element.
+        let elements = if self.attention & attention::STEP != 0 { 1 } else { ELEMENTS_PER_TURN };
+        for _ in 0..elements {
             if self.repeat_count(op) == 0 {
                 return Ok(());
             }
@@ -93,7 +95,7 @@ impl Cpu {
 
     /// Whether runs may replace elements: forwards, and no segment limit to check.
     fn runs_allowed(&self, op: &Op) -> bool {
-        !self.flags.has(bit::DF) && op.has(op_flag::LONG)
+        !self.flags.has(bit::DF) && op.has(op_flag::LONG) && self.attention & attention::STEP == 0
     }
 }
 
@@ -105,8 +107,9 @@ fn movs<W: Width>(cpu: &mut Cpu, op: &Op) -> Exec {
 }
 
 fn move_element<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<bool, Stop> {
-    let (source, destination) = (cpu.source_linear::<W>(op)?, cpu.destination_linear::<W>(op, true)?);
+    let source = cpu.source_linear::<W>(op)?;
     let value = cpu.load::<W>(source)?;
+    let destination = cpu.destination_linear::<W>(op, true)?;
     cpu.store(destination, value)?;
     let step = cpu.string_step::<W>();
     cpu.advance(op, RSI, step);
@@ -234,8 +237,10 @@ fn goes_on(cpu: &Cpu, op: &Op) -> bool {
 
 fn cmps<W: Width>(cpu: &mut Cpu, op: &Op) -> Exec {
     cpu.repeat(op, |cpu| {
-        let (source, destination) = (cpu.source_linear::<W>(op)?, cpu.destination_linear::<W>(op, false)?);
-        let (a, b) = (cpu.load::<W>(source)?, cpu.load::<W>(destination)?);
+        let source = cpu.source_linear::<W>(op)?;
+        let a = cpu.load::<W>(source)?;
+        let destination = cpu.destination_linear::<W>(op, false)?;
+        let b = cpu.load::<W>(destination)?;
         cpu.flags.set_sub(a, b, a.minus(b));
         let step = cpu.string_step::<W>();
         cpu.advance(op, RSI, step);

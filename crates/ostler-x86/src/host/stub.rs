@@ -236,6 +236,10 @@ impl Canonical {
             self.instruction.mnemonic(),
             M::Pcmpestri
                 | M::Pcmpestrm
+                | M::Pcmpestri64
+                | M::Pcmpestrm64
+                | M::Vpcmpestri64
+                | M::Vpcmpestrm64
                 | M::Pcmpistri
                 | M::Pcmpistrm
                 | M::Vpcmpestri
@@ -319,8 +323,12 @@ impl Canonical {
 /// PCMPxSTRM write XMM0; the VEX forms clear the rest of YMM0.
 fn store_implicit(asm: &mut CodeAssembler, mnemonic: Mnemonic) -> Result<(), IcedError> {
     match mnemonic {
-        Mnemonic::Pcmpestrm | Mnemonic::Pcmpistrm => asm.movups(iced_x86::code_asm::xmmword_ptr(r10), xmm0),
-        Mnemonic::Vpcmpestrm | Mnemonic::Vpcmpistrm => asm.vmovups(iced_x86::code_asm::ymmword_ptr(r10), ymm0),
+        Mnemonic::Pcmpestrm | Mnemonic::Pcmpestrm64 | Mnemonic::Pcmpistrm => {
+            asm.movups(iced_x86::code_asm::xmmword_ptr(r10), xmm0)
+        }
+        Mnemonic::Vpcmpestrm | Mnemonic::Vpcmpestrm64 | Mnemonic::Vpcmpistrm => {
+            asm.vmovups(iced_x86::code_asm::ymmword_ptr(r10), ymm0)
+        }
         _ => Ok(()),
     }
 }
@@ -364,7 +372,10 @@ fn must_be_aligned(instruction: &Instruction, bytes: u8, vex: bool) -> bool {
         );
     }
     let made_for_it = matches!(mnemonic, M::Movups | M::Movupd | M::Movdqu | M::Lddqu)
-        || matches!(mnemonic, M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm);
+        || matches!(
+            mnemonic,
+            M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 | M::Pcmpistri | M::Pcmpistrm
+        );
     bytes == 16 && !made_for_it
 }
 

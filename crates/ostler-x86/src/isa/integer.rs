@@ -36,7 +36,7 @@ table! {
     Idiv => select_idiv;
     Mulx => select_mulx;
 
-    Mov => select_mov;
+    Mov | Movnti => select_mov;
     Movbe => select_movbe;
     Bswap => select_bswap;
     Movzx => select_movzx;
@@ -49,7 +49,7 @@ table! {
     Cmovs | Cmovns | Cmovp | Cmovnp | Cmovl | Cmovge | Cmovle | Cmovg => select_cmov;
     Xlatb => select_xlat;
     Lahf | Sahf | Salc | Clc | Stc | Cmc | Cld | Std => select_flag;
-    Nop | Endbr64 | Endbr32 => select_nop;
+    Nop | Reservednop => select_nop;
 
     Shl | Sal => select_shift::<Shl>;
     Shr => select_shift::<Shr>;

@@ -33,6 +33,7 @@ table! {
     Int => |_, _| Some(interrupt::int);
     Int3 => |_, _| Some(interrupt::int3);
     Into => |_, _| Some(interrupt::into);
+    Bound => interrupt::select_bound;
     Int1 => |_, _| Some(interrupt::int1);
     Hlt => |_, _| Some(interrupt::hlt);
     Cli => |_, _| Some(interrupt::cli);

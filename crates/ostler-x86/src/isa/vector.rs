@@ -37,7 +37,7 @@ table! {
     Pmovsxbq | Pmovsxwd | Pmovsxwq | Pmovsxdq | Pmovzxbw | Pmovzxbd | Pmovzxbq | Pmovzxwd | Pmovzxwq => select_integer;
     Pmovzxdq | Pmuldq | Pmulld | Ptest | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm | Aesenc | Aesenclast => select_integer;
     Aesdec | Aesdeclast | Aesimc | Aeskeygenassist | Pclmulqdq | Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 => select_integer;
-    Sha256msg1 | Sha256msg2 | Sha256rnds2 => select_integer;
+    Sha256msg1 | Sha256msg2 | Sha256rnds2 | Pcmpestri64 | Pcmpestrm64 | Vpcmpestri64 | Vpcmpestrm64 => select_integer;
 
     // SSE floating point.
     Addps | Addpd | Addss | Addsd | Subps | Subpd | Subss | Subsd | Mulps | Mulpd | Mulss | Mulsd | Divps => select_float;

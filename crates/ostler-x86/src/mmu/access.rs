@@ -133,6 +133,7 @@ impl Cpu {
         change: &mut dyn FnMut(&mut Cpu, W) -> W,
     ) -> Result<(), Stop> {
         if in_one_page(linear, W::BYTES) {
+            self.check_operand(linear, W::BYTES)?;
             let gpa = self.translate(linear, W::BYTES, Access::Write)?;
             if let Some(place) = self.mmu.physical.find(gpa).filter(|place| !place.read_only) {
                 let (host, log, offset) = (place.host, std::ptr::from_ref(place.log), place.offset);
@@ -155,6 +156,7 @@ impl Cpu {
 
     /// Copies guest memory to `buffer`. A fault leaves nothing changed but `buffer`.
     pub fn load_bytes(&mut self, linear: u64, buffer: &mut [u8]) -> Result<(), Stop> {
+        self.check_operand(linear, buffer.len())?;
         let mut done = 0;
         while done < buffer.len() {
             let at = self.wrap(linear.wrapping_add(done as u64));
@@ -168,6 +170,7 @@ impl Cpu {
 
     /// Copies `data` to guest memory. Either all of it happens or a fault.
     pub fn store_bytes(&mut self, linear: u64, data: &[u8]) -> Result<(), Stop> {
+        self.check_operand(linear, data.len())?;
         if !in_one_page(linear, data.len().min(PAGE_BYTES as usize)) || data.len() > PAGE_BYTES as usize {
             self.probe_write(linear, data.len())?;
         }
@@ -189,6 +192,7 @@ impl Cpu {
 
     /// Faults as an access of `len` bytes would.
     pub fn probe(&mut self, linear: u64, len: usize, access: Access) -> Result<(), Stop> {
+        self.check_operand(linear, len)?;
         let mut done = 0;
         while done < len as u64 {
             let at = self.wrap(linear.wrapping_add(done));
@@ -246,16 +250,28 @@ impl Cpu {
         if self.efer & efer::LMA != 0 { linear } else { linear & 0xffff_ffff }
     }
 
+    /// What is wrong with an access of `len` bytes before any page is looked at: #GP(0) where it begins at a
+    /// canonical address and ends at one that is not, #AC(0) where it is misaligned and that is checked.
+    fn check_operand(&mut self, linear: u64, len: usize) -> Result<(), Stop> {
+        let last = linear.wrapping_add(len.saturating_sub(1) as u64);
+        if self.efer & efer::LMA != 0 && !(is_canonical(linear) && is_canonical(last)) {
+            return Err(self.raise_non_canonical());
+        }
+        if self.mmu.privilege == Privilege::UserAligned && linear % natural_alignment(len) != 0 {
+            return Err(self.raise_fault(Fault { vector: vector::AC, error: Some(0), ..Fault::default() }));
+        }
+        Ok(())
+    }
+
+    fn raise_non_canonical(&mut self) -> Stop {
+        self.raise_fault(Fault { vector: vector::GP, error: Some(0), non_canonical: true, ..Fault::default() })
+    }
+
     /// Translates an access of `len` bytes within one page with the current rights, and remembers
     /// the translation; `Err` after raising #PF, or #GP(0) for a non-canonical address.
     pub fn translate(&mut self, linear: u64, len: usize, access: Access) -> Result<u64, Stop> {
         if self.efer & efer::LMA != 0 && !is_canonical(linear) {
-            return Err(self.raise_fault(Fault {
-                vector: vector::GP,
-                error: Some(0),
-                non_canonical: true,
-                ..Fault::default()
-            }));
+            return Err(self.raise_non_canonical());
         }
         let privilege = self.mmu.privilege;
         self.data_breakpoint(linear, len, access);
@@ -283,6 +299,9 @@ impl Cpu {
     fn fill_tlb(&mut self, linear: u64, translation: crate::mmu::walk::Translation, privilege: Privilege) {
         let page = translation.gpa & PAGE_MASK;
         if self.has_data_breakpoint(linear & PAGE_MASK) {
+            return;
+        }
+        if privilege == Privilege::UserAligned {
             return;
         }
         let Some(place) = self.mmu.physical.find(page) else { return };
@@ -321,6 +340,18 @@ impl Cpu {
         let known = if access == Access::Write { entry.write } else { entry.read };
         (known == self.mmu.tlb.tagged(linear))
             .then(|| (linear.wrapping_add(entry.addend) as *mut u8, (PAGE_BYTES - linear % PAGE_BYTES) as usize))
+    }
+}
+
+/// What alignment checking asks of an operand (SDM vol. 3, table 6-7): its size, 8 for extended reals, and
+/// 4 or 2 for the images of the x87 state.
+fn natural_alignment(len: usize) -> u64 {
+    match len {
+        10 => 8,
+        28 | 108 => 4,
+        14 | 94 => 2,
+        _ if len.is_power_of_two() => len.min(16) as u64,
+        _ => 1,
     }
 }
 

@@ -20,7 +20,7 @@ use crate::mmu::mmio::Replay;
 use crate::mmu::physical::PhysicalMap;
 use crate::mmu::tlb::Tlb;
 
-/// Which of the three sets of rights an access is made with; an index into the TLB's banks.
+/// Which of the sets of rights an access is made with; an index into the TLB's banks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Privilege {
@@ -30,6 +30,14 @@ pub enum Privilege {
     SupervisorSmap = 1,
     /// CPL 3.
     User = 2,
+    /// CPL 3 with alignment checks: nothing is ever found in its bank, so that the slow path checks.
+    UserAligned = 3,
+}
+
+impl Privilege {
+    pub fn is_user(self) -> bool {
+        matches!(self, Self::User | Self::UserAligned)
+    }
 }
 
 /// A vCPU's view of memory.

@@ -7,7 +7,7 @@ use crate::mmu::physical::PAGE_MASK;
 
 /// Entries per bank. Direct-mapped: a load costs one compare.
 const ENTRIES: usize = 1024;
-const BANKS: usize = 3;
+const BANKS: usize = 4;
 /// Tags live in the low bits of an entry's page, so there are 4095 of them before a real clear.
 const LAST_TAG: u64 = PAGE_BYTES - 1;
 
@@ -29,7 +29,7 @@ pub const LARGE: u64 = 1;
 /// `physical` of an entry cut from a 1 GiB page.
 pub const HUGE: u64 = 2;
 
-/// Three banks of translations, one per [`Privilege`].
+/// A bank of translations per [`Privilege`].
 #[derive(Debug)]
 pub struct Tlb {
     entries: Box<[[TlbEntry; ENTRIES]; BANKS]>,

@@ -100,7 +100,7 @@ impl Cpu {
 
     fn error_bits(&self, access: Access, privilege: Privilege) -> u32 {
         let write = if access == Access::Write { ERROR_WRITE } else { 0 };
-        let user = if privilege == Privilege::User { ERROR_USER } else { 0 };
+        let user = if privilege.is_user() { ERROR_USER } else { 0 };
         let fetch_reported = self.efer & efer::NXE != 0 && self.cr4 & cr4::PAE != 0 || self.cr4 & cr4::SMEP != 0;
         let fetch = if access == Access::Fetch && fetch_reported { ERROR_FETCH } else { 0 };
         write | user | fetch
@@ -180,7 +180,7 @@ impl Cpu {
 
     fn allowed(&self, rights: u64, access: Access, privilege: Privilege) -> bool {
         let user_page = rights & USER != 0;
-        let user = privilege == Privilege::User;
+        let user = privilege.is_user();
         if user && !user_page {
             return false;
         }

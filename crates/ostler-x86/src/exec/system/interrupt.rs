@@ -6,6 +6,7 @@ use ostler_engine::Exit;
 
 use crate::cpu::flags::bit;
 use crate::cpu::stop::{Exec, Stop, vector};
+use crate::cpu::width::Width;
 use crate::cpu::{Cpu, Mode, attention};
 use crate::debug::DR6_RESET;
 use crate::decode::op::{Handler, Op};
@@ -18,6 +19,8 @@ const PAUSES_PER_YIELD: u32 = 64;
 fn software(cpu: &mut Cpu, op: &Op, vector: u8, kind: EventKind) -> Exec {
     let next = cpu.next_rip(op);
     cpu.deliver(Event { vector, error: None, kind }, next)?;
+    // Delivery cleared TF, and with it the trap that this instruction would have been followed by.
+    cpu.debug.trap_after = false;
     Err(Stop::Jump)
 }
 
@@ -39,6 +42,20 @@ pub fn int3(cpu: &mut Cpu, op: &Op) -> Exec {
 
 pub fn into(cpu: &mut Cpu, op: &Op) -> Exec {
     if cpu.flags.of() { software(cpu, op, vector::OF, EventKind::Software) } else { Ok(()) }
+}
+
+/// BOUND: #BR unless the register, signed, is between the two numbers in memory.
+fn bound<W: Width>(cpu: &mut Cpu, op: &Op) -> Exec {
+    let bytes = W::BYTES as u64;
+    let linear = cpu.linear(op, 2 * W::BYTES, false)?;
+    let (low, high) = (cpu.load::<W>(linear)?, cpu.load::<W>(cpu.wrap(linear.wrapping_add(bytes)))?);
+    let signed = |value: W| value.sign_extend() as i64;
+    let index = signed(cpu.regs.read::<W>(op.reg0));
+    if index < signed(low) || index > signed(high) { Err(cpu.raise(vector::BR)) } else { Ok(()) }
+}
+
+pub fn select_bound(instruction: &Instruction, _: &mut Op) -> Option<Handler> {
+    Some(if instruction.op0_register().size() == 2 { bound::<u16> } else { bound::<u32> })
 }
 
 pub fn int1(cpu: &mut Cpu, op: &Op) -> Exec {

@@ -7,7 +7,7 @@ use crate::cpu::control::efer;
 use crate::cpu::stop::{Exec, Stop};
 use crate::decode::op::{Handler, Op};
 use crate::exec::far::descriptor::{Descriptor, kind, rpl};
-use crate::exec::operand::{Mem, Place};
+use crate::exec::operand::{Mem, Place, Source};
 use crate::exec::system::tables::read_selector;
 
 /// LAR, LSL, VERR, VERW: `op.sub` says whether the selector is in memory.
@@ -106,9 +106,11 @@ fn arpl_register(cpu: &mut Cpu, op: &Op) -> Exec {
 fn arpl_memory(cpu: &mut Cpu, op: &Op) -> Exec {
     cpu.require_protected()?;
     let wanted = cpu.regs.read::<u16>(op.reg1);
-    Mem::update::<u16>(cpu, op, |cpu, old| {
-        let (selector, raised) = adjusted(old, wanted);
-        cpu.flags.set_zf(raised);
-        selector
-    })
+    // A fault of the read is reported as one, and a selector that stays is not written.
+    let (selector, raised) = adjusted(Mem::read::<u16>(cpu, op)?, wanted);
+    if raised {
+        Mem::write(cpu, op, selector)?;
+    }
+    cpu.flags.set_zf(raised);
+    Ok(())
 }

@@ -40,11 +40,14 @@ fn gather<const E: usize, const I: usize>(cpu: &mut Cpu, op: &Op) -> Exec {
     let mut mask = cpu.vector.ymm[mask_register];
     for position in 0..count {
         if !is_enabled(&mask, position, E) {
+            mask[position * E..][..E].fill(0);
             continue;
         }
-        let loaded = cpu
-            .gather_address(op, &indices, position, I, E)
-            .and_then(|linear| cpu.load_vector(linear, &mut value[position * E..][..E]));
+        let mut element = [0; E];
+        let loaded = cpu.without_alignment_checks(|cpu| {
+            let linear = cpu.gather_address(op, &indices, position, I, E)?;
+            cpu.load_vector(linear, &mut element)
+        });
         if let Err(stop) = loaded {
             // Not for an access that somebody outside has to answer: it is made again from the start.
             if stop == Stop::Fault {
@@ -52,6 +55,7 @@ fn gather<const E: usize, const I: usize>(cpu: &mut Cpu, op: &Op) -> Exec {
             }
             return Err(stop);
         }
+        value[position * E..][..E].copy_from_slice(&element);
         mask[position * E..][..E].fill(0);
     }
     value[count * E..].fill(0);

@@ -42,10 +42,13 @@ fn masked_load<const W: usize, const N: usize>(cpu: &mut Cpu, op: &Op) -> Exec {
     cpu.check_avx()?;
     let mask = cpu.vector.ymm[usize::from(op.reg1 % 16)];
     let mut value = [0; 32];
-    for index in (0..W / N).filter(|index| is_enabled(&mask, *index, N)) {
-        let linear = cpu.element_address(op, index * N, N, false)?;
-        cpu.load_vector(linear, &mut value[index * N..][..N])?;
-    }
+    cpu.without_alignment_checks(|cpu| {
+        for index in (0..W / N).filter(|index| is_enabled(&mask, *index, N)) {
+            let linear = cpu.element_address(op, index * N, N, false)?;
+            cpu.load_vector(linear, &mut value[index * N..][..N])?;
+        }
+        Ok(())
+    })?;
     cpu.vector.ymm[usize::from(op.reg0 % 16)] = value;
     Ok(())
 }
@@ -55,7 +58,7 @@ fn masked_store<const W: usize, const N: usize>(cpu: &mut Cpu, op: &Op) -> Exec 
     cpu.check_avx()?;
     let mask = cpu.vector.ymm[usize::from(op.reg1 % 16)];
     let source = cpu.vector.ymm[usize::from(op.reg2 % 16)];
-    cpu.store_masked(op, &source[..W], &mask[..W], N)
+    cpu.without_alignment_checks(|cpu| cpu.store_masked(op, &source[..W], &mask[..W], N))
 }
 
 /// VMASKMOVPS, VMASKMOVPD, VPMASKMOVD and VPMASKMOVQ.

@@ -2,6 +2,7 @@
 
 use crate::cpu::Cpu;
 use crate::cpu::stop::{Exec, Stop};
+use crate::mmu::Privilege;
 use crate::mmu::walk::Access;
 
 impl Cpu {
@@ -16,6 +17,17 @@ impl Cpu {
             }
             _ => self.load_bytes(linear, buffer),
         }
+    }
+
+    /// Accesses of elements under a mask, whose alignment is never checked (SDM vol. 2, VMASKMOV).
+    pub fn without_alignment_checks<R>(&mut self, access: impl FnOnce(&mut Self) -> R) -> R {
+        let before = self.mmu.privilege;
+        if before == Privilege::UserAligned {
+            self.mmu.privilege = Privilege::User;
+        }
+        let result = access(self);
+        self.mmu.privilege = before;
+        result
     }
 
     /// Stores a vector operand.

@@ -5,7 +5,7 @@ mod masked;
 mod memory;
 mod moves;
 
-use iced_x86::{Instruction, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::cpu::Cpu;
 use crate::cpu::control::cr4;
@@ -45,7 +45,11 @@ fn select(instruction: &Instruction, op: &mut Op, float: bool) -> Option<Handler
     }
     if stub.string_compare {
         // The lengths are RAX and RDX with REX.W, EAX and EDX without.
-        op.sub = if instruction.code().op_code().w() != 0 { 8 } else { 4 };
+        let wide = matches!(
+            instruction.mnemonic(),
+            Mnemonic::Pcmpestri64 | Mnemonic::Pcmpestrm64 | Mnemonic::Vpcmpestri64 | Mnemonic::Vpcmpestrm64
+        );
+        op.sub = if wide { 8 } else { 4 };
     }
     Some(if stub.mmx {
         run_mmx
@@ -99,7 +103,13 @@ fn run_mmx(cpu: &mut Cpu, op: &Op) -> Exec {
         cpu.check_sse()?;
     }
     cpu.begin_mmx()?;
-    cpu.run_stub(op, stub)?;
+    if let Err(stop) = cpu.run_stub(op, stub) {
+        // A conversion's exception comes after the x87 state has become MMX's.
+        if stop == Stop::Fault && cpu.fault.vector == vector::XM {
+            cpu.end_mmx();
+        }
+        return Err(stop);
+    }
     let registers = [op.reg0, op.reg1, op.reg2, op.sub];
     for (position, number) in registers.into_iter().enumerate() {
         if stub.operands[position] == Operand::Mmx && stub.written[position] {
