@@ -34,13 +34,19 @@ pub fn offset_only(draft: &mut Draft, item: &mut Instruction) {
 fn target(draft: &mut Draft, item: &Instruction) -> u64 {
     let size = (item.memory_size().size() as u64).max(1);
     let random = &mut draft.random;
-    if uses_save_slot(item) && (stores_pointers(item) || random.percent(80)) {
+    if stores_pointers(item) {
+        draft.save_slot_written = true;
         return SAVE_SLOT;
     }
-    if matches!(item.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr) && random.percent(70) {
+    // What was stored there cannot be compared, so nothing may be made of it.
+    let image = !draft.save_slot_written && random.percent(75);
+    if uses_save_slot(item) && image {
+        return SAVE_SLOT;
+    }
+    if matches!(item.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr) && image {
         return SAVE_SLOT + 24;
     }
-    let unaligned = DATA.base + 0x100 + random.below(0x1700);
+    let unaligned = DATA.base + 0x100 + random.below(0x1600);
     match random.below(100) {
         0..=4 => DATA.base + PAGE - random.below(size + 1),
         5..=6 => DATA.base - random.below(size + 1),

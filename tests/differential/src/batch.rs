@@ -1,6 +1,8 @@
 //! Runs a range of sequences in a forked process and goes on behind the one that killed it.
 
 use std::collections::HashSet;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +23,7 @@ use crate::shared::Shared;
 use crate::shrink::shrink;
 use crate::soft::SoftCpu;
 use crate::state::{Outcome, Stop};
+use crate::vendor;
 
 /// Sequences take microseconds: a process that does not get on for this long never will.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -86,28 +89,49 @@ pub struct Summary {
 struct Pair {
     host: NativeCpu,
     other: Option<SoftCpu>,
+    make: MakeAccelerator,
 }
 
 impl Pair {
     fn new(make: MakeAccelerator) -> Fallible<Self> {
-        let host = NativeCpu::new()?;
-        let other = make().map(|accelerator| SoftCpu::new(accelerator.as_ref())).transpose()?;
-        Ok(Self { host, other })
+        Ok(Self { host: NativeCpu::new()?, other: new_soft(make)?, make })
     }
 
     fn run(&mut self, sequence: &Sequence) -> Fallible<(Outcome, Outcome)> {
         let expected = self.host.run(sequence.mode, &sequence.before)?;
-        let actual = match &mut self.other {
-            Some(other) => other.run(sequence.mode, &sequence.before)?,
-            None => self.host.run(sequence.mode, &sequence.before)?,
+        if expected.stop == Stop::Timeout {
+            // It is not compared, and would not end there either.
+            return Ok((expected.clone(), expected));
+        }
+        let Some(soft) = &mut self.other else {
+            return Ok((expected, self.host.run(sequence.mode, &sequence.before)?));
+        };
+        let run = panic::catch_unwind(AssertUnwindSafe(|| soft.run(sequence.mode, &sequence.before)));
+        let actual = match run {
+            Ok(actual) => actual?,
+            Err(_) => {
+                self.other = new_soft(self.make)?;
+                Outcome { state: sequence.before.clone(), stop: Stop::Broken(format!("panicked at {}", panic_place())) }
+            }
         };
         Ok((expected, actual))
     }
 
     fn differs(&mut self, sequence: &Sequence) -> Fallible<bool> {
         let (expected, actual) = self.run(sequence)?;
-        Ok(expected.stop != Stop::Timeout && !compare::differences(sequence, &expected, &actual).is_empty())
+        Ok(is_difference(sequence, &expected, &actual))
     }
+}
+
+/// Where the last panic was.
+static PANIC_PLACE: Mutex<String> = Mutex::new(String::new());
+
+fn panic_place() -> String {
+    PANIC_PLACE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+}
+
+fn new_soft(make: MakeAccelerator) -> Fallible<Option<SoftCpu>> {
+    make().map(|accelerator| SoftCpu::new(accelerator.as_ref())).transpose()
 }
 
 impl Batch<'_> {
@@ -180,6 +204,11 @@ impl Batch<'_> {
     }
 
     fn work(&self, shared: &Shared, end: u64) -> Fallible<()> {
+        // A panic of the software CPU is a difference like others; where it was is part of the report.
+        panic::set_hook(Box::new(|information| {
+            let place = information.location().map_or(String::new(), ToString::to_string);
+            *PANIC_PLACE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = place;
+        }));
         let mut pair = Pair::new(self.make)?;
         loop {
             let index = shared.counters().next.load(Ordering::Relaxed);
@@ -200,7 +229,7 @@ impl Batch<'_> {
             return Ok(());
         }
         note_coverage(shared, &sequence, expected.state.rip);
-        if !compare::differences(&sequence, &expected, &actual).is_empty() {
+        if is_difference(&sequence, &expected, &actual) {
             self.report(pair, shared, &sequence, index)?;
         }
         Ok(())
@@ -220,6 +249,12 @@ impl Batch<'_> {
     fn replay(&self, index: u64) -> String {
         format!("{} --replay {index}", self.source.options(self.arguments))
     }
+}
+
+fn is_difference(sequence: &Sequence, expected: &Outcome, actual: &Outcome) -> bool {
+    expected.stop != Stop::Timeout
+        && !vendor::may_differ(sequence, expected, actual)
+        && !compare::differences(sequence, expected, actual).is_empty()
 }
 
 /// Counts what ran: all before the instruction at `rip`, as far as no branch can have left something out.

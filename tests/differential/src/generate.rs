@@ -38,6 +38,8 @@ pub struct Draft {
     pub index_vectors: [bool; 2],
     pub fs_base: Option<u64>,
     pub gs_base: Option<u64>,
+    /// An instruction stored x87 pointers to [`crate::layout::SAVE_SLOT`].
+    pub save_slot_written: bool,
     undefined: u32,
 }
 
@@ -119,6 +121,7 @@ impl Draft {
             index_vectors: [true; 2],
             fs_base: (mode == Mode::Long).then_some(before.fs_base),
             gs_base: (mode == Mode::Long).then_some(before.gs_base),
+            save_slot_written: false,
             undefined: 0,
         }
     }

@@ -25,3 +25,4 @@ mod shared;
 mod shrink;
 pub mod soft;
 pub mod state;
+mod vendor;

@@ -11,6 +11,7 @@ use ostler_differential::cpu::Fallible;
 use ostler_differential::generate::Generator;
 use ostler_differential::pool;
 use ostler_differential::report;
+use ostler_x86::SoftAccelerator;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::parse(env::args().skip(1)) {
@@ -39,7 +40,7 @@ fn run(arguments: &Arguments) -> Fallible<bool> {
         return Ok(true);
     }
     println!("seed {}", arguments.seed);
-    let make: MakeAccelerator = if arguments.self_check { || None } else { || None };
+    let make: MakeAccelerator = if arguments.self_check { || None } else { || Some(Box::new(SoftAccelerator)) };
     let (mut different, mut ran) = (0, HashSet::new());
     for (source, count) in sources(arguments) {
         let summary = Batch { arguments, source, count, make }.run()?;

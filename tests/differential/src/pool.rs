@@ -77,16 +77,32 @@ const EXCLUDED: &[(&[Mnemonic], &str)] = &[
     (&[Mnemonic::Db, Mnemonic::Dw, Mnemonic::Dd, Mnemonic::Dq, Mnemonic::Zero_bytes], "are not instructions"),
 ];
 
+/// Forms that AMD and Intel define differently or not at all.
+const VENDORS_DIFFER: &[Code] = &[
+    // No defined result.
+    Code::Bswap_r16,
+    // #UD or no operation.
+    Code::Reservednop_rm16_r16_0F0D,
+    Code::Reservednop_rm32_r32_0F0D,
+    Code::Reservednop_rm64_r64_0F0D,
+    // With or without a ModRM byte, which may be on another page.
+    Code::Ud0,
+    Code::Ud0_r16_rm16,
+    Code::Ud0_r32_rm32,
+    Code::Ud0_r64_rm64,
+];
+
 /// The instructions of `mode` that can be compared, in the order of `Code`.
 pub fn comparable(mode: Mode) -> Vec<Code> {
     Code::values().filter(|code| is_comparable(*code, mode)).collect()
 }
 
-/// BSWAP of 16 bits has no defined result; for the rest see [`EXCLUDED`].
+/// See [`EXCLUDED`] and [`VENDORS_DIFFER`] for those that cannot.
 pub fn is_comparable(code: Code, mode: Mode) -> bool {
     let info = code.op_code();
     let in_mode = match mode {
-        Mode::Long => info.mode64(),
+        // Near branches with an operand-size prefix are only AMD's.
+        Mode::Long => info.mode64() && info.intel_decoder64(),
         Mode::Compatibility => info.mode32() && info.compatibility_mode(),
         Mode::Sixteen => info.mode16() && info.compatibility_mode(),
     };
@@ -94,7 +110,7 @@ pub fn is_comparable(code: Code, mode: Mode) -> bool {
         && info.is_instruction()
         && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
         && code.cpuid_features().iter().all(|feature| FEATURES.contains(feature))
-        && code != Code::Bswap_r16
+        && !VENDORS_DIFFER.contains(&code)
         && !EXCLUDED.iter().any(|(mnemonics, _)| mnemonics.contains(&code.mnemonic()))
         && !loads_segment(code)
         && !is_far(code)

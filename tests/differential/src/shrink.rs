@@ -16,11 +16,8 @@ pub fn shrink(sequence: &Sequence, mut differs: impl FnMut(&Sequence) -> Fallibl
         *best = trial;
         Ok(true)
     };
-    let mut index = best.items.len();
-    while index > 0 && best.verbatim.is_none() {
-        index -= 1;
-        let mut trial = best.clone();
-        trial.items.remove(index);
+    for index in (0..best.items.len()).rev() {
+        let trial = without(&best, index);
         accept(&mut best, trial)?;
     }
     for simplify in simplifications(best.mode) {
@@ -29,6 +26,22 @@ pub fn shrink(sequence: &Sequence, mut differs: impl FnMut(&Sequence) -> Fallibl
         accept(&mut best, trial)?;
     }
     Ok(best)
+}
+
+/// One instruction less; of bytes that nobody encoded, their end from that instruction on.
+fn without(sequence: &Sequence, index: usize) -> Sequence {
+    let mut trial = sequence.clone();
+    match &mut trial.verbatim {
+        None => {
+            trial.items.remove(index);
+        }
+        Some(bytes) => {
+            bytes.truncate((trial.addresses[index] - trial.start) as usize);
+            trial.items.truncate(index);
+            trial.addresses.truncate(index + 1);
+        }
+    }
+    trial
 }
 
 type Simplify = Box<dyn Fn(&mut CpuState)>;

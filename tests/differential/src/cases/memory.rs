@@ -142,7 +142,7 @@ fn across_pages(cases: &mut Vec<Case>) {
         (&[0x8f, 0x03], 8),
     ];
     for (code, size) in codes {
-        for inside in 0..=size {
+        for inside in 1..=size {
             for edge in [DATA.end(), DATA.base + 0x1000, DATA.base, STACK.end(), CODE.base] {
                 let case = Case::new("across-pages", code).gpr(RBX, edge - inside).gpr(RAX, 0x0102_0304_0506_0708);
                 cases.push(case.xsave(4, &[0xc0]).xsave(2, &[0x00, 0x30]));

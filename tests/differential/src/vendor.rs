@@ -1,0 +1,68 @@
+//! Where processors of different makers do not agree, and the manuals let them: not held against the software CPU.
+
+use iced_x86::{CpuidFeature, Instruction, Mnemonic};
+
+use crate::address::uses_save_slot;
+use crate::sequence::Sequence;
+use crate::state::{Mode, Outcome, Stop};
+
+/// Accesses this near to 4 GiB may wrap around in 32-bit code, or be beyond the limit.
+const WRAPPING_BYTES: u64 = 64;
+
+/// Whether the outcomes may differ because one of them stopped at an instruction that is not the same everywhere.
+pub fn may_differ(sequence: &Sequence, host: &Outcome, ours: &Outcome) -> bool {
+    let stopped_at =
+        |outcome: &Outcome| sequence.index_at(outcome.state.rip).and_then(|index| sequence.items.get(index));
+    let last = [stopped_at(host), stopped_at(ours)];
+    last.into_iter().flatten().any(|item| of_instruction(item, host, ours))
+        || wraps(sequence.mode, host, ours)
+        || misaligned_beyond_limit(sequence.mode, host, ours)
+}
+
+fn of_instruction(item: &Instruction, host: &Outcome, ours: &Outcome) -> bool {
+    let (host, ours) = (vector(&host.stop), vector(&ours.stop));
+    match item.mnemonic() {
+        // #UD before or after the operand's bytes were fetched.
+        Mnemonic::Ud1 => true,
+        // Registers are loaded one by one, or after all were read.
+        Mnemonic::Popa | Mnemonic::Popad => host == ours,
+        // Whether bytes that are masked out are looked at is up to the processor (SDM, MASKMOVQ).
+        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => matches!(host, Some(13 | 14 | 17)),
+        // The stack is written before or after the target is known to be canonical.
+        Mnemonic::Call => host == Some(14) && ours == Some(13),
+        // AMD reads 32 bits for the 16-bit form.
+        Mnemonic::Movsxd => item.op0_register().size() == 2,
+        // AMD has MXCSR.MM.
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => ours == Some(13),
+        // Products trap before sums are looked at, or not.
+        Mnemonic::Dpps | Mnemonic::Dppd | Mnemonic::Vdpps | Mnemonic::Vdppd => host == Some(19) && ours == Some(19),
+        // Found to be invalid before or after all of its bytes were fetched.
+        Mnemonic::INVALID => host == Some(6) && ours == Some(14),
+        // The order in which a long operand is read or written is nobody's business.
+        _ if uses_save_slot(item) => matches!((host, ours), (Some(14), Some(14)) | (Some(17), Some(13))),
+        // AMD's SHA instructions take misaligned operands, Intel's are #GP(0) then.
+        _ => item.code().cpuid_features().contains(&CpuidFeature::SHA) && ours == Some(13),
+    }
+}
+
+/// An operand that is misaligned and beyond the limit of SS: either is checked first.
+fn misaligned_beyond_limit(mode: Mode, host: &Outcome, ours: &Outcome) -> bool {
+    mode != Mode::Long && (vector(&host.stop), vector(&ours.stop)) == (Some(13), Some(12))
+}
+
+fn vector(stop: &Stop) -> Option<u8> {
+    match stop {
+        Stop::Exception { vector, .. } => Some(*vector),
+        _ => None,
+    }
+}
+
+fn wraps(mode: Mode, host: &Outcome, ours: &Outcome) -> bool {
+    let near_edge = |outcome: &Outcome| match outcome.stop {
+        Stop::Exception { address: Some(address), .. } => {
+            address.wrapping_add(WRAPPING_BYTES) as u32 <= 2 * WRAPPING_BYTES as u32
+        }
+        _ => false,
+    };
+    mode != Mode::Long && (near_edge(host) || near_edge(ours)) && vector(&host.stop) != vector(&ours.stop)
+}
