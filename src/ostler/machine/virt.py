@@ -12,6 +12,7 @@ from ostler.config import (
     MachineConfig,
     VirtioConsoleConfig,
     VirtioRngConfig,
+    format_size,
 )
 from ostler.devices import acpi_pm, debug_exit, fw_cfg, reset_control, rtc, serial
 from ostler.devices.i8042 import COMMAND_STATUS, DATA, I8042
@@ -20,7 +21,7 @@ from ostler.devices.virtio.blk import VirtioBlk
 from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.transport import VirtioPci
-from ostler.errors import ConfigError
+from ostler.errors import ConfigError, HostError
 from ostler.machine import memory_map as at
 from ostler.machine.board import Board, Host, Shifted
 from ostler.machine.hardware import Hardware
@@ -32,8 +33,7 @@ class VirtBoard(Board):
     def __init__(self, config: MachineConfig, hardware: Hardware, host: Host) -> None:
         super().__init__(hardware)
         self.config, self.host = config, host
-        for region in at.ram_regions(config.memory.size_bytes):
-            self.add_ram(region.gpa, region.size)
+        self._add_memory()
         hardware.create_irqchip()
         self.serial = self._add_serial()
         self.pm = self._add_power_management()
@@ -52,6 +52,16 @@ class VirtBoard(Board):
             if isinstance(device, VirtioPci):
                 device.close()
         super().close()
+
+    def _add_memory(self) -> None:
+        size = self.config.memory.size_bytes
+        try:
+            for region in at.ram_regions(size):
+                self.add_ram(region.gpa, region.size)
+        except HostError as error:
+            raise HostError(
+                f"--memory {format_size(size)}: {error}; give the guest less"
+            ) from error
 
     def _add_serial(self) -> serial.Serial16550:
         line = self.irq(at.SERIAL_IRQ, "serial")
