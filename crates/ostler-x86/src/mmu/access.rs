@@ -269,7 +269,7 @@ impl Cpu {
         if self.efer & efer::LMA != 0 && !(is_canonical(linear) && is_canonical(last)) {
             return Err(self.raise_non_canonical());
         }
-        if self.mmu.privilege == Privilege::UserAligned && linear % natural_alignment(len) != 0 {
+        if self.mmu.privilege == Privilege::UserAligned && !linear.is_multiple_of(natural_alignment(len)) {
             return Err(self.raise_fault(Fault { vector: vector::AC, error: Some(0), ..Fault::default() }));
         }
         Ok(())
