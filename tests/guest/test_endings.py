@@ -9,7 +9,7 @@ import pytest
 from stock import BOOT_S, END_S, READY, Boot, run, start_shell
 
 import ostler
-from guests.fetch import Kernel
+from guests.fetch import Kernel, kernel
 from guests.images import initrd
 
 pytestmark = pytest.mark.guest
@@ -33,6 +33,13 @@ def test_triple_fault_ends_the_process_with_one_line_that_says_so(cloud: Kernel)
     assert code not in (0, 2)
     assert len(err.splitlines()) == 1
     assert "triple fault" in err
+
+
+def test_debug_exit_ends_the_process_with_its_code() -> None:
+    # The kernel for virtual machines is built without /dev/port.
+    write_21 = r"printf '\025' | dd of=/dev/port bs=1 seek=244 conv=notrunc"
+    code, _, err = run(kernel("full"), write_21, "--device", "debug-exit,iobase=0xf4")
+    assert code == 21 << 1 | 1, err
 
 
 def test_end_of_input_leaves_the_guest_running_until_it_powers_off(cloud: Kernel) -> None:
