@@ -9,6 +9,7 @@ with VM(kernel="vmlinuz", initrd="initrd.gz", append="console=ttyS0") as vm:
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import time
@@ -310,6 +311,10 @@ class VM:
         session, self._session = self._session, None
         if session:
             session.close()
+            # Devices and their timers refer to each other, and by interrupt lines and disks to host
+            # threads and locked files: those have to go now, not at some later collection.
+            del session
+            gc.collect()
 
     def _finish(self, outcome: Outcome) -> None:
         self._outcome = outcome
