@@ -75,7 +75,9 @@ def test_initrd_with_much_ram_stays_below_initrd_addr_max() -> None:
 
 
 def test_initrd_larger_than_what_is_left_is_refused_with_a_cure() -> None:
-    with pytest.raises(KernelError, match=r"initrd of .* does not fit.*--memory"):
+    with pytest.raises(
+        KernelError, match=r"^kernel .+ cannot be loaded: the initrd of .+ does not fit.+--memory"
+    ):
         load(STOCK, initrd=bytes(RAM_BYTES - KERNEL_GPA - MIB))
 
 

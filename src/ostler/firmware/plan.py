@@ -167,7 +167,8 @@ def check_loads(loads: Iterable[Load], memory_map: Sequence[MemoryRange]) -> tup
     for below, above in pairwise(ordered):
         if below.end > above.gpa:
             raise KernelError(
-                f"{above.what} at {above.gpa:#x} and {below.what} at {below.gpa:#x} overlap;"
+                f"cannot be loaded: {above.what} at {above.gpa:#x} and {below.what} at"
+                f" {below.gpa:#x} overlap;"
                 " link the kernel at 1 MiB or higher or give the guest more --memory"
             )
     for load in ordered:
@@ -175,8 +176,8 @@ def check_loads(loads: Iterable[Load], memory_map: Sequence[MemoryRange]) -> tup
             r.kind == E820_RAM and r.base <= load.gpa and load.end <= r.end for r in memory_map
         ):
             raise KernelError(
-                f"{load.what} at {load.gpa:#x}-{load.end:#x} is not within the guest's RAM;"
-                " give the guest more --memory"
+                f"cannot be loaded: {load.what} at {load.gpa:#x}-{load.end:#x} is not within"
+                " the guest's RAM; give the guest more --memory"
             )
     return ordered
 
@@ -190,6 +191,6 @@ def place_high(
         if row.kind == E820_RAM and gpa >= max(row.base, above):
             return gpa
     raise KernelError(
-        f"{what} of {size} bytes does not fit into the guest's RAM beside the kernel;"
-        " give the guest more --memory"
+        f"cannot be loaded: {what} of {size} bytes does not fit into the guest's RAM beside"
+        " the kernel; give the guest more --memory"
     )
