@@ -63,7 +63,8 @@ def run(
         str,
         typer.Option(
             metavar="TEXT",
-            help="The kernel's command line. Example: --append 'console=ttyS0 panic=-1'",
+            help="The kernel's command line; with panic=-1 a panic of Linux ends the machine,"
+            " without it Linux stops there for ever. Example: --append 'console=ttyS0 panic=-1'",
         ),
     ] = "",
     memory: Annotated[
@@ -114,7 +115,7 @@ def run(
 ) -> int:
     """Boot a kernel in a virtual machine, with this terminal as its serial console.
 
-    Example: ostler run --kernel vmlinuz --initrd initrd.gz --disk disk.img --append console=ttyS0
+    Example: ostler run --kernel vmlinuz --initrd initrd.gz --append "console=ttyS0 panic=-1"
 
     On a terminal, Ctrl-A x quits and Ctrl-A h shows what else there is. Input may also be a pipe or
     a file. Exit code: 0 when the guest powers off, 2 for bad input, 3 for a kernel panic or triple
