@@ -66,8 +66,9 @@ fn may_run(sequence: &Sequence, bytes: &[u8], item: &Instruction) -> bool {
         matches!(item.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32) || item.mnemonic() == Mnemonic::Ret;
     let truncates = is_near || item.is_jmp_near_indirect() || item.is_call_near_indirect();
     let prefixed = bytes_of(sequence, bytes, item).contains(&0x66);
+    let undocumented = truncates && prefixed && sequence.mode == Mode::Long;
     pool::is_comparable(item.code(), sequence.mode)
-        && !(truncates && prefixed && sequence.mode == Mode::Long)
+        && !undocumented
         && !stores_pointers(item)
         && !has_undefined_result(item, Some(sequence.before.gprs[RCX]))
 }

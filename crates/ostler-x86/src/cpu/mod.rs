@@ -277,12 +277,6 @@ impl Cpu {
 
     /// Recomputes the rights of data accesses: after CPL, CR0.AM, CR4.SMAP or RFLAGS.AC changed.
     pub fn update_privilege(&mut self) {
-        let check_alignment = self.cpl == 3 && self.cr0 & cr0::AM != 0 && self.flags.has(bit::AC);
-        if check_alignment != self.mmu.check_alignment {
-            // While alignment is checked, the TLB stays empty: every access takes the slow path.
-            self.mmu.check_alignment = check_alignment;
-            self.mmu.tlb.flush();
-        }
         self.mmu.privilege = if self.cpl == 3 {
             let checked = self.cr0 & cr0::AM != 0 && self.flags.has(bit::AC);
             if checked { Privilege::UserAligned } else { Privilege::User }

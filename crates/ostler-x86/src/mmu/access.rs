@@ -113,7 +113,6 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn slow_load<W: Width>(&mut self, linear: u64) -> Result<W, Stop> {
-        self.check_alignment(linear, W::BYTES)?;
         let mut bytes = [0; 8];
         self.load_bytes(linear, &mut bytes[..W::BYTES])?;
         Ok(W::truncate(u64::from_le_bytes(bytes)))
@@ -122,17 +121,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn slow_store<W: Width>(&mut self, linear: u64, value: W) -> Result<(), Stop> {
-        self.check_alignment(linear, W::BYTES)?;
         self.store_bytes(linear, &value.zero_extend().to_le_bytes()[..W::BYTES])
-    }
-
-    /// #AC(0) for a misaligned access of CPL 3 where the guest asked for it (SDM vol. 3, 6.15).
-    fn check_alignment(&mut self, linear: u64, bytes: usize) -> Result<(), Stop> {
-        let misaligned = !linear.is_multiple_of(bytes as u64);
-        if misaligned && self.mmu.check_alignment && self.mmu.privilege == Privilege::User {
-            return Err(self.raise_error(vector::AC, 0));
-        }
-        Ok(())
     }
 
     #[cold]
@@ -143,7 +132,6 @@ impl Cpu {
         lock: bool,
         change: &mut dyn FnMut(&mut Cpu, W) -> W,
     ) -> Result<(), Stop> {
-        self.check_alignment(linear, W::BYTES)?;
         if in_one_page(linear, W::BYTES) {
             self.check_operand(linear, W::BYTES)?;
             let gpa = self.translate(linear, W::BYTES, Access::Write)?;
@@ -310,7 +298,7 @@ impl Cpu {
 
     fn fill_tlb(&mut self, linear: u64, translation: crate::mmu::walk::Translation, privilege: Privilege) {
         let page = translation.gpa & PAGE_MASK;
-        if self.mmu.check_alignment || self.has_data_breakpoint(linear & PAGE_MASK) {
+        if self.has_data_breakpoint(linear & PAGE_MASK) {
             return;
         }
         if privilege == Privilege::UserAligned {

@@ -47,8 +47,6 @@ pub struct Mmu {
     pub physical: PhysicalMap,
     /// The rights of ordinary data accesses right now.
     pub privilege: Privilege,
-    /// Misaligned accesses of CPL 3 raise #AC: CR0.AM and RFLAGS.AC are set.
-    pub check_alignment: bool,
     pub replay: Replay,
     /// The four PDPTEs of PAE paging, as CR3 loaded them.
     pub pdptes: [u64; 4],
@@ -60,7 +58,6 @@ impl Mmu {
             tlb: Tlb::default(),
             physical: PhysicalMap::new(ram),
             privilege: Privilege::Supervisor,
-            check_alignment: false,
             replay: Replay::default(),
             pdptes: [0; 4],
         }
