@@ -18,6 +18,7 @@ import ostler
 from guests.fetch import Kernel, kernel
 from guests.images import ext4, initrd
 from guests.packages import BUILD, FetchError
+from ostler.errors import OstlerError
 
 APPEND = "console=ttyS0 quiet"
 GREETING = b"Greetings from the host.\n" * 4096
@@ -34,12 +35,12 @@ def main() -> int:
     try:
         stock = kernel("cloud")
         image, disk = initrd(stock), ext4(BUILD / "demo.img", {"greeting": GREETING})
-    except FetchError as error:
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            return shell(stock, image, disk)
+        return robot(stock, image, disk)
+    except (FetchError, OstlerError) as error:
         print(error, file=sys.stderr)
         return 2
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        return shell(stock, image, disk)
-    return robot(stock, image, disk)
 
 
 def shell(stock: Kernel, image: Path, disk: Path) -> int:
