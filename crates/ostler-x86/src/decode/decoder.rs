@@ -192,9 +192,13 @@ fn memory_operand(instruction: &Instruction, bitness: u32, start_rip: u64, op: &
     }
     let prefix = instruction.memory_segment();
     let on_stack = matches!(base.full_register(), Register::RSP | Register::RBP);
-    // 64-bit mode ignores all overrides but FS and GS: the default stays.
-    let ignored = bitness == 64 && on_stack && !matches!(prefix, Register::FS | Register::GS);
-    segment_of(if ignored { Register::SS } else { prefix }, bitness, op);
+    let default = if on_stack { Register::SS } else { Register::DS };
+    segment_of(segment_in_force(prefix, default, bitness), bitness, op);
+}
+
+/// 64-bit mode ignores all overrides but FS and GS: the default stays.
+fn segment_in_force(prefix: Register, default: Register, bitness: u32) -> Register {
+    if bitness == 64 && !matches!(prefix, Register::FS | Register::GS) { default } else { prefix }
 }
 
 fn address_size(instruction: &Instruction, bitness: u32) -> u8 {
@@ -242,7 +246,7 @@ fn implicit_operand(instruction: &Instruction, index: u32, bitness: u32, op: &mu
     };
     op.address_size = size;
     if is_source {
-        segment_of(instruction.memory_segment(), bitness, op);
+        segment_of(segment_in_force(instruction.memory_segment(), Register::DS, bitness), bitness, op);
     } else if bitness != 64 {
         op.flags |= op_flag::CHECKED;
     }
