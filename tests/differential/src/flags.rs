@@ -2,10 +2,10 @@
 //!
 //! Bits are iced's `RflagsBits`: the status flags of RFLAGS and the x87 condition codes.
 
-use iced_x86::{Instruction, Mnemonic, RflagsBits};
+use iced_x86::{FlowControl, Instruction, Mnemonic, RflagsBits};
 
 use crate::sequence::{Sequence, branch_skip};
-use crate::state::rflags;
+use crate::state::{Mode, rflags};
 
 /// Everything that can be undefined.
 pub const ALL: u32 = EFLAGS | X87;
@@ -76,10 +76,20 @@ pub fn are_respected(items: &[Instruction]) -> bool {
 /// What is undefined where the sequence stopped; everything that ever was, when that is not an instruction of it.
 pub fn undefined_at(sequence: &Sequence, rip: u64) -> u32 {
     let before = undefined(&sequence.items);
-    match sequence.index_at(rip) {
-        Some(index) => before[index],
-        None => before.into_iter().fold(0, |all, one| all | one),
+    if sequence.mode == Mode::Sixteen && sequence.items.iter().any(leaves) {
+        // A random 16-bit address may be anywhere in the code.
+        return ALL;
     }
+    // The targets of branches nobody encoded are not followed.
+    let followed = sequence.verbatim.is_none() || sequence.items.iter().all(|item| branch_skip(item).is_none());
+    match sequence.index_at(rip) {
+        Some(index) if followed => before[index],
+        _ => before.into_iter().fold(0, |all, one| all | one),
+    }
+}
+
+fn leaves(item: &Instruction) -> bool {
+    matches!(item.flow_control(), FlowControl::Return | FlowControl::IndirectBranch | FlowControl::IndirectCall)
 }
 
 /// `undefined` as a mask of RFLAGS.

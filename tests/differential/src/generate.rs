@@ -129,6 +129,10 @@ impl Draft {
     /// An instruction of this code with random operands that may follow `items`; `None` when it may not.
     fn instruction(&mut self, code: Code, items: &[Instruction]) -> Option<Instruction> {
         let item = operands::fill(self, code)?;
+        // A string may run over the fields in the save slot that differ.
+        if self.save_slot_written && item.is_string_instruction() {
+            return None;
+        }
         if flags::read(&item) & self.undefined != 0 || has_undefined_result(&item, self.known[RCX]) {
             return None;
         }

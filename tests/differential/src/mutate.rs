@@ -30,7 +30,9 @@ pub fn mutate(random: &mut Random, sequence: &Sequence) -> Option<Sequence> {
         *bytes.get_mut(bit / 8)? ^= 1 << (bit % 8);
     }
     let (items, addresses) = decode(sequence, &bytes);
-    let comparable = items.iter().all(|item| may_run(sequence, &bytes, item)) && flags::are_respected(&items);
+    let lands = |item: &Instruction| !is_relative(item) || addresses.contains(&item.near_branch_target());
+    let comparable = items.iter().all(|item| may_run(sequence, &bytes, item) && lands(item));
+    let comparable = comparable && flags::are_respected(&items);
     comparable.then(|| Sequence { items, addresses, verbatim: Some(bytes), ..sequence.clone() })
 }
 
@@ -52,6 +54,17 @@ fn decode(sequence: &Sequence, bytes: &[u8]) -> (Vec<Instruction>, Vec<u64>) {
     (items, addresses)
 }
 
+/// VPERMQ and VPERMPD with VEX.W 0, and MOV CR8 as LOCK MOV CR0: undefined elsewhere.
+fn amd_accepts(bytes: &[u8]) -> bool {
+    let permutes = bytes.windows(4).any(|window| window[0] == 0xc4 && window[1] & 0x1f == 3 && window[3] < 2);
+    let moves_cr8 = bytes.contains(&0xf0) && bytes.windows(2).any(|window| matches!(window, [0x0f, 0x20 | 0x22]));
+    permutes || moves_cr8
+}
+
+fn is_relative(item: &Instruction) -> bool {
+    matches!(item.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32 | OpKind::NearBranch16)
+}
+
 fn bytes_of<'a>(sequence: &Sequence, bytes: &'a [u8], item: &Instruction) -> &'a [u8] {
     let start = (item.ip() - sequence.start) as usize;
     &bytes[start..start + item.len()]
@@ -59,11 +72,23 @@ fn bytes_of<'a>(sequence: &Sequence, bytes: &'a [u8], item: &Instruction) -> &'a
 
 fn may_run(sequence: &Sequence, bytes: &[u8], item: &Instruction) -> bool {
     if item.is_invalid() {
-        return true;
+        return !amd_accepts(bytes_of(sequence, bytes, item));
+    }
+    let prefixes = bytes_of(sequence, bytes, item);
+    let repeats = prefixes.contains(&0xf2) || prefixes.contains(&0xf3);
+    // AMD's take their condition from a repeat prefix.
+    if matches!(item.mnemonic(), Mnemonic::Loope | Mnemonic::Loopne) && repeats {
+        return false;
+    }
+    // iced takes F3 with REX.B for PAUSE; processors exchange RAX and R8.
+    if item.mnemonic() == Mnemonic::Pause && item.len() != 2 {
+        return false;
+    }
+    if item.is_ip_rel_memory_operand() && item.ip_rel_memory_address().wrapping_sub(CODE.base) < CODE.bytes {
+        return false;
     }
     // AMD truncates RIP to 16 bits behind an operand-size prefix.
-    let is_near =
-        matches!(item.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32) || item.mnemonic() == Mnemonic::Ret;
+    let is_near = is_relative(item) || item.mnemonic() == Mnemonic::Ret;
     let truncates = is_near || item.is_jmp_near_indirect() || item.is_call_near_indirect();
     let prefixed = bytes_of(sequence, bytes, item).contains(&0x66);
     let undocumented = truncates && prefixed && sequence.mode == Mode::Long;

@@ -26,7 +26,7 @@ impl NativeCpu {
         // SAFETY: `getauxval` reads the auxiliary vector only.
         let fsgsbase = unsafe { libc::getauxval(libc::AT_HWCAP2) } & 2 != 0;
         if !fsgsbase {
-            return Err("the host's kernel does not enable FSGSBASE; a Linux of version 5.9 or later does".into());
+            return Err("the host's kernel does not enable FSGSBASE; Linux 5.11 and later do".into());
         }
         let windows = Windows::map()?;
         signals::install()?;

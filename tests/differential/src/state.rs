@@ -127,7 +127,7 @@ pub enum Stop {
         error: u32,
         address: Option<u64>,
     },
-    /// It did not stop by itself.
+    /// It did not stop by itself, or by a system call.
     Timeout,
     /// The CPU under test did something no sequence can make a CPU do.
     Broken(String),

@@ -17,6 +17,7 @@ pub fn may_differ(sequence: &Sequence, host: &Outcome, ours: &Outcome) -> bool {
     last.into_iter().flatten().any(|item| of_instruction(item, host, ours))
         || wraps(sequence.mode, host, ours)
         || misaligned_beyond_limit(sequence.mode, host, ours)
+        || is_special_address(host, ours)
 }
 
 fn of_instruction(item: &Instruction, host: &Outcome, ours: &Outcome) -> bool {
@@ -29,7 +30,7 @@ fn of_instruction(item: &Instruction, host: &Outcome, ours: &Outcome) -> bool {
         // Whether bytes that are masked out are looked at is up to the processor (SDM, MASKMOVQ).
         Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => matches!(host, Some(13 | 14 | 17)),
         // The stack is written before or after the target is known to be canonical.
-        Mnemonic::Call => host == Some(14) && ours == Some(13),
+        Mnemonic::Call => matches!(host, Some(12 | 14 | 17)) && ours == Some(13),
         // AMD reads 32 bits for the 16-bit form.
         Mnemonic::Movsxd => item.op0_register().size() == 2,
         // AMD has MXCSR.MM.
@@ -37,12 +38,23 @@ fn of_instruction(item: &Instruction, host: &Outcome, ours: &Outcome) -> bool {
         // Products trap before sums are looked at, or not.
         Mnemonic::Dpps | Mnemonic::Dppd | Mnemonic::Vdpps | Mnemonic::Vdppd => host == Some(19) && ours == Some(19),
         // Found to be invalid before or after all of its bytes were fetched.
-        Mnemonic::INVALID => host == Some(6) && ours == Some(14),
+        Mnemonic::INVALID => matches!((host, ours), (Some(6), Some(14)) | (Some(14), Some(6))),
         // The order in which a long operand is read or written is nobody's business.
-        _ if uses_save_slot(item) => matches!((host, ours), (Some(14), Some(14)) | (Some(17), Some(13))),
+        // And AMD has MXCSR.MM.
+        _ if uses_save_slot(item) => matches!((host, ours), (Some(14), Some(14)) | (_, Some(13))),
         // AMD's SHA instructions take misaligned operands, Intel's are #GP(0) then.
         _ => item.code().cpuid_features().contains(&CpuidFeature::SHA) && ours == Some(13),
     }
+}
+
+/// Linux answers fetches from its vsyscall page itself; and a long operand that ends behind the canonical
+/// addresses faults at its first page, or because of its end.
+fn is_special_address(host: &Outcome, ours: &Outcome) -> bool {
+    const VSYSCALL: u64 = 0xffff_ffff_ff60_0000;
+    const CANONICAL_END: u64 = 1 << 47;
+    let Stop::Exception { vector: 14, address: Some(address), .. } = host.stop else { return false };
+    let at_end = (CANONICAL_END - 128..CANONICAL_END).contains(&address) && matches!(vector(&ours.stop), Some(12 | 13));
+    at_end || host.state.rip & !0xfff == VSYSCALL
 }
 
 /// An operand that is misaligned and beyond the limit of SS: either is checked first.

@@ -60,7 +60,10 @@ const GPRS: [c_int; 16] = [
     libc::REG_R14,
     libc::REG_R15,
 ];
-const SIGNALS: [c_int; 6] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGALRM];
+const SIGNALS: [c_int; 7] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGALRM, libc::SIGSYS];
+/// System calls are allowed from this address on: above the windows, and where everything else is.
+const SYSTEM_CALLS_FROM: libc::c_ulong = 1 << 30;
 /// Linux's `__USER_CS`, `__USER32_CS` and `__USER_DS`.
 const USER_CS: u64 = 0x33;
 const USER32_CS: u64 = 0x23;
@@ -141,10 +144,22 @@ pub fn install() -> io::Result<()> {
     for signal in SIGNALS {
         set_handler(signal)?;
     }
+    forbid_system_calls()?;
     let tick = libc::timeval { tv_sec: 0, tv_usec: TICK_US };
     let timer = libc::itimerval { it_interval: tick, it_value: tick };
     // SAFETY: the timer's signal has a handler.
     check(unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) })
+}
+
+/// Makes system calls of sequences, which a jump into the middle of an instruction may lead to, SIGSYS.
+fn forbid_system_calls() -> io::Result<()> {
+    const PR_SET_SYSCALL_USER_DISPATCH: c_int = 59;
+    const PR_SYS_DISPATCH_ON: libc::c_ulong = 1;
+    let allowed_bytes: libc::c_ulong = (1 << 47) - SYSTEM_CALLS_FROM;
+    // SAFETY: no selector byte is given, so that the kernel reads nothing of ours.
+    check(unsafe {
+        libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, SYSTEM_CALLS_FROM, allowed_bytes, 0usize)
+    })
 }
 
 /// `struct user_desc` of `modify_ldt`.
@@ -285,7 +300,7 @@ unsafe fn finish(gate: *mut Gate, context: *mut ucontext_t, signal: c_int) {
 }
 
 fn stop_of(registers: &[i64; GREGS], signal: c_int) -> Stop {
-    if signal == libc::SIGALRM {
+    if matches!(signal, libc::SIGALRM | libc::SIGSYS) {
         return Stop::Timeout;
     }
     let vector = registers[libc::REG_TRAPNO as usize] as u8;
