@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ostler.cli import DEBUG_VARIABLE
 from ostler.config import (
     AcceleratorChoice,
     CpuConfig,
@@ -161,7 +162,10 @@ def start(config: MachineConfig) -> int:
             copy.start()
         outcome = vm.wait()
     if outcome.failed:
-        sys.stderr.write(f"ostler: guest ended by {str(outcome).splitlines()[0]}\n")
+        # A failure of the engine may come with a traceback, for those who want to repair it.
+        lines = str(outcome).splitlines()
+        said = "\n".join(lines if os.environ.get(DEBUG_VARIABLE) else lines[:1])
+        sys.stderr.write(f"ostler: guest ended by {said}\n")
     if outcome.ending is Ending.STOPPED and caught:
         return 128 + caught[-1]
     return outcome.exit_code
