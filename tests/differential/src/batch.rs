@@ -26,7 +26,7 @@ use crate::state::{Outcome, Stop};
 use crate::vendor;
 
 /// Sequences take microseconds: a process that does not get on for this long never will.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 
 /// Makes the accelerator to compare with the host; `None` compares the host with itself.

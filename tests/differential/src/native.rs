@@ -29,7 +29,9 @@ impl NativeCpu {
             return Err("the host's kernel does not enable FSGSBASE; Linux 5.11 and later do".into());
         }
         let windows = Windows::map()?;
-        signals::install()?;
+        signals::install().map_err(|error| {
+            format!("the host does not let this process set up signals, modify_ldt or syscall user dispatch: {error}")
+        })?;
         Ok(Self { windows })
     }
 }
