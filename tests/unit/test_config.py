@@ -65,6 +65,7 @@ def test_disk_options_are_parsed() -> None:
         ("d.img,format=vhdx", "no format 'vhdx'; there is: raw"),
         ("d.img,serial=123456789012345678901", "shorten it"),
         ("d.img,readonly=on,readonly=off", "given twice"),
+        ("d.img,path=e.img", "the path comes first and once"),
     ],
 )
 def test_disk_option_that_is_wrong_says_so(text: str, message: str) -> None:

@@ -45,4 +45,6 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         path, values = split_options(text, "--disk")
         if not path:
             raise ConfigError(f"--disk {text!r}: give the path of an image, disk.img say")
+        if "path" in values:
+            raise ConfigError(f"--disk {path}: the path comes first and once; drop path=")
         return build(cls, {"path": path, **values}, f"--disk {path}")
