@@ -296,7 +296,7 @@ impl Cpu {
     /// Forgets the translation of the page of `linear`.
     pub fn flush_page(&mut self, linear: u64) {
         self.mmu.tlb.flush_page(linear);
-        self.code.forget_translations();
+        self.code.forget_translation(linear);
     }
 
     /// Whether real-mode segment and interrupt rules hold.

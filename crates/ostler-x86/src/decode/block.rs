@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use ostler_memory::{GuestRam, LINE_BYTES, PAGE_BYTES, WatchedWrite, WriteWatch};
 
+use crate::decode::fetched::Fetched;
 use crate::decode::op::Op;
 use crate::mmu::physical::PAGE_MASK;
 
@@ -86,6 +87,7 @@ pub struct CodeCache {
     retired: Vec<Box<Block>>,
     /// The generation of translations in the high bits, code width and privilege in the low ones.
     tag: u64,
+    pub fetched: Fetched,
     watch: Arc<WriteWatch>,
     seen: u64,
 }
@@ -108,6 +110,7 @@ impl CodeCache {
             blocks: 0,
             retired: Vec::new(),
             tag: TAG_STEP,
+            fetched: Fetched::default(),
             watch: Arc::clone(ram.watch()),
             seen: ram.watch().sequence(),
         }
@@ -120,7 +123,15 @@ impl CodeCache {
 
     /// Translations changed: linear addresses have to be looked up anew.
     pub fn forget_translations(&mut self) {
+        self.fetched = Fetched::default();
         self.tag += TAG_STEP;
+    }
+
+    /// The translation of the page of `linear` changed.
+    pub fn forget_translation(&mut self, linear: u64) {
+        if self.fetched.concerns(linear) {
+            self.forget_translations();
+        }
     }
 
     /// The block at `linear`, if it was run since translations last changed.

@@ -2,4 +2,5 @@
 
 pub mod block;
 pub mod decoder;
+pub mod fetched;
 pub mod op;

@@ -81,6 +81,9 @@ impl Cpu {
                 return Err(ERROR_PRESENT | self.error_bits(access, privilege));
             }
             if self.mark_used(&leaf, &trail, access) {
+                if access == Access::Fetch {
+                    self.code.fetched.note(linear, leaf.shift);
+                }
                 let gpa = frame(&leaf, linear);
                 let dirty = leaf.entry & DIRTY != 0 || access == Access::Write;
                 let writable = dirty && self.allowed(leaf.rights, Access::Write, privilege);

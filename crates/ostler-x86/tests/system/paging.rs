@@ -178,6 +178,36 @@ fn invlpg_makes_a_changed_entry_count() {
 }
 
 #[test]
+fn invlpg_makes_a_changed_page_of_code_count() {
+    // The code page is a small page at WINDOW, then WINDOW + 0x1000; and a large one at 6 MiB, then 8.
+    for (code, entry, other) in
+        [(WINDOW, PT, (WINDOW + 0x1000) | 3), (6 << 20, PD + 8 * 3, 8 << 20 | PAGE_PRESENT | PAGE_LARGE)]
+    {
+        let mut guest = with_window(PAGE_PRESENT | PAGE_WRITABLE);
+        let (first, second) = (code, other & !0xfff);
+        for (at, value) in [(first, 1), (second, 2)] {
+            guest.code(64, at, |a| {
+                a.mov(eax, value).unwrap();
+                a.ret().unwrap();
+            });
+        }
+        guest.code(64, CODE, |a| {
+            a.mov(rbp, code).unwrap();
+            a.call(rbp).unwrap();
+            a.mov(ebx, eax).unwrap();
+            a.mov(rcx, other).unwrap();
+            a.mov(rdx, entry).unwrap();
+            a.mov(qword_ptr(rdx), rcx).unwrap();
+            a.invlpg(ptr(rbp + 0x800)).unwrap();
+            a.call(rbp).unwrap();
+            a.hlt().unwrap();
+        });
+        guest.run_to_halt();
+        assert_eq!((guest.regs().rbx, guest.regs().rax), (1, 2));
+    }
+}
+
+#[test]
 fn gigabyte_page_maps_everything_below_it() {
     let mut guest = Guest::long();
     guest.put64(PML4 + 0x1000, PAGE_PRESENT | PAGE_WRITABLE | PAGE_LARGE);
