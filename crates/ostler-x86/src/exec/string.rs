@@ -19,8 +19,8 @@ use crate::mmu::walk::Access;
 
 /// Elements done before a repeated instruction lets the run loop look at the signals.
 const ELEMENTS_PER_TURN: u64 = 4096;
-/// Bytes done by runs before the same.
-const BYTES_PER_TURN: u64 = 1 << 20;
+/// Elements done by runs before the same.
+const RUN_ELEMENTS_PER_TURN: u64 = 1 << 20;
 
 impl Cpu {
     /// The step from one element to the next, backwards when DF is set.
@@ -201,20 +201,23 @@ fn repeat_runs(
     run: fn(&mut Cpu, &Op, u64) -> u64,
     element: fn(&mut Cpu, &Op) -> Result<bool, Stop>,
 ) -> Exec {
-    let mut budget = BYTES_PER_TURN;
+    let mut budget = RUN_ELEMENTS_PER_TURN;
     while budget > 0 {
         let count = cpu.repeat_count(op);
         if count == 0 {
             return Ok(());
         }
-        let mut done = run(cpu, op, count.min(budget));
-        if done == 0 {
-            element(cpu, op)?;
-            cpu.mmu.replay.element_done();
-            done = 1;
+        let done = run(cpu, op, count.min(budget));
+        if done != 0 {
+            cpu.count_off(op, done);
+            budget -= done;
+            continue;
         }
-        cpu.count_off(op, done);
-        budget = budget.saturating_sub(done);
+        element(cpu, op)?;
+        cpu.count_off(op, 1);
+        cpu.mmu.replay.element_done();
+        // A single element is much slower than one of a run, above all where a device answers.
+        budget = budget.saturating_sub(RUN_ELEMENTS_PER_TURN / ELEMENTS_PER_TURN);
     }
     Err(Stop::Repeat)
 }
