@@ -70,8 +70,8 @@ impl Cpu {
             if stepping {
                 if stop != Stop::Repeat {
                     self.mmu.replay.clear();
-                    self.replaying = false;
                 }
+                self.replaying = self.mmu.replay.is_active();
                 return self.stepped(stop);
             }
             if self.signals.pending() | self.attention != 0 {

@@ -79,6 +79,7 @@ impl Cpu {
     pub fn deliver_fault(&mut self) -> Option<Exit> {
         self.current_op = std::ptr::null();
         self.forget_breakpoints();
+        self.mmu.replay.clear();
         let event = Event::of(self.fault);
         if event.is_page_fault() {
             self.cr2 = self.fault.address;

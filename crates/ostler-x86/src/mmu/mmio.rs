@@ -29,14 +29,16 @@ pub struct Replay {
     cursor: usize,
     /// A read that became an exit and was not answered yet.
     asked: Option<Access>,
-    /// The instruction that the log belongs to.
-    owner: usize,
+    /// The last access became an exit: the next `run` executes its instruction again.
+    interrupted: bool,
+    /// The instruction that the log belongs to, and how many had retired before its block.
+    owner: (usize, u64),
 }
 
 impl Replay {
     /// Whether the next instruction is a re-execution.
     pub fn is_active(&self) -> bool {
-        self.asked.is_some() || self.cursor < self.log.len()
+        self.interrupted
     }
 
     /// The instruction under way is done, or will never be.
@@ -44,7 +46,8 @@ impl Replay {
         self.log.clear();
         self.cursor = 0;
         self.asked = None;
-        self.owner = 0;
+        self.interrupted = false;
+        self.owner = (0, 0);
     }
 
     /// One element of a repeated instruction is done: its accesses are not made again.
@@ -53,11 +56,17 @@ impl Replay {
         if !self.log.is_empty() {
             self.log.clear();
             self.cursor = 0;
+            self.interrupted = false;
         }
     }
 
-    /// `run` begins after an exit: whatever was asked and not answered reads as ones.
+    /// `run` begins: after an exit whatever was asked and not answered reads as ones; otherwise the
+    /// instruction that the log belongs to is long done.
     pub fn rewind(&mut self) {
+        if !self.interrupted {
+            self.clear();
+            return;
+        }
         if let Some(mut access) = self.asked.take() {
             access.data = [0xff; 8];
             self.log.push(access);
@@ -116,11 +125,13 @@ impl Cpu {
     }
 
     fn external(&mut self, port: bool, address: u64, read: Option<&mut [u8]>, write: &[u8]) -> Result<(), Stop> {
-        if self.mmu.replay.owner != self.current_op as usize {
+        // A loop comes back to the same instruction, but not without retiring one.
+        let owner = (self.current_op as usize, self.instructions);
+        if self.mmu.replay.owner != owner {
             if !self.replaying {
                 self.mmu.replay.clear();
             }
-            self.mmu.replay.owner = self.current_op as usize;
+            self.mmu.replay.owner = owner;
         }
         let mut access = Access { port, write: read.is_none(), address, len: write.len(), data: [0; 8] };
         if let Some(buffer) = &read {
@@ -141,6 +152,7 @@ impl Cpu {
             return Ok(());
         }
         self.exit = Some(exit_of(&access));
+        self.mmu.replay.interrupted = true;
         if access.write {
             self.mmu.replay.record(access);
         } else {

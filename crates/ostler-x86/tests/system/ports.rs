@@ -1,7 +1,9 @@
 //! Ports: permissions, and exits in the middle of instructions.
 
+use std::sync::atomic::{AtomicU8, Ordering};
+
 use iced_x86::code_asm::*;
-use ostler_engine::Exit;
+use ostler_engine::{Exit, IoHandler};
 
 use crate::guest::*;
 
@@ -118,4 +120,59 @@ fn device_memory_is_read_in_the_middle_of_an_instruction() {
     guest.vcpu.supply_read(&[3, 0, 0, 0]).unwrap();
     assert_eq!(guest.run(), Exit::MmioWrite { gpa: 0x2000_0000, data: vec![8, 0, 0, 0] });
     guest.run_to_halt();
+}
+
+/// Port 0x10 counts its reads and gives the count; a write elsewhere is nobody's.
+#[derive(Debug, Default)]
+struct Counter(AtomicU8);
+
+impl IoHandler for Counter {
+    fn io_read(&self, _port: u16, data: &mut [u8]) -> bool {
+        data[0] = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        // The first reads are answered here, the last by whoever runs the vCPU.
+        data[0] <= 3
+    }
+    fn io_write(&self, _port: u16, _data: &[u8]) -> bool {
+        false
+    }
+    fn mmio_read(&self, _gpa: u64, _data: &mut [u8]) -> bool {
+        false
+    }
+    fn mmio_write(&self, _gpa: u64, _data: &[u8]) -> bool {
+        false
+    }
+}
+
+#[test]
+fn read_in_a_loop_is_not_answered_with_what_an_earlier_turn_read() {
+    let mut guest = Guest::long();
+    guest.code(64, CODE, |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again).unwrap();
+        a.in_(al, 0x10).unwrap();
+        a.cmp(al, 9).unwrap();
+        a.jne(again).unwrap();
+        a.hlt().unwrap();
+    });
+    let counter = Counter::default();
+    assert_eq!(guest.vcpu.run(&counter).unwrap(), Exit::IoIn { port: 0x10, size: 1 });
+    assert_eq!(counter.0.load(Ordering::Relaxed), 4);
+    guest.vcpu.supply_read(&[9]).unwrap();
+    assert_eq!(guest.vcpu.run(&counter).unwrap(), Exit::Hlt);
+}
+
+#[test]
+fn access_after_a_kick_reaches_the_device_again() {
+    let mut guest = Guest::long();
+    guest.code(64, CODE, |a| {
+        a.in_(al, 0x10).unwrap();
+        a.hlt().unwrap();
+        a.in_(al, 0x10).unwrap();
+        a.hlt().unwrap();
+    });
+    let counter = Counter::default();
+    for reads in 1..=2 {
+        assert_eq!(guest.vcpu.run(&counter).unwrap(), Exit::Hlt);
+        assert_eq!((counter.0.load(Ordering::Relaxed), guest.regs().rax as u8), (reads, reads));
+    }
 }
