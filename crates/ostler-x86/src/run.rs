@@ -301,8 +301,8 @@ impl Cpu {
         let epoch = self.vm.epoch();
         if self.mmu.physical.refresh() {
             self.code.forget_all();
-            self.code.bury();
         }
+        self.code.bury();
         self.flush_tlb();
         self.sibling.acknowledged.store(epoch, Ordering::SeqCst);
     }

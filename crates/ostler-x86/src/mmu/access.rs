@@ -93,7 +93,7 @@ impl Cpu {
         let gpa = self.translate(linear, 16, Access::Write)?;
         let Some(place) = self.mmu.physical.find(gpa).filter(|place| !place.read_only) else {
             let vm = std::sync::Arc::clone(&self.vm);
-            let _bus = vm.bus_lock();
+            let _bus = self.aside(|_| vm.bus_lock());
             let mut bytes = [0; 16];
             self.load_bytes(linear, &mut bytes)?;
             let found = u128::from_le_bytes(bytes);
@@ -147,7 +147,7 @@ impl Cpu {
         }
         // Across pages, or no memory: a bus lock serializes those who would be locked.
         let vm = std::sync::Arc::clone(&self.vm);
-        let _bus = lock.then(|| vm.bus_lock());
+        let _bus = lock.then(|| self.aside(|_| vm.bus_lock()));
         self.probe_write(linear, W::BYTES)?;
         let old = self.load::<W>(linear)?;
         let new = change(self, old);

@@ -167,23 +167,33 @@ impl Cpu {
             return true;
         }
         // A device may wait for other vCPUs, or for this one to acknowledge a change of memory.
+        self.aside(|cpu| {
+            let io: &dyn IoHandler = cpu.io();
+            let data = &mut access.data[..access.len];
+            match (access.port, access.write) {
+                (true, false) => io.io_read(access.address as u16, data),
+                (true, true) => io.io_write(access.address as u16, data),
+                (false, false) => io.mmio_read(access.address, data),
+                (false, true) => io.mmio_write(access.address, data),
+            }
+        })
+    }
+
+    /// Does what may take long, or wait for others, in the middle of an instruction: nobody waits for
+    /// this vCPU meanwhile. Translations made before are stale afterwards.
+    pub fn aside<R>(&mut self, wait: impl FnOnce(&mut Self) -> R) -> R {
         self.sibling.running.store(false, Ordering::SeqCst);
-        let io: &dyn IoHandler = self.io();
-        let data = &mut access.data[..access.len];
-        let done = match (access.port, access.write) {
-            (true, false) => io.io_read(access.address as u16, data),
-            (true, true) => io.io_write(access.address as u16, data),
-            (false, false) => io.mmio_read(access.address, data),
-            (false, true) => io.mmio_write(access.address, data),
-        };
+        let result = wait(self);
         self.sibling.running.store(true, Ordering::SeqCst);
         if self.sibling.acknowledged.load(Ordering::SeqCst) != self.vm.epoch() {
-            // What was translated before may be stale; the blocks are looked at after this instruction.
-            self.mmu.physical.refresh();
+            if self.mmu.physical.refresh() {
+                // The running block stays until `bury`.
+                self.code.forget_all();
+            }
             self.mmu.tlb.flush();
             self.block_end = self.current_op;
         }
-        done
+        result
     }
 }
 

@@ -13,4 +13,5 @@ mod modes;
 mod noise;
 mod paging;
 mod ports;
+mod slots;
 mod tasks;

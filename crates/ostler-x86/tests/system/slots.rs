@@ -1,0 +1,63 @@
+//! Memory slots that change under a running guest.
+
+use std::sync::Arc;
+
+use iced_x86::code_asm::*;
+use ostler_engine::{Exit, IoHandler, Vm};
+use ostler_memory::{Backing, SlotConfig};
+
+use crate::guest::*;
+
+const ROM: u64 = 0x200_0000;
+
+/// A device that shows another bank of its ROM after every write to a port.
+struct BankSwitch(Arc<dyn Vm>);
+
+impl BankSwitch {
+    /// A slot at [`ROM`] with a function that returns `value`.
+    fn show(&self, value: u32) {
+        let backing = Backing::Anonymous;
+        let slot = SlotConfig { slot: 1, gpa: ROM, size: 4096, read_only: true, log_dirty: false, backing };
+        self.0.memory().set_slot(slot).expect("a free range");
+        let function = assemble(64, ROM, |a| {
+            a.mov(eax, value).unwrap();
+            a.ret().unwrap();
+        });
+        self.0.memory().write(ROM, &function).expect("the slot");
+        self.0.synchronize();
+    }
+}
+
+impl IoHandler for BankSwitch {
+    fn io_read(&self, _port: u16, _data: &mut [u8]) -> bool {
+        false
+    }
+    fn io_write(&self, _port: u16, data: &[u8]) -> bool {
+        self.show(data[0].into());
+        true
+    }
+    fn mmio_read(&self, _gpa: u64, _data: &mut [u8]) -> bool {
+        false
+    }
+    fn mmio_write(&self, _gpa: u64, _data: &[u8]) -> bool {
+        false
+    }
+}
+
+#[test]
+fn code_of_a_slot_that_a_device_replaced_is_gone() {
+    let mut guest = Guest::long();
+    let banks = BankSwitch(Arc::clone(&guest.vm));
+    banks.show(1);
+    guest.code(64, CODE, |a| {
+        a.call(ROM).unwrap();
+        a.mov(ebx, eax).unwrap();
+        a.mov(eax, 2).unwrap();
+        a.out(0x10, al).unwrap();
+        a.call(ROM).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(guest.vcpu.run(&banks).expect("run"), Exit::Hlt);
+    let regs = guest.regs();
+    assert_eq!((regs.rbx, regs.rax), (1, 2));
+}
