@@ -20,7 +20,7 @@ pub const MAX_OPS: usize = 64;
 const JUMPS: usize = 8192;
 const FETCHES: usize = 256;
 /// Blocks kept before everything is dropped: bounds what a guest can make us remember.
-const MAX_BLOCKS: usize = 400_000;
+const MAX_BLOCKS: usize = 100_000;
 
 /// A decoded block.
 #[derive(Debug)]
@@ -164,6 +164,8 @@ impl CodeCache {
     pub fn insert(&mut self, block: Block) -> *const Block {
         if self.blocks >= MAX_BLOCKS {
             self.forget_all();
+            // Blocks are only made between two blocks, so none of the old ones is running.
+            self.bury();
         }
         let (gpa, bitness) = (block.gpa, u32::from(block.bitness));
         let block = Box::new(block);
