@@ -6,6 +6,7 @@ import _thread
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -323,6 +324,15 @@ def test_vcpu_running_refuses_register_access_from_another_thread() -> None:
     assert [str(error) for error in errors] == ["vCPU 0 is running; pause it first"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as Python has it: a shell starts its background jobs with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_during_run_raises_keyboard_interrupt_and_run_can_go_on() -> None:
     _, vcpu = guest(SPIN)
     threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
