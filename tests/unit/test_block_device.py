@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from virtio_guest import PAYLOAD, WRITE, Guest
 
-from ostler.block import open_image
+from ostler.block import HostFile, open_image
 from ostler.devices.virtio.blk import F_DISCARD, F_FLUSH, F_WRITE_ZEROES, VirtioBlk
 from ostler.devices.virtio.device import F_EVENT_IDX, F_VERSION_1
 from ostler.errors import DiskError
@@ -37,6 +37,7 @@ def device(tmp_path: Path) -> Iterator[Path]:
 
 def test_block_device_knows_its_size_and_is_locked(device: Path) -> None:
     with open_image(device) as image:
+        assert isinstance(image, HostFile)
         assert (image.size_bytes, image.block_bytes) == (SIZE, 512)
         with pytest.raises(DiskError, match="in use"):
             open_image(device)
@@ -45,6 +46,7 @@ def test_block_device_knows_its_size_and_is_locked(device: Path) -> None:
 def test_block_device_reads_writes_discards_and_zeroes(device: Path) -> None:
     guest = Guest()
     with open_image(device) as image:
+        assert isinstance(image, HostFile)
         guest.plug(VirtioBlk(image, guest.workers))
         guest.drive(F_VERSION_1 | F_EVENT_IDX | F_FLUSH | F_DISCARD | F_WRITE_ZEROES)
         guest.vm.memory.write(PAYLOAD, b"\xaa" * 4096)

@@ -1,5 +1,5 @@
 """Disk images: what a virtual disk's bytes are kept in."""
 
-from ostler.block.image import HostFile, Image, open_image
+from ostler.block.image import HostFile, Image, create_image, open_image
 
-__all__ = ["HostFile", "Image", "open_image"]
+__all__ = ["HostFile", "Image", "create_image", "open_image"]

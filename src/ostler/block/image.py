@@ -1,28 +1,125 @@
-"""What a disk image can do, and how one is opened.
+"""What a disk image can do, and how one is opened or created.
 
-Every image has a size and can be closed. What else it can do is a protocol it satisfies: a
-`HostFile` has the guest's bytes at the same offsets of one host file descriptor, so that the
-engine's workers read and write it directly.
+An image has two layers. Underneath is an `ImageFile`: bytes somewhere, a local file or a server.
+On it is an `Image`: the bytes a guest sees, in some format. Every image reads, writes and says
+which extents it holds; what else one can do is a protocol that it satisfies:
+
+    Image          read, write, flush, discard, write_zeroes, extents, close
+    ├── HostFile       byte n of the disk is byte n of one host descriptor
+    ├── Layered        content it does not hold comes from a backing image
+    ├── Resizable      its size can change
+    ├── Snapshotting   it keeps internal snapshots
+    └── Inspectable    it has facts of its format to show
+
+All offsets and lengths are in bytes. A range that leaves the disk is a `DiskError`, whoever asks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+
+from ostler.errors import DiskError
 
 SECTOR_BYTES = 512
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Extent(NamedTuple):
+    """A run of bytes that an image or a file keeps in one way."""
+
+    offset: int
+    length: int
+    allocated: bool
+    """This layer decides the content; otherwise a backing image does, or it is zero."""
+    zero: bool
+    """The content, where this layer decides it, is known to read as zeroes."""
+    host_offset: int | None = None
+    """Where in the file below it the content is kept as it is, if anywhere."""
+    compressed: bool = False
+
+    @property
+    def end(self) -> int:
+        """The offset after the last byte."""
+        return self.offset + self.length
+
+
+class ImageFile(Protocol):
+    """Where an image's bytes are: what a format stands on. See `transports/`."""
+
+    name: str
+    """What to call it in messages: a path or URL."""
+    readonly: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes there are now."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes, fewer only where the file ends. `HostError` when the host fails."""
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write all of `data`; a file grows as needed."""
+
+    def flush(self) -> None:
+        """All that was written is on stable storage when this returns."""
+
+    def truncate(self, size_bytes: int) -> None:
+        """Make the file `size_bytes` long; what is new is zero. `DiskError` if it cannot."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give the range back if that is possible; its content is undefined until written."""
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        """Make the range read as zeroes, with `unmap` as a hole where that is possible."""
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """What the range consists of; a hole is `allocated=False, zero=True`."""
+
+    def close(self) -> None:
+        """Release it and its locks; a second call does nothing."""
+
+
+@runtime_checkable
+class LocalDescriptor(Protocol):
+    """An `ImageFile` that is an open descriptor of this host; -1 when closed."""
+
+    fd: int
 
 
 class Image(Protocol):
     """An open disk image."""
 
-    path: Path
+    name: str
+    format: str
     size_bytes: int
     readonly: bool
 
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes of the disk."""
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write all of `data`; it is on stable storage after the next `flush`."""
+
+    def flush(self) -> None:
+        """All that was written is on stable storage when this returns."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """The range is not needed any more; what it reads as afterwards is the format's choice."""
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        """Make the range read as zeroes, with `unmap` without keeping space for it."""
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """What this layer holds of the range, in order, without gaps, neighbours merged."""
+
     def close(self) -> None:
-        """Release the file and its locks."""
+        """Flush, release the files and their locks; a second call does nothing."""
 
     def __enter__(self) -> Self: ...
 
@@ -43,12 +140,208 @@ class HostFile(Image, Protocol):
     """What the host writes without reading first: the disk's physical block."""
 
 
-def open_image(path: Path | str, *, readonly: bool = False) -> HostFile:
-    """Open the disk image at `path` and lock it against other users.
+@dataclass(frozen=True, slots=True)
+class BackingReference:
+    """What an image says of the one behind it: as written in it, so not resolved."""
 
-    Raises `DiskError` when it is missing, in use, or of a size no disk has.
+    filename: str
+    format: str | None
+
+
+@runtime_checkable
+class Layered(Image, Protocol):
+    """An image that can have another behind it."""
+
+    backing: Image | None
+    """Opened read-only; `None` when there is none, or it was opened without."""
+    backing_reference: BackingReference | None
+
+
+@runtime_checkable
+class Resizable(Image, Protocol):
+    """An image whose disk can grow and shrink."""
+
+    def resize(self, size_bytes: int) -> None:
+        """Make the disk `size_bytes` long; what is new reads as zeroes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An internal snapshot."""
+
+    id: str
+    name: str
+    disk_bytes: int
+    vm_state_bytes: int
+    date_ns: int
+    """When it was made, since the epoch."""
+    vm_clock_ns: int
+    icount: int | None = None
+
+
+@runtime_checkable
+class Snapshotting(Image, Protocol):
+    """An image that keeps snapshots of itself."""
+
+    @property
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """All there are, oldest first."""
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Keep the disk as it is now under `name`."""
+
+    def apply_snapshot(self, name: str) -> None:
+        """Make the disk what it was; `name` is a snapshot's name or id."""
+
+    def delete_snapshot(self, name: str) -> None:
+        """Forget a snapshot and free what only it needed."""
+
+
+@runtime_checkable
+class Inspectable(Image, Protocol):
+    """An image with facts of its format to show, as `qemu-img info` has them."""
+
+    def format_specific(self) -> dict[str, Any]:
+        """Keys and values as QEMU's QAPI names them."""
+
+
+class Closing:
+    """`with` for anything that has a `close`."""
+
+    def close(self) -> None:
+        """Release what is held."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a format is to open an image."""
+
+    readonly: bool = False
+    backing: bool = True
+    """Open the backing chain, too. Without, what is not allocated reads as zeroes."""
+    probed: bool = False
+    """The format was guessed from content that a guest may have written."""
+    lock: bool = True
+    """Take QEMU's locks. Without, another may write while we read."""
+    secret: bytes | None = None
+    """The passphrase of an encrypted image."""
+    chain: tuple[str, ...] = ()
+    """The images in front of this one, so that a loop is noticed."""
+
+
+def open_image(
+    path: str | PathLike[str],
+    *,
+    format: str | None = None,
+    readonly: bool = False,
+    backing: bool = True,
+    lock: bool = True,
+    secret: bytes | None = None,
+) -> Image:
+    """Open the disk image at `path`, a file name or a URL, and lock it against other users.
+
+    Without `format` the content says what it is. A disk that turns out to be raw is then guarded:
+    a write that would make its first sector look like another format is refused, because the next
+    one who opens it would believe it, and follow the file names in it.
+
+    Raises `DiskError` when it is missing, in use, damaged, or of a format that is not `format`.
     """
-    # Formats import the protocols above, so they are looked up when needed.
-    from ostler.block.formats.raw import RawImage
+    how = Opening(readonly=readonly, backing=backing, lock=lock, secret=secret)
+    return open_with(str(path), format, how)
 
-    return RawImage(Path(path), readonly=readonly)
+
+def open_with(path: str, format: str | None, how: Opening) -> Image:
+    """`open_image` with everything a format needs to open its backing image."""
+    # Formats import the protocols above, so they are looked up when needed.
+    from dataclasses import replace
+
+    from ostler.block.registry import find_format, open_file, probe
+
+    file = open_file(path, readonly=how.readonly, lock=how.lock)
+    try:
+        if format is None:
+            found, how = probe(file), replace(how, probed=True)
+        else:
+            found, how = find_format(format), replace(how, probed=False)
+        return found.load().open(file, how)
+    except BaseException:
+        file.close()
+        raise
+
+
+def create_image(
+    path: str | PathLike[str], size_bytes: int, *, format: str = "qcow2", **options: Any
+) -> None:
+    """Make a disk image of `size_bytes` that reads as zeroes, or as its backing image.
+
+    `options` are the format's own, as `ostler image create -o help` lists them. A file that exists
+    is replaced.
+    """
+    from ostler.block.registry import create_file, find_format
+
+    kind = find_format(format).load()
+    if kind.create is None or kind.Options is None:
+        raise DiskError(f"{path}: images of format {format} can be read, not created; use qcow2")
+    parsed = kind.parse_options(options)
+    with_file = create_file(str(path))
+    try:
+        kind.create(with_file, size_bytes, parsed)
+    finally:
+        with_file.close()
+
+
+def check_range(image: Image, offset: int, length: int) -> None:
+    """Fail unless the range is on the disk."""
+    if offset < 0 or length < 0 or offset + length > image.size_bytes:
+        raise DiskError(
+            f"{image.name}: bytes {offset} to {offset + length} are not on a disk of"
+            f" {image.size_bytes} bytes"
+        )
+
+
+def check_writable(image: Image) -> None:
+    """Fail unless the image was opened for writing."""
+    if image.readonly:
+        raise DiskError(f"{image.name}: opened read-only; open it for writing")
+
+
+def merge(extents: Iterator[Extent]) -> Iterator[Extent]:
+    """The same extents with neighbours of one kind as one."""
+    last: Extent | None = None
+    for extent in extents:
+        if last is not None and _continues(last, extent):
+            last = last._replace(length=last.length + extent.length)
+            continue
+        if last is not None:
+            yield last
+        last = extent
+    if last is not None:
+        yield last
+
+
+def _continues(last: Extent, extent: Extent) -> bool:
+    if last[2:4] != extent[2:4] or last.compressed != extent.compressed:
+        return False
+    if last.host_offset is None or extent.host_offset is None:
+        return last.host_offset is extent.host_offset
+    return last.host_offset + last.length == extent.host_offset
+
+
+def local_name(path: str) -> Path | None:
+    """The local file that `path` names, or `None` when it is a URL of something else."""
+    scheme, separator, rest = path.partition("://")
+    if not separator or not scheme.replace("+", "").replace("-", "").isalnum():
+        return Path(path.removeprefix("file:")) if path.startswith("file:") else Path(path)
+    return Path(rest) if scheme == "file" else None

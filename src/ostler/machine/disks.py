@@ -6,14 +6,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from ostler.block.image import HostFile, open_image
-from ostler.config import MachineConfig
+from ostler.config import DiskConfig, MachineConfig
+from ostler.errors import DiskError
 
 
 @contextmanager
 def open_disks(config: MachineConfig) -> Iterator[list[HostFile]]:
     """The images in the order of the configuration; `DiskError` when one cannot be had."""
     with ExitStack() as opened:
-        yield [
-            opened.enter_context(open_image(disk.path, readonly=disk.readonly))
-            for disk in config.disks
-        ]
+        yield [opened.enter_context(_open(disk)) for disk in config.disks]
+
+
+def _open(disk: DiskConfig) -> HostFile:
+    image = open_image(disk.path, format=disk.format, readonly=disk.readonly)
+    if isinstance(image, HostFile):
+        return image
+    image.close()
+    raise DiskError(f"--disk {disk.path}: a guest cannot run from it; convert it to raw first")

@@ -2,6 +2,7 @@
 
 from ostler.testing.clock import VirtualClock
 from ostler.testing.conformance import check_device
+from ostler.testing.image_format import check_image_format
 from ostler.testing.machine import FakeIrqLine, FakeMachine, FakeMemory, FakeRequests
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "FakeRequests",
     "VirtualClock",
     "check_device",
+    "check_image_format",
 ]

@@ -1,121 +1,131 @@
-"""Raw images: regular files and block devices whose bytes are the disk's.
-
-Locks are QEMU's (block/file-posix.c), so that neither opens what the other writes: byte 100 + p of
-the file is locked by those who use permission p, byte 200 + p by those who deny it to others.
-"""
+"""Raw images: the file's bytes are the disk's."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import stat
-import struct
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator
+from typing import Literal
 
-from ostler.block.image import SECTOR_BYTES
+import msgspec
+
+from ostler.block.image import (
+    SECTOR_BYTES,
+    Buffer,
+    Closing,
+    Extent,
+    ImageFile,
+    LocalDescriptor,
+    Opening,
+    check_range,
+    check_writable,
+)
+from ostler.block.registry import Format, Magic, guarded_magics
 from ostler.errors import DiskError
 
-PERMISSION_BASE = 100
-DENIED_BASE = 200
-CONSISTENT_READ, WRITE, RESIZE = 0, 1, 3
 
-_FLOCK = struct.Struct("@hhqqi0q")
-_NO_LOCKS_HERE = (errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP)
-# _IO(0x12, 123): BLKPBSZGET
-_BLKPBSZGET = 0x127B
+class RawImage(Closing):
+    """An open raw image. Raises `DiskError` when the file cannot be one."""
 
+    format = "raw"
 
-class RawImage:
-    """An open raw image. Raises `DiskError` when it cannot be one."""
+    def __init__(self, file: ImageFile, how: Opening) -> None:
+        self.file, self.name, self.readonly = file, file.name, file.readonly
+        self.size_bytes = _disk_size(file)
+        self.block_bytes: int = getattr(file, "block_bytes", SECTOR_BYTES)
+        self.guarded: tuple[Magic, ...] = guarded_magics() if how.probed else ()
+        """What may not be written where it would make the disk look like another format."""
 
-    def __init__(self, path: Path, *, readonly: bool = False) -> None:
-        self.path = path
-        self.readonly = readonly
-        self.fd = _open(path, readonly)
-        try:
-            self.size_bytes, self.block_bytes = _geometry(path, self.fd)
-            _lock(path, self.fd, readonly)
-        except BaseException:
-            os.close(self.fd)
-            raise
+    @property
+    def fd(self) -> int:
+        """The descriptor of a local file; -1 for anything else."""
+        return self.file.fd if isinstance(self.file, LocalDescriptor) else -1
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes."""
+        check_range(self, offset, length)
+        return self.file.read(offset, length).ljust(length, b"\0")
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write all of `data`."""
+        check_writable(self)
+        check_range(self, offset, len(memoryview(data).cast("B")))
+        self._refuse_disguise(offset, data)
+        self.file.write(offset, data)
+
+    def _refuse_disguise(self, offset: int, data: Buffer) -> None:
+        if not self.guarded or offset >= SECTOR_BYTES:
+            return
+        head = bytearray(self.file.read(0, SECTOR_BYTES))
+        piece = bytes(memoryview(data).cast("B")[: SECTOR_BYTES - offset])
+        head[offset : offset + len(piece)] = piece
+        if any(head.startswith(data, at) for at, data in self.guarded):
+            raise DiskError(
+                f"{self.name}: a write would make this raw disk look like another format;"
+                " give format=raw to allow it"
+            )
+
+    def flush(self) -> None:
+        """All that was written is on stable storage when this returns."""
+        self.file.flush()
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give the range back to the host."""
+        check_writable(self)
+        check_range(self, offset, length)
+        self.file.discard(offset, length)
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        """Make the range read as zeroes."""
+        check_writable(self)
+        check_range(self, offset, length)
+        self.file.write_zeroes(offset, length, unmap=unmap)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Data and holes: a raw image decides about all of it."""
+        check_range(self, offset, length)
+        for extent in self.file.extents(offset, length):
+            yield extent._replace(allocated=True, host_offset=extent.offset)
+
+    def resize(self, size_bytes: int) -> None:
+        """Make the disk `size_bytes` long."""
+        check_writable(self)
+        self.file.truncate(size_bytes)
+        self.size_bytes = size_bytes
 
     def close(self) -> None:
-        """Release the file and its locks; a second call does nothing."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        """Release the file; a second call does nothing."""
+        self.file.close()
 
 
-def _open(path: Path, readonly: bool) -> int:
-    try:
-        return os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise DiskError(
-            f"{path}: no such disk image; create one with: truncate -s 1G {path}"
-        ) from None
-    except IsADirectoryError:
-        raise DiskError(f"{path}: is a directory; give a disk image file") from None
-    except OSError as error:
-        cure = "" if readonly else "; open it read-only or make it writable"
-        raise DiskError(f"{path}: cannot open disk image: {error.strerror}{cure}") from None
+class RawOptions(msgspec.Struct, frozen=True):
+    """`preallocation`: `falloc` reserves the space, `full` writes it."""
+
+    preallocation: Literal["off", "falloc", "full"] = "off"
 
 
-def _geometry(path: Path, fd: int) -> tuple[int, int]:
-    """Size and physical block of the disk in bytes."""
-    status = os.fstat(fd)
-    if stat.S_ISBLK(status.st_mode):
-        block = struct.unpack("I", fcntl.ioctl(fd, _BLKPBSZGET, bytes(4)))[0]
-        size = os.lseek(fd, 0, os.SEEK_END)
-    elif stat.S_ISREG(status.st_mode):
-        block, size = 4096, status.st_size
-    else:
-        raise DiskError(f"{path}: neither a file nor a block device; give a disk image")
+def create(file: ImageFile, size_bytes: int, options: RawOptions) -> None:
+    """A disk of zeroes."""
+    file.truncate(size_bytes)
+    if options.preallocation == "falloc":
+        file.write_zeroes(0, size_bytes, unmap=False)
+    elif options.preallocation == "full":
+        zeroes = bytes(1 << 20)
+        for offset in range(0, size_bytes, len(zeroes)):
+            file.write(offset, zeroes[: size_bytes - offset])
+
+
+def _disk_size(file: ImageFile) -> int:
+    size = file.size_bytes
     if size == 0:
-        raise DiskError(f"{path}: the disk image is empty; grow it with: truncate -s 1G {path}")
+        raise DiskError(
+            f"{file.name}: the disk image is empty; grow it with: truncate -s 1G {file.name}"
+        )
     if size % SECTOR_BYTES:
         whole = size + -size % SECTOR_BYTES
         raise DiskError(
-            f"{path}: {size} bytes is not a multiple of {SECTOR_BYTES}; "
-            f"grow it with: truncate -s {whole} {path}"
+            f"{file.name}: {size} bytes is not a multiple of {SECTOR_BYTES}; "
+            f"grow it with: truncate -s {whole} {file.name}"
         )
-    return size, block
+    return size
 
 
-def _lock(path: Path, fd: int, readonly: bool) -> None:
-    used = (CONSISTENT_READ,) if readonly else (CONSISTENT_READ, WRITE)
-    denied = (WRITE, RESIZE)
-    try:
-        # First take, then look: of two that open at once, at least one sees the other.
-        for offset in [PERMISSION_BASE + p for p in used] + [DENIED_BASE + p for p in denied]:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, 0, offset, 1, 0))
-        theirs = [DENIED_BASE + p for p in used] + [PERMISSION_BASE + p for p in denied]
-        conflict = any(_is_locked(fd, offset) for offset in theirs)
-    except OSError as error:
-        if error.errno in _NO_LOCKS_HERE:
-            # A file system without locks cannot tell; QEMU goes on, too.
-            return
-        raise DiskError(f"{path}: cannot lock disk image: {error.strerror}") from None
-    if conflict:
-        raise DiskError(f"{path}: disk image is in use by another process; stop it or use a copy")
-
-
-def _is_locked(fd: int, offset: int) -> bool:
-    """Whether another open file holds a lock on the byte at `offset`."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
-    answer: bytes = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked)
-    kind: int = _FLOCK.unpack(answer)[0]
-    return kind != fcntl.F_UNLCK
+FORMAT = Format(open=RawImage, Options=RawOptions, create=create)

@@ -1,0 +1,139 @@
+"""The formats and transports there are: one list of each, loaded when one is used.
+
+A format is a module of `formats/` with a `FORMAT`; a line in `FORMATS` makes it known, and the
+conformance test exercises it. Its magic numbers are here, so that probing loads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol, cast
+
+import msgspec
+
+from ostler.block.image import Image, ImageFile, Opening, local_name
+from ostler.errors import DiskError
+
+PROBED_BYTES = 4096
+
+
+class Magic(NamedTuple):
+    """Bytes that a format has at a place; a negative offset counts from the end of the file."""
+
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a format can do. `open` owns the file it is given once it returns."""
+
+    open: Callable[[ImageFile, Opening], Image]
+    Options: type[msgspec.Struct] | None = None
+    """What can be chosen at creation, by QEMU's names with `_` for `-`."""
+    create: Callable[[ImageFile, int, Any], None] | None = None
+    """Write an empty image of a size with `Options` into an empty file."""
+
+    def parse_options(self, given: Mapping[str, Any]) -> Any:
+        """`Options` from values or their texts; `DiskError` names a wrong one."""
+        assert self.Options is not None
+        known = {field.name for field in msgspec.structs.fields(self.Options)}
+        for name in given:
+            if name not in known:
+                there_is = ", ".join(sorted(known)) or "none"
+                raise DiskError(f"there is no option {name!r} of this format; there is: {there_is}")
+        try:
+            return msgspec.convert(dict(given), self.Options, strict=False)
+        except msgspec.ValidationError as error:
+            raise DiskError(f"option of the disk image: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class FormatEntry:
+    """A format by name, and what its files begin or end with."""
+
+    name: str
+    module: str
+    magics: tuple[Magic, ...] = ()
+
+    def load(self) -> Format:
+        """The format itself."""
+        return cast(Format, import_module(self.module).FORMAT)
+
+
+_ALL = [
+    FormatEntry("raw", "ostler.block.formats.raw"),
+    # One line each, in the order of probing.
+]
+FORMATS = {entry.name: entry for entry in _ALL}
+
+
+class TransportModule(Protocol):
+    """What a module of `transports/` offers."""
+
+    def open_file(self, url: str, *, readonly: bool, lock: bool) -> ImageFile:
+        """What is at `url`, or `DiskError`."""
+
+
+TRANSPORTS: dict[str, str] = {}
+"""URL scheme to the module that serves it; what has no scheme is a local file."""
+
+
+def find_format(name: str) -> FormatEntry:
+    """The format of this name, or `DiskError`."""
+    try:
+        return FORMATS[name]
+    except KeyError:
+        there_is = ", ".join(FORMATS)
+        raise DiskError(f"there is no disk image format {name!r}; there is: {there_is}") from None
+
+
+def probe(file: ImageFile) -> FormatEntry:
+    """The format that the content of `file` says it has; raw when it says nothing."""
+    head = file.read(0, PROBED_BYTES)
+    for entry in FORMATS.values():
+        if any(_has(file, head, magic) for magic in entry.magics):
+            return entry
+    return FORMATS["raw"]
+
+
+def _has(file: ImageFile, head: bytes, magic: Magic) -> bool:
+    if magic.offset >= 0:
+        return head[magic.offset : magic.offset + len(magic.data)] == magic.data
+    at = file.size_bytes + magic.offset
+    return at >= 0 and file.read(at, len(magic.data)) == magic.data
+
+
+def guarded_magics() -> tuple[Magic, ...]:
+    """What a guest may not write to a disk that was probed as raw."""
+    return tuple(magic for entry in FORMATS.values() for magic in entry.magics if magic.offset >= 0)
+
+
+def open_file(path: str, *, readonly: bool, lock: bool = True) -> ImageFile:
+    """The bytes at a path or URL."""
+    local = local_name(path)
+    if local is None:
+        return _transport(path).open_file(path, readonly=readonly, lock=lock)
+    from ostler.block.transports.file import LocalFile
+
+    return LocalFile(local, readonly=readonly, lock=lock)
+
+
+def create_file(path: str) -> ImageFile:
+    """An empty file at `path`; one that exists is emptied once nobody else uses it."""
+    local = local_name(path)
+    if local is None:
+        return open_file(path, readonly=False)
+    from ostler.block.transports.file import LocalFile
+
+    return LocalFile.create(local)
+
+
+def _transport(url: str) -> TransportModule:
+    scheme = url.partition("://")[0]
+    if scheme not in TRANSPORTS:
+        there_is = ", ".join(["file", *TRANSPORTS])
+        raise DiskError(f"{url}: there is no transport {scheme!r}; there is: {there_is}")
+    return cast(TransportModule, import_module(TRANSPORTS[scheme]))

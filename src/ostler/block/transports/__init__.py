@@ -1,0 +1,1 @@
+"""Where images are kept, one file per kind of place. `registry.TRANSPORTS` lists them."""

@@ -1,0 +1,35 @@
+"""Every format that is registered keeps the contract of formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ostler.block import create_image, open_image
+from ostler.block.registry import FORMATS
+from ostler.errors import DiskError
+from ostler.testing import check_image_format
+
+SAMPLES: dict[str, str] = {}
+"""Formats that cannot be created: what `qemu-img create -f` calls them."""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_format_registered_keeps_the_contract(name: str, tmp_path: Path) -> None:
+    check_image_format(name, tmp_path)
+
+
+def test_format_unknown_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(512))
+    with pytest.raises(DiskError, match="there is: raw"):
+        open_image(tmp_path / "disk", format="floppy")
+    with pytest.raises(DiskError, match="there is no transport 'gopher'"):
+        open_image("gopher://host/disk")
+
+
+def test_option_unknown_or_wrong_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="no option 'colour'"):
+        create_image(tmp_path / "disk", 512, format="raw", colour="red")
+    with pytest.raises(DiskError, match="preallocation"):
+        create_image(tmp_path / "disk", 512, format="raw", preallocation="some")
