@@ -40,7 +40,7 @@ fn serve(config: &RingConfig) -> Result<(), Broken> {
         let Some(chain) = ring.pop(&map)? else { break };
         if let Outcome::Done(len) = blk.serve(&chain, &map)? {
             assert!(u64::from(len) <= chain.writable.len());
-            ring.push(&map, chain.head, len)?;
+            ring.push(&map, &chain, len)?;
             ring.needs_interrupt(&map)?;
         }
     }
@@ -57,9 +57,10 @@ fuzz_target!(|data: &[u8]| {
         desc_table: 0x10,
         avail_ring: 0x90,
         used_ring: 0xb0,
-        position: Position::default(),
+        position: if flags & 4 != 0 { Position::PACKED_START } else { Position::default() },
         event_idx: flags & 1 != 0,
         indirect: flags & 2 != 0,
+        packed: flags & 4 != 0,
     };
     let _broken = serve(&config);
 });

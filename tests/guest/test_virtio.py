@@ -17,6 +17,8 @@ pytestmark = pytest.mark.guest
 
 GREETING_HASH = hashlib.sha256(GREETING).hexdigest()
 READ_GREETING = "mount -o ro /dev/vda /mnt && sha256sum /mnt/greeting && umount /mnt"
+# Feature bits of the rings (virtio 1.2, section 6).
+INDIRECT, EVENT_INDEX, PACKED = 28, 29, 34
 # The disk is the first device; its driver is taken away while programs read, and given back.
 UNBIND_WHILE_READING = (
     "cd /sys/bus/virtio/drivers/virtio_blk; for n in 1 2 3 4 5; do"
@@ -32,6 +34,12 @@ def interrupts(vm: ostler.VM, kind: str, user: str) -> int:
     """How often the guest's interrupts of this kind and name came."""
     rows = vm.serial.run("cat /proc/interrupts").splitlines()
     return sum(int(row.split()[1]) for row in rows if kind in row and user in row)
+
+
+def negotiated(vm: ostler.VM, feature: int) -> list[str]:
+    """Whether each virtio driver took the feature: "0" or "1"."""
+    rows = vm.serial.run("cat /sys/bus/virtio/devices/*/features").split()
+    return [row[feature] for row in rows]
 
 
 def test_disk_without_msi_interrupts_by_its_pin(boot: Boot, cloud: Kernel, disk: Path) -> None:
@@ -86,6 +94,22 @@ def test_disk_cache_switched_to_write_through_stores_what_is_written(shell: ostl
     copy = "dd if=/dev/vda of=/tmp/head bs=4k count=16; dd if=/tmp/head of=/dev/vda bs=4k count=16"
     shell.serial.run(copy)
     assert GREETING_HASH in shell.serial.run(READ_GREETING)
+
+
+@pytest.mark.parametrize("layout", ["on", "off"])
+def test_devices_work_on_packed_and_on_split_rings(
+    boot: Boot, cloud: Kernel, disk: Path, layout: str
+) -> None:
+    devices = [f"{kind},packed={layout}" for kind in ("virtio-rng", "virtio-console")]
+    vm = start_shell(boot, cloud, disks=[f"{disk},packed={layout}"], devices=devices)
+    assert set(negotiated(vm, PACKED)) == {"1" if layout == "on" else "0"}
+    assert set(negotiated(vm, INDIRECT)) == set(negotiated(vm, EVENT_INDEX)) == {"1"}
+    assert GREETING_HASH in vm.serial.run(READ_GREETING)
+    read = "for n in 1 2 3 4; do (dd if=/dev/vda of=/dev/null bs=64k iflag=direct &); done; wait"
+    vm.serial.run(f"{read}; dd if=/dev/vda of=/dev/null bs=4k iflag=direct")
+    assert "1024" in vm.serial.run("dd if=/dev/hwrng bs=1024 count=1 2>/dev/null | wc -c")
+    vm.serial.run("modprobe virtio_console; echo by the ring > /dev/hvc0")
+    vm.hvc.wait_for("by the ring", timeout=END_S)
 
 
 def test_console_carries_bytes_both_ways(boot: Boot, cloud: Kernel) -> None:

@@ -13,7 +13,12 @@ import pytest
 from ostler.devices.pci.host import PciHost
 from ostler.devices.virtio.blk import VirtioBlk
 from ostler.devices.virtio.console import VirtioConsole
-from ostler.devices.virtio.device import F_EVENT_IDX, F_RING_RESET, F_VERSION_1
+from ostler.devices.virtio.device import (
+    F_EVENT_IDX,
+    F_RING_PACKED,
+    F_RING_RESET,
+    F_VERSION_1,
+)
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.transport import VirtioPci
 from ostler.errors import StateError
@@ -211,6 +216,31 @@ def test_queue_size_odd_or_too_large_is_ignored(rng: Driver) -> None:
         assert rng.get(24, 2) == 64
     rng.set(24, 2, 16)
     assert rng.get(24, 2) == 16
+
+
+def test_queue_of_a_packed_ring_may_have_any_size_and_starts_at_wrap_one(rng: Driver) -> None:
+    rng.negotiate(F_VERSION_1 | F_RING_PACKED)
+    rng.set_up_queue(size=24)
+    rng.set(20, 1, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
+    (worker,) = rng.workers.started
+    assert (worker.queue.size, worker.queue.packed) == (24, True)
+    assert (worker.queue.next_avail, worker.queue.next_used) == (0x8000, 0x8000)
+
+
+def test_queue_reset_and_enabled_again_starts_over(rng: Driver) -> None:
+    rng.start(F_VERSION_1 | F_RING_RESET | F_RING_PACKED)
+    rng.workers.started[0].at = (7, 0x8003)
+    rng.set(58, 2, 1)
+    rng.set_up_queue(size=16)
+    assert rng.workers.started[1].queue.next_avail == 0x8000
+
+
+def test_ring_features_that_a_device_leaves_out_are_not_offered(rng: Driver) -> None:
+    assert rng.offered() & F_RING_PACKED
+    rng.device.device.ring_features &= ~F_RING_PACKED
+    assert not rng.offered() & F_RING_PACKED
+    rng.negotiate(F_VERSION_1 | F_RING_PACKED)
+    assert not rng.status & FEATURES_OK
 
 
 def test_queue_enabled_keeps_its_geometry(rng: Driver) -> None:

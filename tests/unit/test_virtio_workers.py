@@ -141,6 +141,7 @@ def test_worker_refuses_impossible_queues_and_stops_twice(guest: Guest) -> None:
             next_used=7,
             event_idx=False,
             indirect=True,
+            packed=False,
             kick_fd=kick,
             interrupt=None,
             on_broken=lambda: None,

@@ -146,6 +146,7 @@ struct QueueArgs {
     next_used: u16,
     event_idx: bool,
     indirect: bool,
+    packed: bool,
     kick_fd: RawFd,
     interrupt: Option<Py<PyAny>>,
     on_broken: Py<PyAny>,
@@ -161,6 +162,7 @@ impl QueueArgs {
             position: Position { next_avail: self.next_avail, next_used: self.next_used },
             event_idx: self.event_idx,
             indirect: self.indirect,
+            packed: self.packed,
         }
     }
 

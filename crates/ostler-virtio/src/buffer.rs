@@ -36,6 +36,17 @@ impl Buffer {
         }
     }
 
+    /// Empties it; its room is kept.
+    pub fn clear(&mut self) {
+        self.segments.clear();
+        self.len = 0;
+    }
+
+    /// The pieces, none of them empty.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
     /// Bytes in all segments.
     pub fn len(&self) -> u64 {
         self.len
@@ -60,8 +71,13 @@ impl Buffer {
 
     /// Fills `bytes` from the start of the buffer, which must not be shorter.
     pub fn read(&self, map: &GuestMap, bytes: &mut [u8]) -> Result<(), NotMemory> {
+        self.read_at(map, 0, bytes)
+    }
+
+    /// Fills `bytes` from byte `offset` of the buffer on, which must not end before.
+    pub fn read_at(&self, map: &GuestMap, offset: u64, bytes: &mut [u8]) -> Result<(), NotMemory> {
         let mut rest = bytes;
-        for segment in &self.segments {
+        for segment in self.from(offset) {
             let (piece, after) = rest.split_at_mut(rest.len().min(segment.len as usize));
             map.read_slice(piece, GuestAddress(segment.gpa)).map_err(|_| NotMemory)?;
             rest = after;
@@ -71,13 +87,29 @@ impl Buffer {
 
     /// Stores `bytes` at the start of the buffer; what does not fit is not stored.
     pub fn write(&self, map: &GuestMap, bytes: &[u8]) -> Result<(), NotMemory> {
+        self.write_at(map, 0, bytes)
+    }
+
+    /// Stores `bytes` at byte `offset` of the buffer; what does not fit is not stored.
+    pub fn write_at(&self, map: &GuestMap, offset: u64, bytes: &[u8]) -> Result<(), NotMemory> {
         let mut rest = bytes;
-        for segment in &self.segments {
+        for segment in self.from(offset) {
             let (piece, after) = rest.split_at(rest.len().min(segment.len as usize));
             map.write_slice(piece, GuestAddress(segment.gpa)).map_err(|_| NotMemory)?;
             rest = after;
         }
         Ok(())
+    }
+
+    /// The pieces from byte `offset` on.
+    fn from(&self, offset: u64) -> impl Iterator<Item = Segment> {
+        let mut skip = offset;
+        self.segments.iter().filter_map(move |segment| {
+            let skipped = skip.min(segment.len.into()) as u32;
+            skip -= u64::from(skipped);
+            let len = segment.len - skipped;
+            (len != 0).then(|| Segment { gpa: segment.gpa.wrapping_add(skipped.into()), len })
+        })
     }
 
     /// Where the buffer is in the host, in order.

@@ -1,8 +1,4 @@
-//! Descriptor chains of the split ring (virtio 1.2, section 2.7.5), checked against its rules.
-
-use ostler_memory::GuestMap;
-use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress};
+//! What a driver makes available at once, and the rules it can break doing so.
 
 use crate::buffer::{Buffer, Segment};
 
@@ -10,7 +6,8 @@ use crate::buffer::{Buffer, Segment};
 /// with indirect tables; this is the limit other implementations draw.
 pub const MAX_DESCRIPTORS: u32 = 1024;
 
-const DESCRIPTOR_BYTES: u32 = size_of::<Descriptor>() as u32;
+/// Split and packed descriptors have one size.
+pub(crate) const DESCRIPTOR_BYTES: u32 = 16;
 
 /// How a driver broke the rules of its ring. The device needs a reset then: nothing on the ring
 /// can be trusted any more.
@@ -36,80 +33,31 @@ pub enum Broken {
     Request,
 }
 
-/// What the driver made available under one head.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What the driver made available as one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
+    /// By what the driver knows it: its first descriptor's index, in a packed ring the buffer's id.
     pub head: u16,
+    /// Entries of the ring that it takes up: one, except in a packed ring.
+    pub slots: u16,
     /// What the device may read.
     pub readable: Buffer,
     /// What the device may write.
     pub writable: Buffer,
 }
 
-/// Where descriptors are read from.
-#[derive(Clone, Copy, Debug)]
-pub struct Table {
-    pub gpa: u64,
-    pub entries: u32,
-}
-
-impl Table {
-    fn descriptor(self, map: &GuestMap, index: u16) -> Result<Descriptor, Broken> {
-        if u32::from(index) >= self.entries {
-            return Err(Broken::Index(index));
-        }
-        let offset = u64::from(index) * u64::from(DESCRIPTOR_BYTES);
-        let gpa = self.gpa.checked_add(offset).ok_or(Broken::NotMemory)?;
-        map.read_obj(GuestAddress(gpa)).map_err(|_| Broken::NotMemory)
-    }
-
-    /// The table that an indirect descriptor refers to.
-    fn indirect(descriptor: Descriptor) -> Result<Self, Broken> {
-        let len = descriptor.len();
-        let entries = len / DESCRIPTOR_BYTES;
-        if !len.is_multiple_of(DESCRIPTOR_BYTES) || entries == 0 || entries > MAX_DESCRIPTORS {
-            return Err(Broken::IndirectLength(len));
-        }
-        Ok(Self { gpa: descriptor.addr().0, entries })
-    }
-}
-
 impl Chain {
-    /// Follows the chain that starts at `head` of `table`; `indirect` says that the driver may use
-    /// indirect tables.
-    pub fn parse(map: &GuestMap, table: Table, head: u16, indirect: bool) -> Result<Self, Broken> {
-        let mut chain = Self { head, readable: Buffer::default(), writable: Buffer::default() };
-        let first = table.descriptor(map, head)?;
-        if !first.refers_to_indirect_table() {
-            chain.follow(map, table, first)?;
-            return Ok(chain);
-        }
-        if !indirect || first.has_next() {
-            return Err(Broken::Indirect);
-        }
-        let table = Table::indirect(first)?;
-        chain.follow(map, table, table.descriptor(map, 0)?)?;
-        Ok(chain)
+    /// Empties it for the next one; its room is kept.
+    pub(crate) fn restart(&mut self, head: u16, slots: u16) {
+        (self.head, self.slots) = (head, slots);
+        self.readable.clear();
+        self.writable.clear();
     }
 
-    fn follow(&mut self, map: &GuestMap, table: Table, mut descriptor: Descriptor) -> Result<(), Broken> {
-        for _ in 0..table.entries.min(MAX_DESCRIPTORS) {
-            if descriptor.refers_to_indirect_table() {
-                // Not inside a table, and not after other descriptors: no driver does either.
-                return Err(Broken::Indirect);
-            }
-            self.take(descriptor)?;
-            if !descriptor.has_next() {
-                return Ok(());
-            }
-            descriptor = table.descriptor(map, descriptor.next())?;
-        }
-        Err(Broken::TooLong)
-    }
-
-    fn take(&mut self, descriptor: Descriptor) -> Result<(), Broken> {
-        let segment = Segment { gpa: descriptor.addr().0, len: descriptor.len() };
-        if descriptor.is_write_only() {
+    /// Adds what a descriptor describes.
+    pub(crate) fn take(&mut self, gpa: u64, len: u32, write_only: bool) -> Result<(), Broken> {
+        let segment = Segment { gpa, len };
+        if write_only {
             self.writable.push(segment);
         } else if self.writable.is_empty() {
             self.readable.push(segment);
@@ -119,4 +67,11 @@ impl Chain {
         let len = self.readable.len() + self.writable.len();
         if len > u64::from(u32::MAX) { Err(Broken::TooLarge) } else { Ok(()) }
     }
+}
+
+/// Descriptors in an indirect table of `len` bytes.
+pub(crate) fn indirect_entries(len: u32) -> Result<u32, Broken> {
+    let entries = len / DESCRIPTOR_BYTES;
+    let possible = len.is_multiple_of(DESCRIPTOR_BYTES) && (1..=MAX_DESCRIPTORS).contains(&entries);
+    if possible { Ok(entries) } else { Err(Broken::IndirectLength(len)) }
 }

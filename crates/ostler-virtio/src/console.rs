@@ -73,10 +73,9 @@ impl OutputService {
     /// Writes some of what is left of `chain`; false when there is nothing to write or nobody to
     /// write it to.
     fn write_some(&mut self, host: &OwnedFd, chain: &Chain, map: &GuestMap) -> io::Result<bool> {
-        let Some((_, rest)) = chain.readable.split(self.written) else { return Ok(false) };
         let mut piece = [0; PIECE_BYTES];
-        let len = rest.len().min(PIECE_BYTES as u64) as usize;
-        if len == 0 || rest.read(map, &mut piece[..len]).is_err() {
+        let len = chain.readable.len().saturating_sub(self.written).min(PIECE_BYTES as u64) as usize;
+        if len == 0 || chain.readable.read_at(map, self.written, &mut piece[..len]).is_err() {
             return Ok(false);
         }
         self.written += write(host, &piece[..len])? as u64;

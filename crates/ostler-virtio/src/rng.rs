@@ -22,8 +22,7 @@ impl Service for RngService {
             let mut piece = [0; PIECE_BYTES];
             let len = (wanted - done).min(PIECE_BYTES as u64);
             let bytes = &mut piece[..len as usize];
-            let Some((_, rest)) = chain.writable.split(done) else { break };
-            if fill_random(bytes).is_err() || rest.write(map, bytes).is_err() {
+            if fill_random(bytes).is_err() || chain.writable.write_at(map, done, bytes).is_err() {
                 break;
             }
             done += len;

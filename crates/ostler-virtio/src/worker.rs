@@ -88,7 +88,7 @@ impl Worker {
         let ring = Ring::new(&queue.config, &queue.memory.map())?;
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let shared = Arc::new(Shared { ring: Mutex::new(ring), stop, stopping: AtomicBool::new(false) });
-        let mut serving = Serving { shared: Arc::clone(&shared), queue, service };
+        let mut serving = Serving { shared: Arc::clone(&shared), queue, service, chain: Chain::default() };
         let thread = thread::Builder::new().name(serving.queue.name.clone()).spawn(move || serving.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -134,6 +134,8 @@ struct Serving {
     shared: Arc<Shared>,
     queue: Queue,
     service: Box<dyn Service>,
+    /// The one being served; kept so that its room is allocated once.
+    chain: Chain,
 }
 
 /// Why a round of serving ended.
@@ -172,29 +174,27 @@ impl Serving {
     }
 
     fn serve_until_idle(&mut self, map: &GuestMap) -> Result<Idle, Broken> {
-        let shared = Arc::clone(&self.shared);
+        let Self { shared, service, chain, queue } = self;
         while !shared.stopping() {
             let mut ring = shared.ring();
-            let Some(chain) = ring.pop(map)? else { break };
-            match self.service.serve(&chain, map)? {
-                Outcome::Done(len) => ring.push(map, chain.head, len)?,
+            if !ring.pop_into(map, chain)? {
+                break;
+            }
+            match service.serve(chain, map)? {
+                Outcome::Done(len) => ring.push(map, chain, len)?,
                 Outcome::Later => {
-                    ring.unpop();
+                    ring.unpop(chain);
                     return Ok(Idle::Blocked);
                 }
             }
             if ring.needs_interrupt(map)? {
                 drop(ring);
-                self.interrupt();
+                if let Some(interrupt) = &queue.interrupt {
+                    interrupt.trigger();
+                }
             }
         }
         Ok(Idle::Empty)
-    }
-
-    fn interrupt(&self) {
-        if let Some(interrupt) = &self.queue.interrupt {
-            interrupt.trigger();
-        }
     }
 
     /// Sleeps until there is a reason not to.

@@ -89,7 +89,7 @@ fn serve(driver: &Driver, map: &GuestMap, service: &mut dyn Service) -> Result<u
     while let Some(chain) = ring.pop(map)? {
         if let ostler_virtio::Outcome::Done(len) = service.serve(&chain, map)? {
             assert!(u64::from(len) <= chain.writable.len(), "more than the chain has");
-            ring.push(map, chain.head, len)?;
+            ring.push(map, &chain, len)?;
             ring.needs_interrupt(map)?;
             served += 1;
         }

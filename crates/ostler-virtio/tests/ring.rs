@@ -60,7 +60,7 @@ fn ring_outside_memory_or_misaligned_is_refused() {
         RingConfig { avail_ring: AVAIL + 1, ..sound },
         RingConfig { used_ring: USED + 2, ..sound },
     ] {
-        assert!(matches!(Ring::new(&config, &map), Err(RingError::Geometry(_))), "{config:x?}");
+        assert!(matches!(Ring::new(&config, &map), Err(RingError::Geometry)), "{config:x?}");
     }
 }
 

@@ -56,7 +56,7 @@ def run(
         typer.Option(
             metavar="PATH[,OPTION=...]",
             help="A virtio disk, /dev/vda in Linux; repeat it for more. Options: readonly=on,"
-            " serial=TEXT, format=raw, discard=off, cache=writethrough."
+            " serial=TEXT, format=raw, discard=off, cache=writethrough, packed=off."
             " Example: --disk root.img --disk data.img,readonly=on",
         ),
     ] = None,

@@ -1,4 +1,7 @@
-"""Devices a guest gets on request: `--device KIND[,key=value...]`."""
+"""Devices a guest gets on request: `--device KIND[,key=value...]`.
+
+`packed=off` offers a virtio device's driver no packed rings, only split ones.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,15 @@ class DebugExitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
 class VirtioRngConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="virtio-rng"):
     """A source of random numbers from the host."""
 
+    packed: bool = True
+
 
 class VirtioConsoleConfig(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="virtio-console"
 ):
     """A fast console, `hvc0` in Linux, that shares the serial port's other end."""
+
+    packed: bool = True
 
 
 DeviceConfig = DebugExitConfig | VirtioRngConfig | VirtioConsoleConfig

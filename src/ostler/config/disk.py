@@ -18,7 +18,8 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An image and how the guest sees it.
 
     `discard`: what the guest gives up is given back to the host. `cache`: with `writeback` a write
-    is safe once the guest has flushed, with `writethrough` once it is answered.
+    is safe once the guest has flushed, with `writethrough` once it is answered. `packed`: packed
+    rings are offered to the driver.
     """
 
     path: Path
@@ -27,6 +28,7 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: str = "raw"
     discard: bool = True
     cache: str = "writeback"
+    packed: bool = True
 
     def __post_init__(self) -> None:
         for what, given, known in (("format", self.format, FORMATS), ("cache", self.cache, CACHES)):

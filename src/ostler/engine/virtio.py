@@ -7,15 +7,15 @@ from typing import Protocol
 
 
 class QueueSetup(Protocol):
-    """A split virtqueue as its driver has configured it; addresses are guest physical."""
+    """A virtqueue as its driver has configured it; addresses are guest physical."""
 
     @property
     def size(self) -> int:
-        """Entries, a power of two."""
+        """Entries; a power of two where the ring is split."""
 
     @property
     def desc_table(self) -> int:
-        """The descriptor table."""
+        """The descriptor table, or the packed ring."""
 
     @property
     def avail_ring(self) -> int:
@@ -40,6 +40,13 @@ class QueueSetup(Protocol):
     @property
     def indirect(self) -> bool:
         """`VIRTIO_F_INDIRECT_DESC` was negotiated."""
+
+    @property
+    def packed(self) -> bool:
+        """`VIRTIO_F_RING_PACKED` was negotiated.
+
+        The driver's and the device's event suppression structures are then at `avail_ring` and
+        `used_ring`."""
 
     @property
     def kick_fd(self) -> int:

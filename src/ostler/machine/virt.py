@@ -6,6 +6,8 @@ fw_cfg, a reset register, and PCI with virtio devices. No BIOS, no VGA, no legac
 
 from __future__ import annotations
 
+from typing import Any
+
 from ostler.config import (
     DebugExitConfig,
     DeviceConfig,
@@ -19,6 +21,7 @@ from ostler.devices.i8042 import COMMAND_STATUS, DATA, I8042
 from ostler.devices.pci.host import PciHost, intx_gsi
 from ostler.devices.virtio.blk import VirtioBlk
 from ostler.devices.virtio.console import VirtioConsole
+from ostler.devices.virtio.device import F_RING_PACKED, VirtioDevice
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.transport import VirtioPci
 from ostler.errors import ConfigError, HostError
@@ -125,24 +128,24 @@ class VirtBoard(Board):
             discard=config.discard,
             cache=config.cache == "writeback",
         )
-        self._attach(f"disk{number}", VirtioPci(device))
+        self._attach(f"disk{number}", device, packed=config.packed)
 
     def _add_requested(self, device: DeviceConfig) -> None:
         match device:
             case DebugExitConfig():
                 self._add_debug_exit(device.iobase)
             case VirtioRngConfig():
-                self._attach("rng", VirtioPci(VirtioRng(self.host.workers)))
+                self._attach("rng", VirtioRng(self.host.workers), packed=device.packed)
             case VirtioConsoleConfig():
-                self._add_console()
+                self._add_console(device)
 
-    def _add_console(self) -> None:
+    def _add_console(self, config: VirtioConsoleConfig) -> None:
         if self.host.console_fds is None:
             raise ConfigError(
                 "--device virtio-console: this host side has no console; leave it out"
             )
         console = VirtioConsole(*self.host.console_fds, self.host.workers)
-        self._attach("console", VirtioPci(console))
+        self._attach("console", console, packed=config.packed)
 
     def _add_debug_exit(self, iobase: int) -> None:
         device = debug_exit.DebugExit(self.host.requests)
@@ -154,12 +157,15 @@ class VirtBoard(Board):
             ) from error
         self.add("debug-exit", device)
 
-    def _attach(self, name: str, device: VirtioPci) -> None:
+    def _attach(self, name: str, device: VirtioDevice[Any], *, packed: bool) -> None:
         if name in self.devices:
             raise ConfigError(f"--device virtio-{name}: a machine has one; give it once")
-        slot = self.pci.attach(device)
+        if not packed:
+            device.ring_features &= ~F_RING_PACKED
+        function = VirtioPci(device)
+        slot = self.pci.attach(function)
         self.lines.users.setdefault(intx_gsi(slot), []).append(name)
-        self.add(name, device)
+        self.add(name, function)
 
 
 def _split(config: MachineConfig) -> tuple[int, int]:

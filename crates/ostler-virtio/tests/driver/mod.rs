@@ -3,6 +3,8 @@
 // Each test executable uses a part of it.
 #![allow(dead_code)]
 
+pub mod packed;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -99,6 +101,7 @@ impl Driver {
             position: Position::default(),
             event_idx: false,
             indirect: true,
+            packed: false,
         };
         let kick = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
         Self { ram, config, avail: 0, kick, bell: Arc::default(), broken: Arc::default() }

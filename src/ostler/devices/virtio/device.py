@@ -17,8 +17,12 @@ from ostler.state import State
 F_INDIRECT_DESC = 1 << 28
 F_EVENT_IDX = 1 << 29
 F_VERSION_1 = 1 << 32
+F_RING_PACKED = 1 << 34
+F_IN_ORDER = 1 << 35
 F_RING_RESET = 1 << 40
-RING_FEATURES = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1 | F_RING_RESET
+RING_FEATURES = (
+    F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1 | F_RING_PACKED | F_IN_ORDER | F_RING_RESET
+)
 
 V = TypeVar("V", bound=State)
 
@@ -41,6 +45,9 @@ class VirtioDevice(Device[V]):
     """The largest size of each queue, powers of two."""
     features: int = 0
     """The device-specific feature bits offered."""
+    ring_features: int = RING_FEATURES
+    """The features of its queues that are offered. Workers push buffers in the order of their pops;
+    where something else serves the queues, or in another order, leave out what it cannot do."""
     announce_config: Callable[[], None] = staticmethod(nothing_changed)
     """Set by the transport: tells the driver that the configuration space has changed."""
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from ostler.devices.virtio.device import VirtioDevice
+from ostler.devices.virtio.device import F_RING_PACKED, VirtioDevice
 from ostler.devices.virtio.state import (
     FEATURES_OK,
     NEEDS_RESET,
@@ -181,7 +181,8 @@ class CommonConfig:
 
     def _set_queue_size(self, queue: QueueState, value: int) -> None:
         limit = self._transport.device.queue_sizes[self._transport.state.queue_select]
-        if is_queue_size(value) and value <= limit and not queue.enabled:
+        packed = bool(self._transport.state.driver_features & F_RING_PACKED)
+        if is_queue_size(value, packed) and value <= limit and not queue.enabled:
             queue.size = value
 
 

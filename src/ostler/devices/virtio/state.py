@@ -9,6 +9,9 @@ from ostler.devices.pci.device import PciState
 from ostler.errors import StateError
 
 NO_VECTOR = 0xFFFF
+MAX_QUEUE_SIZE = 1 << 15
+# Where a packed ring begins: at descriptor 0, with both wrap counters (bit 15) at 1.
+PACKED_START = 1 << 15
 
 # Device status (virtio 1.2, section 2.1).
 ACKNOWLEDGE = 1
@@ -36,11 +39,15 @@ class QueueState:
     next_avail: int = 0
     next_used: int = 0
 
+    def start_over(self, packed: bool) -> None:
+        """Stand where a ring of that layout begins."""
+        self.next_avail = self.next_used = PACKED_START if packed else 0
+
     def validate(self) -> None:
         """Raise `StateError` for a value no register can hold."""
         words = (self.vector, self.next_avail, self.next_used)
         rings = (self.desc_table, self.avail_ring, self.used_ring)
-        if not all(0 <= word < 1 << 16 for word in words) or not is_queue_size(self.size):
+        if not all(0 <= word < 1 << 16 for word in words) or not 0 < self.size <= MAX_QUEUE_SIZE:
             raise StateError("virtqueue: size, vector or position out of range")
         if not all(0 <= ring < 1 << 64 for ring in rings):
             raise StateError("virtqueue: ring address out of range")
@@ -79,6 +86,6 @@ class VirtioPciState(PciState):
             raise StateError("virtio-pci: generation or ISR out of range")
 
 
-def is_queue_size(size: int) -> bool:
-    """Whether a split virtqueue can have `size` entries."""
-    return 0 < size <= 1 << 15 and size & (size - 1) == 0
+def is_queue_size(size: int, packed: bool) -> bool:
+    """Whether a virtqueue can have `size` entries; a split one has a power of two."""
+    return 0 < size <= MAX_QUEUE_SIZE and (packed or size & (size - 1) == 0)

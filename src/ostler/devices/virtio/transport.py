@@ -22,9 +22,9 @@ from ostler.devices.pci.msix import MsiRoute, Msix
 from ostler.devices.virtio.device import (
     F_EVENT_IDX,
     F_INDIRECT_DESC,
+    F_RING_PACKED,
     F_RING_RESET,
     F_VERSION_1,
-    RING_FEATURES,
     VirtioDevice,
 )
 from ostler.devices.virtio.registers import (
@@ -90,7 +90,7 @@ class VirtioPci(PciDevice[VirtioPciState]):
     @property
     def features(self) -> int:
         """The feature bits offered to the driver."""
-        return self.device.features | RING_FEATURES
+        return self.device.features | self.device.ring_features
 
     @property
     def running(self) -> bool:
@@ -205,6 +205,7 @@ class VirtioPci(PciDevice[VirtioPciState]):
             next_used=state.next_used,
             event_idx=bool(features & F_EVENT_IDX),
             indirect=bool(features & F_INDIRECT_DESC),
+            packed=bool(features & F_RING_PACKED),
             kick_fd=self.kick_fds[index],
             interrupt=self._interrupt(state.vector),
             on_broken=self.fail,
@@ -238,8 +239,10 @@ class VirtioPci(PciDevice[VirtioPciState]):
 
     def enable_queue(self, value: int) -> None:
         """The driver's store to `queue_enable` of the selected queue; only 1 means anything."""
-        if value == 1:
-            self.state.queues[self.state.queue_select].enabled = True
+        queue = self.state.queues[self.state.queue_select]
+        if value == 1 and not queue.enabled:
+            queue.enabled = True
+            queue.start_over(packed=bool(self.state.driver_features & F_RING_PACKED))
             if self.running:
                 self._start(self.state.queue_select)
 

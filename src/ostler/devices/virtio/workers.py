@@ -26,6 +26,9 @@ class Queue:
     next_used: int
     event_idx: bool
     indirect: bool
+    packed: bool
+    """The layout of section 2.8. `avail_ring` and `used_ring` are then the driver's and the
+    device's event suppression structures, and bit 15 of a position is its wrap counter."""
     kick_fd: int
     """An eventfd: the driver's doorbell."""
     interrupt: MsiRoute | Callable[[], None] | None
