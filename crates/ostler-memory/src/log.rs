@@ -3,7 +3,7 @@
 //! Every writer passes here: `vm-memory` calls [`Bitmap::mark_dirty`] for device writes, the
 //! software CPU calls [`PageLog::note_write`] for stores that left its fast path.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex};
 
 use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
@@ -129,11 +129,15 @@ impl PageLog {
         }
     }
 
-    /// Records a write of `len` bytes at `offset` of the slot; true when it touched a watched line.
+    /// Records a write of `len` bytes at `offset` of the slot, which was made before; true when it touched a
+    /// watched line.
     pub fn note_write(&self, offset: u64, len: u64) -> bool {
         if len == 0 {
             return false;
         }
+        // Who watches a line sets its bit and then reads it: without the fence, the bit could be looked at here
+        // while the bytes still wait in the store buffer, and neither would hear of the other.
+        fence(Ordering::SeqCst);
         let last = (offset + (len - 1)) / PAGE_BYTES;
         let mut watched = false;
         for page in offset / PAGE_BYTES..=last.min(self.pages.saturating_sub(1)) {

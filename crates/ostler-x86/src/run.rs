@@ -25,13 +25,11 @@ impl Cpu {
     /// Runs until an exit that neither the CPU nor `io` can finish.
     pub fn run(&mut self, io: &dyn IoHandler) -> Exit {
         self.with_io(io, |cpu| {
-            cpu.sibling.running.store(true, Ordering::SeqCst);
+            let _running = cpu.sibling.run();
             cpu.refresh_memory();
             cpu.mmu.replay.rewind();
             cpu.replaying = cpu.mmu.replay.is_active();
-            let exit = cpu.run_until_exit();
-            cpu.sibling.running.store(false, Ordering::SeqCst);
-            exit
+            cpu.run_until_exit()
         })
     }
 
@@ -182,11 +180,11 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn find_block(&mut self, linear: u64) -> Result<*const Block, Stop> {
+        self.require_in_code_limit(self.rip)?;
         let gpa = self.fetch_gpa(linear)?;
         if let Some(block) = self.code.find(gpa, self.bitness) {
             let (pointer, second) = (std::ptr::from_ref(block), block.second_page);
-            let next_page = (linear & PAGE_MASK).wrapping_add(PAGE_BYTES);
-            if second.is_none() || second == Some(self.fetch_gpa(self.wrap(next_page))? & PAGE_MASK) {
+            if second.is_none() || second == Some(self.fetch_next_page(linear)? & PAGE_MASK) {
                 self.code.remember_jump(linear, pointer);
                 return Ok(pointer);
             }
@@ -211,20 +209,42 @@ impl Cpu {
         Ok(gpa)
     }
 
-    /// Decodes the block at `gpa`. The bytes are watched before they are trusted.
+    /// Translates the fetch of the rest of an instruction that begins in the page before.
+    fn fetch_next_page(&mut self, linear: u64) -> Result<u64, Stop> {
+        let in_page = PAGE_BYTES - linear % PAGE_BYTES;
+        self.require_in_code_limit(self.rip.wrapping_add(in_page))?;
+        self.fetch_gpa(self.wrap(linear.wrapping_add(in_page)))
+    }
+
+    /// #GP(0) where an instruction byte is past the limit of CS: that comes before any page fault.
+    fn require_in_code_limit(&mut self, offset: u64) -> Result<(), Stop> {
+        let limit = u64::from(self.segments[crate::cpu::segment::CS].limit);
+        if self.mode != Mode::Long && offset > limit { Err(self.gp(0)) } else { Ok(()) }
+    }
+
+    /// Decodes the block at `gpa`. The bytes are watched before they are trusted; as the watched ones only
+    /// grow, a guest that keeps changing them is not waited for.
     fn decode_block(&mut self, linear: u64, gpa: u64) -> Result<Block, Stop> {
         let in_page = (PAGE_BYTES - gpa % PAGE_BYTES) as usize;
+        let window = in_page.min(BLOCK_BYTES);
         let mut bytes = [0; BLOCK_BYTES];
+        let mut watched = 0;
+        self.fetch_bytes(gpa, &mut bytes[..window])?;
         loop {
-            let bytes = &mut bytes[..in_page.min(BLOCK_BYTES)];
-            self.fetch_bytes(gpa, bytes)?;
-            let Some((ops, len)) = decode_ops(&self.cpuid, self.bitness, bytes, self.rip) else {
+            let Some((ops, len)) = decode_ops(&self.cpuid, self.bitness, &bytes[..window], self.rip) else {
                 return self.decode_crossing(linear, gpa, in_page);
             };
-            let mut again = [0; BLOCK_BYTES];
-            self.watch_code(gpa, len);
-            self.fetch_bytes(gpa, &mut again[..len])?;
-            if again[..len] == bytes[..len] {
+            let lines = lines_of(gpa % PAGE_BYTES, len as u64);
+            let mut unchanged = lines & !watched == 0;
+            if !unchanged {
+                self.watch_code(gpa, len);
+                watched |= lines;
+                let mut again = [0; BLOCK_BYTES];
+                self.fetch_bytes(gpa, &mut again[..window])?;
+                unchanged = again[..len] == bytes[..len];
+                bytes = again;
+            }
+            if unchanged {
                 let bitness = self.bitness as u8;
                 return Ok(Block { ops: ops.into(), gpa, len: len as u16, bitness, second_page: None });
             }
@@ -233,10 +253,9 @@ impl Cpu {
 
     /// Decodes an instruction that goes on in the next page.
     fn decode_crossing(&mut self, linear: u64, gpa: u64, in_page: usize) -> Result<Block, Stop> {
-        let next_page = self.wrap((linear & PAGE_MASK).wrapping_add(PAGE_BYTES));
         let mut bytes = [0; MAX_INSTRUCTION_BYTES];
         let in_page = in_page.min(MAX_INSTRUCTION_BYTES);
-        let second = self.fetch_gpa(next_page)?;
+        let second = self.fetch_next_page(linear)?;
         self.watch_code(gpa, in_page);
         self.watch_code(second, MAX_INSTRUCTION_BYTES - in_page);
         self.fetch_bytes(gpa, &mut bytes[..in_page])?;
@@ -260,11 +279,16 @@ impl Cpu {
     }
 
     /// Asks to be told of writes to `len` bytes at `gpa`, which are in one page.
-    fn watch_code(&mut self, gpa: u64, len: usize) {
+    pub fn watch_code(&mut self, gpa: u64, len: usize) {
         let Some(place) = self.mmu.physical.find(gpa) else { return };
         let page = place.offset / PAGE_BYTES;
+        let vm = Arc::clone(&self.vm);
+        let watching = vm.begin_watching(gpa & PAGE_MASK);
         if place.log.watch_lines(page, lines_of(gpa % PAGE_BYTES, len as u64)) {
             self.mmu.tlb.forbid_writes(gpa);
+            self.synchronize_siblings();
+        } else if watching.is_contended() {
+            // Who was first on this page may still be waiting for the others.
             self.synchronize_siblings();
         }
     }

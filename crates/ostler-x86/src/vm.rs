@@ -21,6 +21,47 @@ pub struct Sibling {
     pub acknowledged: AtomicU64,
 }
 
+impl Sibling {
+    /// Says that the vCPU runs guest code, until the answer is dropped; a panic drops it, too.
+    pub fn run(self: &Arc<Self>) -> Running {
+        self.running.store(true, Ordering::SeqCst);
+        Running(Arc::clone(self))
+    }
+}
+
+/// A vCPU runs guest code: others wait for it to drop its translations.
+#[derive(Debug)]
+pub struct Running(Arc<Sibling>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.store(false, Ordering::SeqCst);
+    }
+}
+
+/// A vCPU is between watching a page and knowing that every other one notices its stores to it.
+#[derive(Debug)]
+pub struct Watching<'a> {
+    vm: &'a VmShared,
+    page: u64,
+}
+
+impl Watching<'_> {
+    /// Whether another vCPU may still be waiting for its siblings to hear of this page.
+    pub fn is_contended(&self) -> bool {
+        self.vm.watching().iter().filter(|page| **page == self.page).count() > 1
+    }
+}
+
+impl Drop for Watching<'_> {
+    fn drop(&mut self) {
+        let mut pages = self.vm.watching();
+        if let Some(index) = pages.iter().position(|page| *page == self.page) {
+            pages.swap_remove(index);
+        }
+    }
+}
+
 /// The part of a VM that every vCPU sees.
 #[derive(Debug)]
 pub struct VmShared {
@@ -31,6 +72,8 @@ pub struct VmShared {
     bus_lock: Mutex<()>,
     /// Counts requests to [`VmShared::synchronize`].
     epoch: AtomicU64,
+    /// The page of each [`Watching`].
+    watching: Mutex<Vec<u64>>,
 }
 
 impl VmShared {
@@ -42,6 +85,7 @@ impl VmShared {
             siblings: RwLock::default(),
             bus_lock: Mutex::default(),
             epoch: AtomicU64::new(0),
+            watching: Mutex::default(),
         }
     }
 
@@ -104,9 +148,81 @@ impl VmShared {
         }
     }
 
+    /// To be held from before the physical `page` is watched until every sibling was synchronized.
+    pub fn begin_watching(&self, page: u64) -> Watching<'_> {
+        self.watching().push(page);
+        Watching { vm: self, page }
+    }
+
+    fn watching(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.watching.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     /// The request number that a vCPU which has just dropped its translations may acknowledge; read
     /// it before dropping them.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::mpsc;
+
+    use ostler_memory::SlotConfig;
+
+    use super::*;
+    use crate::cpu::Cpu;
+
+    fn vm() -> Arc<VmShared> {
+        let memory = Arc::new(GuestRam::new());
+        memory.set_slot(SlotConfig { size: 1 << 20, ..SlotConfig::default() }).expect("the slot fits");
+        Arc::new(VmShared::new(memory))
+    }
+
+    fn cpu(vm: &Arc<VmShared>, id: u32) -> Cpu {
+        let sibling = vm.add_sibling(id, Arc::default()).expect("the id is free");
+        Cpu::new(Arc::clone(vm), sibling, None)
+    }
+
+    #[test]
+    fn vcpu_that_panics_no_longer_counts_as_running() {
+        let vm = vm();
+        let sibling = vm.add_sibling(0, Arc::default()).expect("the id is free");
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _running = sibling.run();
+            assert!(!sibling.running.load(Ordering::SeqCst), "this is the panic");
+        }));
+        assert!(panicked.is_err());
+        vm.synchronize(None, || panic!("nobody runs"));
+    }
+
+    #[test]
+    fn page_watched_by_two_is_trusted_by_neither_before_all_know() {
+        let vm = vm();
+        // A third vCPU may store to the page until it acknowledges.
+        let storing = vm.add_sibling(2, Arc::default()).expect("the id is free");
+        let _running = storing.run();
+        let (report, done) = mpsc::channel();
+        let watchers = [0, 1].map(|id| {
+            let (mut cpu, report) = (cpu(&vm, id), report.clone());
+            let watcher = std::thread::spawn(move || {
+                cpu.watch_code(0x5000, 1);
+                report.send(id).expect("the test listens");
+            });
+            // The first asks the others to drop their translations, and so has to the second.
+            while vm.epoch() <= u64::from(id) {
+                assert_eq!(done.try_recv(), Err(mpsc::TryRecvError::Empty), "a watcher went on too early");
+                std::thread::yield_now();
+            }
+            watcher
+        });
+        assert_eq!(done.try_recv(), Err(mpsc::TryRecvError::Empty), "a watcher went on too early");
+        storing.acknowledged.store(u64::MAX, Ordering::SeqCst);
+        for watcher in watchers {
+            watcher.join().expect("it ends");
+        }
+        assert_eq!(done.try_iter().count(), 2);
     }
 }

@@ -131,6 +131,16 @@ unsafe impl Send for Cpu {}
 
 static NOBODY: NobodyAnswers = NobodyAnswers;
 
+/// A CPU that has a handler of accesses: until this is dropped, also by a panic.
+struct Attended<'a>(&'a mut Cpu);
+
+impl Drop for Attended<'_> {
+    fn drop(&mut self) {
+        let nobody: &'static dyn IoHandler = &NOBODY;
+        self.0.io = NonNull::from(nobody);
+    }
+}
+
 impl Cpu {
     pub fn new(vm: Arc<VmShared>, sibling: Arc<Sibling>, lapic: Option<Arc<Lapic>>) -> Self {
         let nobody: &'static dyn IoHandler = &NOBODY;
@@ -232,10 +242,8 @@ impl Cpu {
         let erased: &'static dyn IoHandler =
             unsafe { std::mem::transmute::<&dyn IoHandler, &'static dyn IoHandler>(io) };
         self.io = NonNull::from(erased);
-        let result = body(self);
-        let nobody: &'static dyn IoHandler = &NOBODY;
-        self.io = NonNull::from(nobody);
-        result
+        let attended = Attended(self);
+        body(&mut *attended.0)
     }
 
     /// Recomputes what depends on CR0, CR4, EFER, CPL, RFLAGS.VM/AC and the segment registers. To be

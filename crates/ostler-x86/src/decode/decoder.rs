@@ -1,6 +1,6 @@
 //! One instruction from iced's form to ours.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 
 use crate::cpu::Cpu;
 use crate::cpu::regs::{BLOCK_RIP, ZERO};
@@ -19,6 +19,7 @@ const RESERVED_NOPS: u32 = DecoderOptions::FORCE_RESERVED_NOP;
 #[expect(missing_debug_implementations, reason = "iced's decoder has none")]
 pub struct BlockDecoder<'a> {
     decoder: Decoder<'a>,
+    bytes: &'a [u8],
     bitness: u32,
     start_rip: u64,
     position: usize,
@@ -41,6 +42,7 @@ impl<'a> BlockDecoder<'a> {
     pub fn new(bitness: u32, bytes: &'a [u8], rip: u64) -> Self {
         Self {
             decoder: Decoder::with_ip(bitness, bytes, rip, RESERVED_NOPS),
+            bytes,
             bitness,
             start_rip: rip,
             position: 0,
@@ -64,9 +66,10 @@ impl<'a> BlockDecoder<'a> {
 
     pub fn decode_next(&mut self) -> Decoded {
         let instruction = self.decoder.decode();
-        if instruction.is_invalid() && self.decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
+        if instruction.is_invalid() && self.decoder.last_error() == DecoderError::NoMoreBytes {
             return Decoded::Truncated;
         }
+        let rest = &self.bytes[self.position..];
         self.position += instruction.len();
         let mut op = generic_op(&instruction, self.bitness, self.start_rip);
         op.end = self.position as u16;
@@ -76,7 +79,8 @@ impl<'a> BlockDecoder<'a> {
         } else {
             isa::row(instruction.mnemonic()).and_then(|row| (row.select)(&instruction, &mut op))
         };
-        op.run = selected.unwrap_or(undefined);
+        let too_long = instruction.is_invalid() && is_too_long(self.bitness, rest);
+        op.run = selected.unwrap_or(if too_long { exceeds_limit } else { undefined });
         let ends_block = selected.is_none() || isa::ends_block(&instruction);
         Decoded::Instruction { op, ends_block }
     }
@@ -84,6 +88,51 @@ impl<'a> BlockDecoder<'a> {
 
 fn undefined(cpu: &mut Cpu, _op: &Op) -> Exec {
     Err(cpu.undefined())
+}
+
+/// An instruction of more than 15 bytes.
+fn exceeds_limit(cpu: &mut Cpu, _op: &Op) -> Exec {
+    Err(cpu.gp(0))
+}
+
+/// Whether the instruction that `bytes` begin with, which the decoder calls invalid, is so for its length.
+///
+/// It is when, with one of its prefixes away, the rest of its first 15 bytes is still not all of it. A prefix that
+/// there is twice, or else one that never changes the length: what is too long has either. An opcode that nobody
+/// defined ends where it is known, however many operand bytes the decoder would like to see.
+fn is_too_long(bitness: u32, bytes: &[u8]) -> bool {
+    let Some(bytes) = bytes.first_chunk::<MAX_INSTRUCTION_BYTES>() else { return false };
+    let prefixes = bytes.iter().take_while(|byte| is_prefix(**byte, bitness)).count();
+    let is_repeated = |index: &usize| bytes[index + 1..prefixes].contains(&bytes[*index]);
+    let keeps_length = |index: &usize| !matches!(bytes[*index], 0x66 | 0x67 | 0x40..=0x4f);
+    let Some(superfluous) = (0..prefixes).find(is_repeated).or_else(|| (0..prefixes).find(keeps_length)) else {
+        return false;
+    };
+    let mut shorter = bytes.to_vec();
+    shorter.remove(superfluous);
+    let goes_on = decoder_error(bitness, &shorter) == DecoderError::NoMoreBytes;
+    let is_defined = |filler: u8| {
+        let mut longer = shorter[prefixes - 1..].to_vec();
+        longer.resize(MAX_INSTRUCTION_BYTES, filler);
+        decoder_error(bitness, &longer) == DecoderError::None
+    };
+    goes_on && (prefixes == bytes.len() || [0, 0x10, 0xff].into_iter().any(is_defined))
+}
+
+/// What is wrong with an instruction apart from prefixes it should not have.
+fn decoder_error(bitness: u32, bytes: &[u8]) -> DecoderError {
+    let mut decoder = Decoder::new(bitness, bytes, RESERVED_NOPS | DecoderOptions::NO_INVALID_CHECK);
+    let _ = decoder.decode();
+    decoder.last_error()
+}
+
+fn is_prefix(byte: u8, bitness: u32) -> bool {
+    match byte {
+        0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 => true,
+        // REX.
+        0x40..=0x4f => bitness == 64,
+        _ => false,
+    }
 }
 
 /// LOCK is only allowed on read-modify-writes of memory; the decoder rejects it elsewhere.

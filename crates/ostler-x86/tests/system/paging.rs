@@ -259,3 +259,47 @@ fn pae_paging_uses_the_pointers_loaded_with_cr3() {
     guest.run_to_halt();
     assert_eq!(guest.regs().rax, 0x99);
 }
+
+/// 32-bit code whose page table leaves out the page after [`LAST_PAGE`], where CS ends, too.
+const LAST_PAGE: u64 = 0x2_0000;
+
+fn at_code_limit(offset: u64, bytes: &[u8]) -> Guest {
+    let mut guest = Guest::protected();
+    let table = PML4 + 0x1000;
+    guest.put64(PML4, table | PAGE_PRESENT | PAGE_WRITABLE);
+    for page in (0..1024u64).filter(|page| page << 12 != LAST_PAGE + 0x1000) {
+        let entry = page << 12 | PAGE_PRESENT | PAGE_WRITABLE;
+        guest.put(table + 4 * page, &(entry as u32).to_le_bytes());
+    }
+    guest.set_sregs(|sregs| {
+        (sregs.cr0, sregs.cr3) = (0x8000_0011, PML4);
+        sregs.cs.limit = (LAST_PAGE + 0xfff) as u32;
+    });
+    guest.put(LAST_PAGE + offset, bytes);
+    guest.set_regs(|regs| regs.rip = LAST_PAGE + offset);
+    guest
+}
+
+#[test]
+fn code_past_the_limit_is_general_protection_before_its_page_is_missing() {
+    // MOV EAX, imm32 that goes on past the limit; NOP, with the next instruction past it.
+    for (offset, bytes) in [(0xffe, &[0xb8, 1][..]), (0xfff, &[0x90])] {
+        let mut guest = at_code_limit(offset, bytes);
+        assert_eq!(guest.run_to_exception(13, true).error, Some(0), "at {offset:#x}");
+    }
+}
+
+#[test]
+fn block_across_pages_runs_again_only_within_the_limit() {
+    let mut guest = at_code_limit(0xffe, &[0xb8, 1]);
+    let absent = PML4 + 0x1000 + 4 * ((LAST_PAGE >> 12) + 1);
+    guest.put(absent, &((LAST_PAGE + 0x1000) as u32 | 3).to_le_bytes());
+    guest.put(LAST_PAGE + 0x1000, &[0, 0, 0, 0xf4]);
+    let start = guest.regs();
+    guest.set_sregs(|sregs| sregs.cs.limit = u32::MAX);
+    guest.run_to_halt();
+    guest.put(absent, &[0; 4]);
+    guest.vcpu.set_regs(&start).unwrap();
+    guest.set_sregs(|sregs| sregs.cs.limit = (LAST_PAGE + 0xfff) as u32);
+    assert_eq!(guest.run_to_exception(13, true).error, Some(0));
+}

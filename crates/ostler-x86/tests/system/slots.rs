@@ -61,3 +61,33 @@ fn code_of_a_slot_that_a_device_replaced_is_gone() {
     let regs = guest.regs();
     assert_eq!((regs.rbx, regs.rax), (1, 2));
 }
+
+#[test]
+fn code_that_another_thread_keeps_changing_is_run_and_can_be_stopped() {
+    let mut guest = Guest::long();
+    // Sixty-four different numbers in the way of a loop.
+    guest.code(64, CODE, |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again).unwrap();
+        for _ in 0..64 {
+            a.mov(eax, 1).unwrap();
+        }
+        a.jmp(again).unwrap();
+    });
+    let memory = Arc::clone(guest.vm.memory());
+    let (kick, done) = (guest.vcpu.kicker(), std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..20_000u64 {
+                memory.write(CODE + 1 + 5 * (round % 64), &(round as u32).to_le_bytes()).expect("RAM");
+            }
+            kick.kick();
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                memory.write(CODE + 1, &7u32.to_le_bytes()).expect("RAM");
+            }
+        });
+        assert_eq!(guest.run(), Exit::Interrupted);
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert!((1..20_000).contains(&guest.regs().rax));
+}

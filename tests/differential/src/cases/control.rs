@@ -7,6 +7,7 @@ use crate::state::{RAX, RBX, RCX, RDI, RDX, RSP, rflags};
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     flags(&mut cases);
+    lengths(&mut cases);
     alignment(&mut cases);
     loops(&mut cases);
     self_modifying(&mut cases);
@@ -31,6 +32,36 @@ fn flags(cases: &mut Vec<Case>) {
         for start in [0, rflags::STATUS | rflags::DF] {
             cases.push(Case::new("flags", &[opcode]).flags(start));
         }
+    }
+}
+
+/// Up to 15 bytes an instruction is what it is, from 16 on #GP(0), valid or not.
+fn lengths(cases: &mut Vec<Case>) {
+    let codes: [&[u8]; 11] = [
+        &[0x90],
+        &[0x01, 0x03],
+        &[0x00, 0x83, 1, 2, 0, 0],
+        &[0x05, 1, 2, 3, 4],
+        &[0x48, 0x05, 1, 2, 3, 4],
+        &[0x48, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8],
+        &[0x0f, 0x0b],
+        &[0x0f, 0x04],
+        &[0x06],
+        &[0x0f, 0x38, 0x00, 0x03],
+        &[0xc5, 0xf8, 0x10, 0x03],
+    ];
+    for prefixes in [&[0x66][..], &[0x2e], &[0x67], &[0xf2], &[0xf3], &[0xf0], &[0x3e, 0x66], &[0x64, 0x67, 0x2e]] {
+        for code in codes {
+            for len in 13..=17 {
+                let padding = prefixes.iter().copied().cycle().take(len - code.len());
+                let bytes: Vec<u8> = padding.chain(code.iter().copied()).collect();
+                cases.push(Case::new("length", &bytes).gpr(RBX, DATA.base + 0x200));
+            }
+        }
+    }
+    for len in 14..=16 {
+        cases.push(Case::new("length", &vec![0x66; len]));
+        cases.push(Case::new("length", &vec![0x48; len]));
     }
 }
 
