@@ -12,12 +12,14 @@ from ostler.cli import BAD_INPUT, VERBS, invoke
 PROGRAM = "import sys; from ostler.cli import main; main()"
 
 
-def small_kernel() -> bytes:
-    """A 64-bit ELF whose one instruction is HLT, at 1 MiB."""
+def small_kernel(code: bytes = b"\xf4") -> bytes:
+    """A 64-bit ELF of `code`, by default one HLT, at 1 MiB."""
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0x100000, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    program = struct.pack("<IIQQQQQQ", 1, 5, 0x1000, 0x100000, 0x100000, 1, 1, 0x1000)
-    return (ident + header + program).ljust(0x1000, b"\0") + b"\xf4"
+    program = struct.pack(
+        "<IIQQQQQQ", 1, 5, 0x1000, 0x100000, 0x100000, len(code), len(code), 0x1000
+    )
+    return (ident + header + program).ljust(0x1000, b"\0") + code
 
 
 @pytest.fixture
@@ -153,11 +155,33 @@ def test_help_of_a_verb_has_an_example(capsys: pytest.CaptureFixture[str], verb:
     assert capsys.readouterr().out
 
 
-def test_help_loads_neither_engine_nor_rich() -> None:
-    check = "import sys; from ostler.cli import invoke; invoke(['--help']); print(*sys.modules)"
-    command = [sys.executable, "-c", check]
-    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert not {"rich", "msgspec", "ostler.engine", "ostler._native"} & set(loaded)
+# Each takes 5 to 90 ms to import, which every start would pay for.
+SLOW = {"asyncio", "concurrent", "email", "logging", "pydantic", "rich", "secrets"}
+
+
+def loaded_by(*arguments: str | Path) -> set[str]:
+    """The modules that a command line has imported when it has ended."""
+    check = "import sys; from ostler.cli import invoke; invoke(sys.argv[1:]); print(*sys.modules)"
+    command = [sys.executable, "-c", check, *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_loads_no_part_of_the_engine_and_nothing_slow() -> None:
+    loaded = loaded_by("--help")
+    assert not {"msgspec", "ostler.engine", "ostler._native", *SLOW} & loaded
+    assert len(loaded) < 180, "more modules than a help text needs"
+
+
+def test_run_to_its_end_loads_nothing_slow(tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(small_kernel(code=bytes.fromhex("31c0 66ba0105 ee f4")))  # out 0x501, al
+    loaded = loaded_by("run", "--kernel", kernel, "--device", "debug-exit")
+    assert "ostler.control.vm" in loaded
+    assert not SLOW & loaded
+    assert len(loaded) < 330, "more modules than a boot needs"
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,10 @@ def test_kernel_that_is_something_else_names_the_file(tmp_path: Path) -> None:
 def test_kernel_file_and_its_bytes_give_the_same_plan(tmp_path: Path) -> None:
     path = tmp_path / "vmlinux"
     path.write_bytes(elf64())
-    assert load_kernel(path, memory_map=MEMORY_MAP) == load_kernel(elf64(), memory_map=MEMORY_MAP)
+    of_bytes = load_kernel(elf64(), memory_map=MEMORY_MAP)
+    of_file = load_kernel(path, memory_map=MEMORY_MAP)
+    assert (of_bytes.kernel, of_file.kernel) == ("the image", repr(str(path)))
+    assert replace(of_file, kernel=of_bytes.kernel) == of_bytes
     as_text = load_kernel(str(path), memory_map=MEMORY_MAP)
     assert as_text.regs.rip == load_kernel(path, memory_map=MEMORY_MAP).regs.rip
 

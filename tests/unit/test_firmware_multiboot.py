@@ -37,7 +37,7 @@ def memory(plan: BootPlan, gpa: int, length: int) -> bytes:
     """What the plan puts at `gpa`."""
     for load in plan.loads:
         if load.gpa <= gpa < load.gpa + len(load.data):
-            return bytes(load.data[gpa - load.gpa : gpa - load.gpa + length])
+            return bytes(load.data)[gpa - load.gpa : gpa - load.gpa + length]
     raise AssertionError(f"nothing is loaded at {gpa:#x}")
 
 

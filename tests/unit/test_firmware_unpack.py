@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ostler.errors import KernelError
-from ostler.firmware import unpack
+from ostler.firmware import lz4_blocks, unpack
 
 
 def sized(packed: bytes, data: bytes) -> bytes:
@@ -25,8 +25,8 @@ def sized(packed: bytes, data: bytes) -> bytes:
 
 def pack_lz4(data: bytes) -> bytes:
     packed = b"\x02\x21\x4c\x18"
-    for at in range(0, len(data), unpack.LZ4_BLOCK):
-        block = lz4.block.compress(data[at : at + unpack.LZ4_BLOCK], store_size=False)
+    for at in range(0, len(data), lz4_blocks.BLOCK_BYTES):
+        block = lz4.block.compress(data[at : at + lz4_blocks.BLOCK_BYTES], store_size=False)
         packed += struct.pack("<I", len(block)) + block
     return sized(packed, data)
 
@@ -59,7 +59,7 @@ def test_unpack_each_format_gives_the_bytes_back(name: str, data: bytes) -> None
 
 def test_unpack_lz4_of_several_blocks_gives_the_bytes_back() -> None:
     data = MACHINE_CODE * 500
-    assert len(data) > 2 * unpack.LZ4_BLOCK
+    assert len(data) > 2 * lz4_blocks.BLOCK_BYTES
     assert bytes(unpack.unpack(memoryview(pack_lz4(data)))) == data
 
 

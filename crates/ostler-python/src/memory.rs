@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ostler_engine::Vm;
 use ostler_memory::{Backing, GuestRam, MemoryError, SlotConfig};
+use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 
 use crate::error::raise;
@@ -65,9 +65,17 @@ impl Memory {
         PyBytes::new_with(py, length, |buffer| copying(py, length, || ram.read(gpa, buffer)))
     }
 
-    /// Store `data` at `gpa`, in read-only slots, too; `IndexError` where no memory is.
-    fn write(&self, py: Python<'_>, gpa: u64, data: PyBackedBytes) -> PyResult<()> {
-        copying(py, data.len(), || self.ram().write(gpa, &data))
+    /// Store `data`, any bytes-like object, at `gpa`, in read-only slots, too; `IndexError` where no
+    /// memory is.
+    fn write(&self, py: Python<'_>, gpa: u64, data: &Bound<'_, PyAny>) -> PyResult<()> {
+        let buffer = PyBuffer::<u8>::get(data)?;
+        if !buffer.readonly() || !buffer.is_c_contiguous() {
+            // Somebody might change it while the interpreter is detached.
+            let copy = buffer.to_vec(py)?;
+            return copying(py, copy.len(), || self.ram().write(gpa, &copy));
+        }
+        let bytes = frozen(&buffer);
+        copying(py, bytes.len(), || self.ram().write(gpa, bytes))
     }
 
     /// Read and clear the dirty log of a slot: bit `n % 8` of byte `n // 8` is its page `n`.
@@ -84,6 +92,16 @@ impl Memory {
     fn set_dirty_log(&self, py: Python<'_>, slot: u32, on: bool) -> PyResult<()> {
         self.change(py, |ram| ram.set_dirty_log(slot, on))
     }
+}
+
+/// The bytes of a read-only buffer: a `bytes` object, or a file that was mapped to be read.
+fn frozen(buffer: &PyBuffer<u8>) -> &[u8] {
+    if buffer.len_bytes() == 0 {
+        return &[];
+    }
+    // SAFETY: the buffer is contiguous, stays exported while `buffer` lives, and Python cannot write
+    // it. A mapped file that another process changes is read as it is at that moment, as any file.
+    unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.len_bytes()) }
 }
 
 /// A copy that takes longer than giving the interpreter away and taking it back does so.

@@ -7,6 +7,7 @@ entry point. A file packed with gzip as a whole (`xen.gz`) is unpacked first, as
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ostler.errors import KernelError
 from ostler.firmware import elf, linux, multiboot, pvh, unpack
@@ -28,13 +29,14 @@ def load_kernel(
     `memory_map` is the E820 map in ascending order; `initrd` (a path or bytes) goes before
     `modules`, which multiboot and PVH kernels take too. `rsdp_gpa` is where the ACPI tables' RSDP
     will lie, 0 for none. Raises `KernelError`, one line with cause and cure. Big parts of the plan
-    are views of the mapped file.
+    are views of the mapped file; a packed kernel is unpacked by whoever writes the plan to memory.
     """
     image = view(kernel, "kernel")
     given = [Module(view(initrd, "initrd")), *modules] if initrd is not None else list(modules)
     handover = Handover(memory_map, cmdline, given, rsdp_gpa)
     try:
-        return _plan(unpack.unpack(image) if unpack.is_gzip(image) else image, handover)
+        plan = _plan(unpack.unpack(image) if unpack.is_gzip(image) else image, handover)
+        return replace(plan, kernel=name_of(kernel))
     except KernelError as error:
         raise KernelError(f"kernel {name_of(kernel)} {error}") from None
 

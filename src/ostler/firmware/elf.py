@@ -7,11 +7,11 @@ hostile. Not modelled: sections, relocations, interpreters; addresses are physic
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ostler.errors import KernelError
-from ostler.firmware.plan import Load
+from ostler.firmware.plan import Buffer, Load, Part
 
 MAGIC = b"\x7fELF"
 CLASS_32, CLASS_64 = 1, 2
@@ -61,8 +61,11 @@ def is_elf64(image: memoryview) -> bool:
     return is_elf(image) and bytes(image[4:5]) == bytes([CLASS_64])
 
 
-def parse(image: memoryview) -> Program:
-    """The program in `image`; `KernelError` if it is cut short, damaged or not for this CPU."""
+def parse(image: memoryview, size: int | None = None) -> Program:
+    """The program in `image`; `KernelError` if it is cut short, damaged or not for this CPU.
+
+    `size` is the file's where `image` is only its beginning; notes beyond that are not seen.
+    """
     wide = is_elf64(image)
     ehdr = EHDR_64 if wide else EHDR_32
     if len(image) < ehdr.size:
@@ -76,7 +79,8 @@ def parse(image: memoryview) -> Program:
         raise KernelError("is an ELF file for another CPU; use one built for x86")
     if kind not in (ET_EXEC, ET_DYN):
         raise KernelError("is an ELF object or core file, not a program; link it first")
-    headers = tuple(_headers(image, wide, phoff, phentsize, phnum))
+    rows = _rows(image, wide, phoff, phentsize, phnum)
+    headers = tuple(_checked(row, len(image) if size is None else size) for row in rows)
     if not any(header.type == PT_LOAD for header in headers):
         raise KernelError(
             "is an ELF file with nothing to load; use the linked kernel, not its debug symbols"
@@ -84,7 +88,7 @@ def parse(image: memoryview) -> Program:
     return Program(64 if wide else 32, start, headers, _pvh_entry(image, headers))
 
 
-def _headers(
+def _rows(
     image: memoryview, wide: bool, phoff: int, phentsize: int, phnum: int
 ) -> Iterator[ProgramHeader]:
     phdr = PHDR_64 if wide else PHDR_32
@@ -101,14 +105,12 @@ def _headers(
         kind, offset, vaddr, paddr, filesz, memsz, align = (
             (row[0], *row[2:]) if wide else (*row[:6], row[7])
         )
-        header = ProgramHeader(kind, offset, vaddr, paddr, filesz, memsz, align)
-        _check(header, len(image))
-        yield header
+        yield ProgramHeader(kind, offset, vaddr, paddr, filesz, memsz, align)
 
 
-def _check(header: ProgramHeader, image_bytes: int) -> None:
+def _checked(header: ProgramHeader, image_bytes: int) -> ProgramHeader:
     if header.type not in (PT_LOAD, PT_NOTE):
-        return
+        return header
     end = header.offset + header.filesz
     if end > image_bytes:
         raise KernelError(
@@ -120,13 +122,19 @@ def _check(header: ProgramHeader, image_bytes: int) -> None:
         raise KernelError(
             "has a segment with impossible sizes; the ELF file is damaged, fetch it again"
         )
+    return header
 
 
 def loads(image: memoryview, program: Program) -> Iterator[Load]:
     """The loadable segments at their physical addresses, bss as trailing zeros."""
+    return segments(program, lambda offset, size: image[offset : offset + size])
+
+
+def segments(program: Program, content: Callable[[int, int], Buffer | Part]) -> Iterator[Load]:
+    """As `loads`, with the bytes of the file that `content(offset, size)` gives."""
     for header in program.headers:
         if header.type == PT_LOAD and header.memsz:
-            data = image[header.offset : header.offset + header.filesz]
+            data = content(header.offset, header.filesz)
             yield Load(header.paddr, data, "a kernel segment", header.memsz - header.filesz)
 
 

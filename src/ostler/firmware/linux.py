@@ -9,11 +9,12 @@ code (never run), EFI hand-over, zImage kernels that load below 1 MiB.
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import NamedTuple, Self
 
 from ostler.errors import KernelError
 from ostler.firmware import elf, entry, unpack
-from ostler.firmware.plan import BootPlan, Handover, Load, check_loads, place_high
+from ostler.firmware.plan import BootPlan, Handover, Load, Part, check_loads, place_high
 
 HEADER_OFFSET = 0x1F1
 HEADER_FORMAT = struct.Struct("<BHIHHH2s2s4sHIHHBBHIIIIHBBIIIBBHIIQIIQQIII")
@@ -140,8 +141,8 @@ def load(image: memoryview, handover: Handover) -> BootPlan:
     header = SetupHeader.parse(image)
     vmlinux = _payload(image, header)
     if vmlinux is not None:
-        program = elf.parse(vmlinux)
-        kernel = list(elf.loads(vmlinux, program))
+        program = elf.parse(vmlinux.head, vmlinux.size)
+        kernel = list(elf.segments(program, partial(Part, vmlinux)))
         return enter_64(header, kernel, program.entry, handover)
     kernel = [_as_is(image, header)]
     if header.xloadflags & XLF_KERNEL_64:
@@ -167,7 +168,7 @@ def synthetic_header() -> SetupHeader:
     )  # fmt: skip
 
 
-def _payload(image: memoryview, header: SetupHeader) -> memoryview | None:
+def _payload(image: memoryview, header: SetupHeader) -> unpack.Packed | None:
     """The kernel proper as a 64-bit ELF file, or None where only its own code can unpack it."""
     if header.version < 0x0208 or not header.payload_length:
         return None
@@ -180,8 +181,8 @@ def _payload(image: memoryview, header: SetupHeader) -> memoryview | None:
     payload = image[start:end]
     if not unpack.can_unpack(payload):
         return None
-    vmlinux = unpack.unpack(payload)
-    return vmlinux if elf.is_elf64(vmlinux) else None
+    vmlinux = unpack.Packed(payload)
+    return vmlinux if elf.is_elf64(vmlinux.head) else None
 
 
 def _as_is(image: memoryview, header: SetupHeader) -> Load:

@@ -6,13 +6,17 @@ groups them), so the machine copies them field by field of the same name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 from ostler.errors import KernelError
 
 Buffer = bytes | bytearray | memoryview
+
+Sink = Callable[[int, Buffer], object]
+"""Takes bytes and the offset at which they lie in a whole; they are valid during the call."""
 
 E820_RAM = 1
 E820_RESERVED = 2
@@ -36,12 +40,52 @@ class MemoryRange:
         return self.base + self.size
 
 
+class Stream(Protocol):
+    """Bytes that are not in memory yet, such as a packed kernel."""
+
+    def unpack(self, sink: Sink) -> None:
+        """Hand all of them to `sink`, in pieces of any order and perhaps on several threads."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """`size` bytes at `offset` of a stream."""
+
+    stream: Stream
+    offset: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __bytes__(self) -> bytes:
+        """The bytes, for those who look at one part only; `KernelError` when damaged."""
+        data = bytearray(self.size)
+
+        def store(offset: int, piece: Buffer) -> None:
+            data[offset : offset + len(piece)] = piece
+
+        self.stream.unpack(self.sink(store))
+        return bytes(data)
+
+    def sink(self, store: Sink) -> Sink:
+        """For `Stream.unpack`: gives `store` what lies in this part, by offset within it."""
+
+        def take(offset: int, piece: Buffer) -> None:
+            start = max(offset, self.offset)
+            end = min(offset + len(piece), self.offset + self.size)
+            if start < end:
+                store(start - self.offset, memoryview(piece)[start - offset : end - offset])
+
+        return take
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """Bytes for guest physical `gpa`, then `zero_bytes` zeros (bss; RAM may not be fresh)."""
 
     gpa: int
-    data: Buffer
+    data: Buffer | Part
     what: str
     zero_bytes: int = 0
 
@@ -150,13 +194,14 @@ class BootPlan:
     """What to write (`loads`, in any order; they do not overlap) and the first CPU's state.
 
     `protocol` names how the kernel is entered, for people: `linux64`, `linux32`, `pvh` or
-    `multiboot`.
+    `multiboot`; `kernel` is what messages call the image.
     """
 
     protocol: str
     loads: tuple[Load, ...]
     regs: Regs
     sregs: Sregs
+    kernel: str = "the image"
 
 
 def check_loads(loads: Iterable[Load], memory_map: Sequence[MemoryRange]) -> tuple[Load, ...]:

@@ -1,7 +1,8 @@
 """Unpacks the payload of a bzImage: gzip, bzip2, lzma, xz, lz4 (legacy frames), zstd.
 
 The last four bytes of a payload are its unpacked size (gzip's own trailer, appended by the kernel's
-build for the others), so the output is bounded before a byte is unpacked. LZO is left to the
+build for the others), so the output is bounded before a byte is unpacked. It comes in pieces that
+go straight to where they belong: there is no second copy of a whole kernel. LZO is left to the
 guest's own code.
 """
 
@@ -9,18 +10,24 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import mmap
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Protocol
 
-import lz4.block
-
 from ostler.errors import KernelError
+from ostler.firmware.lz4_blocks import Lz4Blocks
+from ostler.firmware.plan import Buffer, Sink
 
 SIZE_LIMIT = 1 << 30
 MEMORY_LIMIT = 1 << 30
-LZ4_BLOCK = 8 << 20
+# What an ELF file's program headers have to lie in: no linker puts them elsewhere.
+HEAD_BYTES = 64 << 10
+INPUT_BYTES = 256 << 10
+PIECE_BYTES = 1 << 20
 ZSTD_WINDOW = 128 << 20
 GZIP_MAGIC = b"\x1f\x8b\x08"
 
@@ -32,117 +39,181 @@ def is_gzip(image: memoryview) -> bool:
 
 def can_unpack(payload: memoryview) -> bool:
     """Whether the payload begins as one of the formats this module reads."""
-    return _reader(payload) is not None
+    return _codec(payload) is not None
 
 
 def unpack(payload: memoryview) -> memoryview:
-    """What `payload` holds; `KernelError` when it is damaged or not of the size it promises."""
-    reader = _reader(payload)
-    if reader is None or len(payload) < 8:
-        raise KernelError("has a payload of unknown compression; use a stock kernel")
-    name, read = reader
-    (size,) = struct.unpack_from("<I", payload, len(payload) - 4)
-    if size > SIZE_LIMIT:
-        raise KernelError(
-            f"promises {size} bytes unpacked, over 1 GiB; the file is damaged, fetch it again"
-        )
+    """What `payload` holds, for those who need all of it at once; errors as from `Packed`."""
+    packed = Packed(payload)
+    # Not a bytearray: memory that a damaged file only promises to fill is never touched.
+    data = memoryview(mmap.mmap(-1, max(packed.size, 1)))[: packed.size]
+
+    def store(offset: int, piece: Buffer) -> None:
+        data[offset : offset + len(piece)] = piece
+
+    packed.unpack(store)
+    return data.toreadonly()
+
+
+class Packed:
+    """A payload and the `size` that it promises; `KernelError` when it is of no known format.
+
+    Damage is found when the bytes are asked for, and is a `KernelError`, too.
+    """
+
+    def __init__(self, payload: memoryview) -> None:
+        codec = _codec(payload)
+        if codec is None or len(payload) < 8:
+            raise KernelError("has a payload of unknown compression; use a stock kernel")
+        self._name, open_codec = codec
+        (self.size,) = struct.unpack_from("<I", payload, len(payload) - 4)
+        if self.size > SIZE_LIMIT:
+            raise KernelError(
+                f"promises {self.size} bytes unpacked, over 1 GiB;"
+                " the file is damaged, fetch it again"
+            )
+        self._codec = open_codec(payload, self.size)
+
+    @cached_property
+    def head(self) -> memoryview:
+        """The first `HEAD_BYTES` or more, or all where there are fewer."""
+        with _damage_named(self._name):
+            return memoryview(self._codec.head()).toreadonly()[: self.size]
+
+    def unpack(self, sink: Sink) -> None:
+        """Hand everything to `sink`, piece by piece: in any order, perhaps on several threads.
+
+        `KernelError` when the payload is damaged or not of the size it promises; some of it may
+        have been handed out by then.
+        """
+        with _damage_named(self._name):
+            got = self._codec.unpack(sink)
+        if got != self.size:
+            raise KernelError(
+                f"unpacks to {got} bytes, its {self._name} payload promises {self.size};"
+                " fetch it again"
+            )
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """A `KernelError` instead of what a library says about damaged data."""
     try:
-        data = read(payload, size)
-    except (
-        zlib.error,
-        lzma.LZMAError,
-        lz4.block.LZ4BlockError,
-        OSError,
-        EOFError,
-        ValueError,
-    ) as error:
+        yield
+    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
         raise KernelError(f"has a damaged {name} payload ({error}); fetch it again") from None
-    if len(data) != size:
-        raise KernelError(
-            f"unpacks to {len(data)} bytes, its {name} payload promises {size}; fetch it again"
-        )
-    return memoryview(data)
+
+
+class _Codec(Protocol):
+    """A payload of which `size` bytes are expected."""
+
+    def head(self) -> Buffer:
+        """The first bytes, `HEAD_BYTES` or more, or all."""
+
+    def unpack(self, sink: Sink) -> int:
+        """Hand at most `size` bytes to `sink`; how many there are, or a number above `size`."""
+
+
+class _Stream:
+    """A format that is read from its beginning; `pieces(payload, most)` are of `most` bytes."""
+
+    def __init__(
+        self,
+        pieces: Callable[[memoryview, int], Iterator[Buffer]],
+        payload: memoryview,
+        size: int,
+    ) -> None:
+        self._pieces, self._payload, self._size = pieces, payload, size
+
+    def head(self) -> Buffer:
+        head = bytearray()
+        for piece in self._pieces(self._payload, HEAD_BYTES):
+            head += piece
+            if len(head) >= HEAD_BYTES:
+                break
+        return head
+
+    def unpack(self, sink: Sink) -> int:
+        offset = 0
+        for piece in self._pieces(self._payload, PIECE_BYTES):
+            if offset + len(piece) > self._size:
+                return offset + len(piece)
+            sink(offset, piece)
+            offset += len(piece)
+        return offset
+
+
+def _gzip(payload: memoryview, most: int) -> Iterator[Buffer]:
+    decompressor = zlib.decompressobj(wbits=31)
+    for at in range(0, len(payload), INPUT_BYTES):
+        waiting: Buffer = payload[at : at + INPUT_BYTES]
+        while waiting and not decompressor.eof:
+            yield decompressor.decompress(waiting, most)
+            waiting = decompressor.unconsumed_tail
+    yield decompressor.flush()
+    if not decompressor.eof:
+        raise EOFError("the stream is cut short")
 
 
 class _Decompressor(Protocol):
-    """What zlib's, bz2's and lzma's decompression objects share."""
+    """What bz2's and lzma's decompression objects share."""
 
     @property
     def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
 
-    def decompress(self, data: memoryview, max_length: int, /) -> bytes: ...
-
-
-def _stream(decompressor: _Decompressor, payload: memoryview, size: int) -> bytes:
-    """At most one byte more than `size`; `EOFError` when the stream has no end."""
-    data = decompressor.decompress(payload, size + 1)
-    if len(data) <= size and not decompressor.eof:
-        raise EOFError("the stream is cut short")
-    return data
+    def decompress(self, data: Buffer, max_length: int, /) -> bytes: ...
 
 
-def _gzip(payload: memoryview, size: int) -> bytes:
-    return _stream(zlib.decompressobj(wbits=31), payload, size)
+def _fed(decompressor: _Decompressor, payload: memoryview, most: int) -> Iterator[Buffer]:
+    at = 0
+    while not decompressor.eof:
+        data = b""
+        if decompressor.needs_input:
+            if at >= len(payload):
+                raise EOFError("the stream is cut short")
+            data = bytes(payload[at : at + INPUT_BYTES])
+            at += INPUT_BYTES
+        yield decompressor.decompress(data, most)
 
 
-def _bzip2(payload: memoryview, size: int) -> bytes:
-    return _stream(bz2.BZ2Decompressor(), payload, size)
+def _bzip2(payload: memoryview, most: int) -> Iterator[Buffer]:
+    return _fed(bz2.BZ2Decompressor(), payload, most)
 
 
-def _lzma(payload: memoryview, size: int) -> bytes:
-    return _stream(lzma.LZMADecompressor(lzma.FORMAT_ALONE, MEMORY_LIMIT), payload, size)
+def _lzma(payload: memoryview, most: int) -> Iterator[Buffer]:
+    return _fed(lzma.LZMADecompressor(lzma.FORMAT_ALONE, MEMORY_LIMIT), payload, most)
 
 
-def _xz(payload: memoryview, size: int) -> bytes:
-    return _stream(lzma.LZMADecompressor(lzma.FORMAT_XZ, MEMORY_LIMIT), payload, size)
+def _xz(payload: memoryview, most: int) -> Iterator[Buffer]:
+    return _fed(lzma.LZMADecompressor(lzma.FORMAT_XZ, MEMORY_LIMIT), payload, most)
 
 
-def _zstd(payload: memoryview, size: int) -> bytes:
+def _zstd(payload: memoryview, most: int) -> Iterator[Buffer]:
     import zstandard  # here, as it takes 7 ms to import and few kernels need it
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
+    buffer = bytearray(most)
     try:
-        with decompressor.stream_reader(payload) as reader:
-            return reader.read(size + 1)
+        # Without the size behind the frame, which the reader would take for another frame.
+        with decompressor.stream_reader(payload[:-4]) as reader:
+            while got := reader.readinto(buffer):
+                yield memoryview(buffer)[:got]
     except zstandard.ZstdError as error:
         raise ValueError(error) from None
 
 
-def _lz4(payload: memoryview, size: int) -> bytes:
-    """Blocks of at most 8 MiB, each behind its packed size (`lz4 -l`)."""
-    blocks: list[bytes] = []
-    at, end, left = 4, len(payload) - 4, size
-    while at < end and left:
-        if at + 4 > end:
-            raise ValueError("a block's size is cut short")
-        (packed,) = struct.unpack_from("<I", payload, at)
-        at += 4
-        if packed > end - at:
-            raise ValueError(f"a block ends {packed - (end - at)} bytes past the payload")
-        block = lz4.block.decompress(
-            payload[at : at + packed], uncompressed_size=min(left, LZ4_BLOCK)
-        )
-        # Only the last block is short; without this check a file of tiny blocks would take hours.
-        if len(block) != min(left, LZ4_BLOCK):
-            raise ValueError(f"a block unpacks to {len(block)} bytes")
-        blocks.append(block)
-        left -= len(block)
-        at += packed
-    return b"".join(blocks)
-
-
-_MAGICS: tuple[tuple[bytes, str, Callable[[memoryview, int], bytes]], ...] = (
-    (GZIP_MAGIC, "gzip", _gzip),
-    (b"BZh", "bzip2", _bzip2),
-    (b"\x5d\x00\x00", "lzma", _lzma),
-    (b"\xfd7zXZ\x00", "xz", _xz),
-    (b"\x02\x21\x4c\x18", "lz4", _lz4),
-    (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
+_CODECS: tuple[tuple[bytes, str, Callable[[memoryview, int], _Codec]], ...] = (
+    (GZIP_MAGIC, "gzip", partial(_Stream, _gzip)),
+    (b"BZh", "bzip2", partial(_Stream, _bzip2)),
+    (b"\x5d\x00\x00", "lzma", partial(_Stream, _lzma)),
+    (b"\xfd7zXZ\x00", "xz", partial(_Stream, _xz)),
+    (Lz4Blocks.MAGIC, "lz4", Lz4Blocks),
+    (b"\x28\xb5\x2f\xfd", "zstd", partial(_Stream, _zstd)),
 )
 
 
-def _reader(
-    payload: memoryview,
-) -> tuple[str, Callable[[memoryview, int], bytes]] | None:
+def _codec(payload: memoryview) -> tuple[str, Callable[[memoryview, int], _Codec]] | None:
     start = bytes(payload[:8])
-    return next(((name, read) for magic, name, read in _MAGICS if start.startswith(magic)), None)
+    return next(((name, codec) for magic, name, codec in _CODECS if start.startswith(magic)), None)

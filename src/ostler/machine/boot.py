@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Protocol
+
 from ostler.config import MachineConfig
-from ostler.devices.device import GuestMemory
+from ostler.errors import KernelError
 from ostler.firmware.acpi import board as acpi
 from ostler.firmware.acpi.tables import RSDP_GPA, build_tables
 from ostler.firmware.boot import load_kernel
-from ostler.firmware.plan import BootPlan, Load
+from ostler.firmware.plan import BootPlan, Buffer, Load, Part, Sink, Stream
 from ostler.machine import memory_map as at
 
 # Zeros for a bss are written in pieces of this size.
@@ -46,15 +49,54 @@ def acpi_tables(config: MachineConfig) -> bytes:
     )
 
 
-def write_boot(plan: BootPlan, tables: bytes, memory: GuestMemory) -> None:
-    """Put the plan's loads and the ACPI tables into guest memory."""
+class BootMemory(Protocol):
+    """Where a boot plan is written to; addresses in bytes."""
+
+    def write(self, gpa: int, data: Buffer) -> None:
+        """Store `data` at `gpa`; called on several threads."""
+
+
+def write_boot(plan: BootPlan, tables: bytes, memory: BootMemory) -> None:
+    """Put the plan's loads and the ACPI tables into guest memory.
+
+    `KernelError` when a packed kernel turns out to be damaged.
+    """
     for load in plan.loads:
-        _write(load, memory)
+        if not isinstance(load.data, Part):
+            memory.write(load.gpa, load.data)
+        _zero(load, memory)
+    unpack_streams(plan, memory)
     memory.write(RSDP_GPA, tables)
 
 
-def _write(load: Load, memory: GuestMemory) -> None:
-    memory.write(load.gpa, bytes(load.data))
+def unpack_streams(plan: BootPlan, memory: BootMemory) -> None:
+    """Unpack what is packed straight to its places in guest memory."""
+    try:
+        for stream, sinks in _sinks(plan, memory).items():
+            stream.unpack(partial(_scatter, sinks))
+    except KernelError as error:
+        raise KernelError(f"kernel {plan.kernel} {error}") from None
+
+
+def _sinks(plan: BootPlan, memory: BootMemory) -> dict[Stream, list[Sink]]:
+    found: dict[Stream, list[Sink]] = {}
+    for load in plan.loads:
+        if isinstance(load.data, Part):
+            store = partial(_store, memory, load.gpa)
+            found.setdefault(load.data.stream, []).append(load.data.sink(store))
+    return found
+
+
+def _store(memory: BootMemory, gpa: int, offset: int, piece: Buffer) -> None:
+    memory.write(gpa + offset, piece)
+
+
+def _scatter(sinks: list[Sink], offset: int, piece: Buffer) -> None:
+    for sink in sinks:
+        sink(offset, piece)
+
+
+def _zero(load: Load, memory: BootMemory) -> None:
     gpa = load.gpa + len(load.data)
     while gpa < load.end:
         piece = ZEROS[: load.end - gpa]

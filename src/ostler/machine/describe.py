@@ -10,9 +10,9 @@ from ostler.devices.serial import Unplugged
 from ostler.firmware.plan import E820_RAM, BootPlan
 from ostler.machine import memory_map as at
 from ostler.machine.board import Host
-from ostler.machine.boot import plan_boot
+from ostler.machine.boot import plan_boot, unpack_streams
 from ostler.machine.disks import open_disks
-from ostler.machine.paper import PaperHardware, PaperRequests, PaperTime, PaperWorkers
+from ostler.machine.paper import PaperHardware, PaperMemory, PaperRequests, PaperTime, PaperWorkers
 from ostler.machine.virt import VirtBoard
 
 NO_FD = -1
@@ -24,6 +24,7 @@ def describe(config: MachineConfig) -> str:
     Raises what building the machine would raise, without memory for a guest or an accelerator.
     """
     plan = plan_boot(config)
+    unpack_streams(plan, PaperMemory())
     with open_disks(config) as images:
         board = draw(config, images)
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ostler.devices.pci.device import ReadWrite, Space
 from ostler.devices.virtio.workers import BlkBackend, Queue, Worker
+from ostler.firmware.plan import Buffer
 
 
 class PaperMemory:
@@ -21,7 +22,7 @@ class PaperMemory:
     def read(self, gpa: int, length: int) -> bytes:
         return bytes(length)
 
-    def write(self, gpa: int, data: bytes) -> None:
+    def write(self, gpa: int, data: Buffer) -> None:
         pass
 
 

@@ -28,7 +28,7 @@ class FakeMemory:
         start = self._offset(gpa, length)
         return bytes(self.data[start : start + length])
 
-    def write(self, gpa: int, data: bytes) -> None:
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         start = self._offset(gpa, len(data))
         self.data[start : start + len(data)] = data
 
