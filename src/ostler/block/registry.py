@@ -65,6 +65,14 @@ class FormatEntry:
 
 _ALL = [
     FormatEntry("raw", "ostler.block.formats.raw"),
+    FormatEntry(
+        "vmdk",
+        "ostler.block.formats.vmdk",
+        (Magic(0, b"KDMV"), Magic(0, b"COWD"), Magic(0, b"# Disk DescriptorFile")),
+    ),
+    FormatEntry("vdi", "ostler.block.formats.vdi", (Magic(64, b"\x7f\x10\xda\xbe"),)),
+    FormatEntry("vhdx", "ostler.block.formats.vhdx", (Magic(0, b"vhdxfile"),)),
+    FormatEntry("vpc", "ostler.block.formats.vpc", (Magic(0, b"conectix"),)),
     # One line each, in the order of probing.
 ]
 FORMATS = {entry.name: entry for entry in _ALL}

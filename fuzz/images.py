@@ -1,0 +1,237 @@
+"""Mutates disk images and opens, maps and reads them: `python -m fuzz.images --executions 1000000`.
+
+Seeds are small images of qemu-img. A mutation changes a few bytes where the format keeps its
+tables, sets whole fields to values that hurt, copies a piece elsewhere, or cuts the file.
+Checksums are taken as right, so that what is behind them is reached. Anything but an `OstlerError`
+of one line, an execution longer than `SECONDS_MAX` or memory above `GROWTH_KIB_MAX` is a finding:
+the input is written to `build/fuzz/` and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+from ostler.block.formats.mapped import MappedImage
+from ostler.block.formats.vdi import VdiImage
+from ostler.block.formats.vhdx import VhdxImage
+from ostler.block.formats.vmdk import VmdkImage
+from ostler.block.formats.vpc import VpcImage
+from ostler.block.source import ByteSource, MemorySource
+from ostler.errors import DiskError, OstlerError
+
+KIB, MIB = 1 << 10, 1 << 20
+SECONDS_MAX = 2.0
+GROWTH_KIB_MAX = 256 * KIB
+FINDINGS = Path(__file__).resolve().parents[1] / "build/fuzz"
+HURTFUL = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x200, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE,
+           0xFFFFFFFF, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 512, (1 << 64) - 1)  # fmt: skip
+
+
+class Mutant:
+    """A seed with patches over it, so that an execution copies no image."""
+
+    name = "mutant"
+
+    def __init__(self, seed: bytes, size_bytes: int, patches: list[tuple[int, bytes]]) -> None:
+        self.seed, self.size_bytes, self.patches = seed, size_bytes, patches
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The seed's bytes with the patches."""
+        end = min(offset + length, self.size_bytes)
+        content = bytearray(self.seed[offset:end])
+        for at, piece in self.patches:
+            start, stop = max(at, offset), min(at + len(piece), end)
+            if start < stop:
+                content[start - offset : stop - offset] = piece[start - at : stop - at]
+        return bytes(content)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parser: how it is opened, the options of its seeds, and where its tables are."""
+
+    open: Callable[[ByteSource], MappedImage]
+    format: str
+    options: tuple[str, ...]
+    tables: tuple[tuple[int, int], ...]
+    """Offset and length of what is mutated most; a negative offset counts from the end."""
+    words: tuple[bytes, ...] = ()
+    """What a text format is made of."""
+
+
+FLAT_EXTENT = MemorySource(bytes(3 * MIB), "extent-flat.vmdk")
+WORDS = (
+    b"RW ", b"RDONLY ", b"ZERO", b"FLAT ", b"SPARSE ", b'"', b"\n", b"\0", b"=", b" 0", b"-1",
+    b"9" * 20, b"4096", b"createType=", b"parentCID=", b'parentFileNameHint="x"\n', b"\xff\xfe",
+    b'\nRW 2 FLAT "extent-flat.vmdk" 6142\n', b'\nRW 99 ZERO\n',
+)  # fmt: skip
+
+
+def _vmdk(source: ByteSource) -> VmdkImage:
+    def beside(name: str) -> ByteSource:
+        if name != FLAT_EXTENT.name:
+            raise DiskError(f"{name}: no such disk image")
+        return FLAT_EXTENT
+
+    return VmdkImage(source, beside)
+
+
+TARGETS = {
+    "vdi": Target(VdiImage, "vdi", ("", "static=on"), ((64, 448), (512, 64))),
+    "vpc": Target(VpcImage, "vpc", ("", "subformat=fixed"), ((0, 2048), (-512, 512))),
+    "vhdx": Target(
+        VhdxImage,
+        "vhdx",
+        ("block_size=1M", "subformat=fixed"),
+        (
+            (64 * KIB, 96), (128 * KIB, 96), (192 * KIB, 96), (256 * KIB, 96), (MIB, 8 * KIB),
+            (2 * MIB, 256), (3 * MIB, 512), (3 * MIB + 64 * KIB, 64), (4 * MIB, 64),
+        ),
+    ),
+    "vmdk": Target(
+        _vmdk,
+        "vmdk",
+        ("", "subformat=streamOptimized", "zeroed_grain=on"),
+        (
+            (0, 80), (512, 700), (0x15 * 512, 16), (0x1A * 512, 2560), (0x26 * 512, 64),
+            (-1536, 1536),
+        ),
+    ),
+    "vmdk-descriptor": Target(
+        _vmdk, "vmdk", ("subformat=monolithicFlat",), ((0, 280),), WORDS
+    ),
+}  # fmt: skip
+
+
+def seeds(target: Target) -> list[bytes]:
+    """Images of this kind, with data and holes."""
+    with TemporaryDirectory() as directory:
+        raw = Path(directory, "raw")
+        raw.write_bytes(random.Random(1).randbytes(200 * KIB) + bytes(2 * MIB) + b"end" * 1000)
+        with raw.open("ab") as file:
+            file.truncate(3 * MIB)
+        images = []
+        for options in target.options:
+            path = Path(directory, f"extent.{target.format}")
+            chosen = ["-o", options] if options else []
+            command = ["qemu-img", "convert", "-f", "raw", "-O", target.format, *chosen]
+            subprocess.run([*command, str(raw), str(path)], check=True)
+            images.append(path.read_bytes())
+        return images
+
+
+def mutant(dice: random.Random, seed: bytes, target: Target) -> Mutant:
+    """A damaged copy of `seed`."""
+    size = len(seed)
+    if dice.random() < 0.05:
+        size = dice.randrange(size)
+    patches = [_patch(dice, seed, target) for _ in range(dice.choice((1, 1, 2, 3, 8)))]
+    return Mutant(seed, size, patches)
+
+
+def _patch(dice: random.Random, seed: bytes, target: Target) -> tuple[int, bytes]:
+    start, length = dice.choice(target.tables)
+    at = min((start % len(seed)) + dice.randrange(length), len(seed) - 1)
+    kind = dice.random()
+    if target.words and kind < 0.7:
+        return at, dice.choice(target.words)
+    if kind < 0.3:
+        return at, bytes([seed[at] ^ 1 << dice.randrange(8)])
+    if kind < 0.8:
+        width, value = dice.choice((1, 2, 4, 4, 8, 8)), dice.choice(HURTFUL)
+        field = ((value + dice.choice((0, 0, 0, -1, 1))) % (1 << 8 * width)).to_bytes(width)
+        return at & -width, dice.choice((field, field[::-1], field[::-1]))
+    if kind < 0.9:
+        return at, dice.randbytes(dice.randrange(1, 9))
+    source = dice.randrange(min(len(seed), 8 * MIB))
+    return at, seed[source : source + dice.choice((4, 8, 64))]
+
+
+def execute(target: Target, source: ByteSource) -> None:
+    """What a user does with an image; an `OstlerError` of one line is a fair answer."""
+    try:
+        image = target.open(source)
+        for extent in islice(image.extents(0, image.size_bytes), 64):
+            assert extent.length > 0, "an empty extent"
+        for offset in (0, 200 * KIB - 100, image.size_bytes - 3000):
+            length = min(64 * KIB, image.size_bytes - offset)
+            if offset >= 0 and length > 0:
+                assert len(image.read(offset, length)) == length, "a short read"
+        image.close()
+    except OstlerError as error:
+        if "\n" in str(error):
+            raise AssertionError(f"more than one line: {error}") from error
+
+
+@contextmanager
+def without_checksums() -> Iterator[None]:
+    """Let mutants past the checksums."""
+    with ExitStack() as patched:
+        for module in ("vhdx", "vhdx_log"):
+            name = f"ostler.block.formats.{module}.is_sealed"
+            patched.enter_context(patch(name, lambda content: True))
+        checksum = "ostler.block.formats.vpc.checksum_of"
+        stored = lambda raw, at: int.from_bytes(raw[at : at + 4], "big")  # noqa: E731 - two words
+        patched.enter_context(patch(checksum, stored))
+        yield
+
+
+def run(name: str, executions: int, seed: int) -> Iterator[tuple[Mutant, str]]:
+    """Execute mutants of one target; each finding with what is wrong."""
+    target, dice = TARGETS[name], random.Random(f"{name} {seed}")
+    images = seeds(target)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with without_checksums():
+        for _ in range(executions):
+            damaged = mutant(dice, dice.choice(images), target)
+            began = time.perf_counter()
+            try:
+                execute(target, damaged)
+            except Exception as error:
+                yield damaged, f"{type(error).__name__}: {error}"
+            if time.perf_counter() - began > SECONDS_MAX:
+                yield damaged, f"took {time.perf_counter() - began:.1f} s"
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            if grown > GROWTH_KIB_MAX:
+                before += grown
+                yield damaged, f"memory grew by {grown >> 10} MiB"
+
+
+def main() -> int:
+    """Fuzz, print, keep findings."""
+    parser = argparse.ArgumentParser(prog="fuzz.images", description=__doc__)
+    parser.add_argument("--executions", type=int, default=20_000, help="for each target")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", choices=TARGETS, action="append")
+    options = parser.parse_args()
+    found = 0
+    for name in options.target or TARGETS:
+        began = time.monotonic()
+        for damaged, what in run(name, options.executions, options.seed):
+            found += 1
+            FINDINGS.mkdir(parents=True, exist_ok=True)
+            path = FINDINGS / f"{name}-{found}"
+            path.write_bytes(damaged.read(0, damaged.size_bytes))
+            print(f"{path}: {what}")
+        seconds = time.monotonic() - began
+        print(f"{name}: {options.executions} executions in {seconds:.0f} s")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

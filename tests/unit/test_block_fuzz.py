@@ -1,0 +1,14 @@
+"""A seeded portion of the image fuzzer; `python -m fuzz.images` runs as many as wanted."""
+
+from __future__ import annotations
+
+import pytest
+
+from fuzz.images import TARGETS, run
+
+EXECUTIONS = 3_000
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_mutant_gives_content_or_an_error_of_ours(name: str) -> None:
+    assert [what for _, what in run(name, EXECUTIONS, seed=11)] == []
