@@ -1,3 +1,5 @@
+import os
+import signal
 import struct
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from ostler.block.image import open_image
 from ostler.cli import BAD_INPUT, VERBS, invoke
 
 PROGRAM = "import sys; from ostler.cli import main; main()"
+EXIT_1 = bytes.fromhex("31c0 66ba0105 ee f4")  # xor eax, eax; mov dx, 0x501; out dx, al; hlt
 
 
 def small_kernel(code: bytes = b"\xf4") -> bytes:
@@ -55,14 +58,14 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 
 
 def test_run_without_kernel_names_the_option(refused: Refused) -> None:
-    assert "Missing option '--kernel'; see ostler run --help" in refused("run")
+    assert "--kernel is missing: give --kernel FILE; see ostler run --help" in refused("run")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--cpus", "0"], "--cpus 0: a guest has 1 to 512 CPUs"),
-        (["--cpus", "many"], "Invalid value for '--cpus'"),
+        (["--cpus", "many"], "--cpus 'many': give a number from 1 to 512"),
         (["--memory", "lots"], "--memory 'lots' is not a size; write 512M or 4G"),
         (["--memory", "1000T"], "--memory 1000T: a guest has 2M to 32T"),
         (["--accel", "warp"], "--accel 'warp': there is: auto, soft"),
@@ -71,8 +74,11 @@ def test_run_without_kernel_names_the_option(refused: Refused) -> None:
         (["--device", "debug-exit,iobase=0x3f8"], "0x3f8 belongs to serial already; try 0xf4"),
         (["--device", "debug-exit,iobase=0x40"], "0x40 belongs to pit already"),
         (["--device", "virtio-rng", "--device", "virtio-rng"], "a machine has one; give it once"),
-        (["--colour"], "No such option: --colour"),
-        (["surplus"], "unexpected extra argument"),
+        (["--colour"], "there is no option --colour; see ostler run --help"),
+        (["--mem", "1G"], "there is no option --mem: did you mean --memory, --name?; see"),
+        (["--append"], "--append needs a value: give one behind it; see ostler run --help"),
+        (["--no-reboot=yes"], "--no-reboot takes no value: leave out the =; see ostler run"),
+        (["surplus"], "'surplus' is more than this command takes: leave it out"),
         (["--disk", "/nonexistent/disk.img"], "/nonexistent/disk.img"),
         (["--disk", "/"], "director"),
         (["--initrd", "/nonexistent/initrd"], "/nonexistent/initrd"),
@@ -122,11 +128,53 @@ def test_run_with_more_memory_than_the_host_maps_is_refused(kernel: Path) -> Non
     ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert ended.returncode == BAD_INPUT
     assert ended.stderr.count("\n") == 1
-    assert "--memory 8G: the host cannot map that much memory" in ended.stderr
+    assert "--memory 8G: the host cannot map that much memory: this process may" in ended.stderr
+
+
+def run_printer(kernel: Path, stdout: int) -> subprocess.Popen[str]:
+    """`ostler run` of a guest that prints y without end."""
+    code = "66baf803 b079 ee ebfd"  # mov dx, 0x3f8; mov al, 'y'; out dx, al; jmp to the out
+    kernel.write_bytes(small_kernel(bytes.fromhex(code)))
+    command = [sys.executable, "-c", PROGRAM, "run", "--kernel", str(kernel)]
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_run_whose_output_nobody_reads_ends_as_by_sigpipe(kernel: Path) -> None:
+    with run_printer(kernel, subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.read(5) == "yyyyy"
+        process.stdout.close()
+        assert process.stderr
+        assert process.stderr.read() == ""
+        assert process.wait() == 128 + signal.SIGPIPE
+
+
+def test_run_whose_output_cannot_be_written_says_why(kernel: Path) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    with run_printer(kernel, full) as process:
+        os.close(full)
+        assert process.stderr
+        assert "cannot be written: No space left on device; the guest was" in process.stderr.read()
+        assert process.wait() == BAD_INPUT
+
+
+def test_run_with_more_memory_than_is_free_warns_and_runs(tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(small_kernel(EXIT_1))
+    command = [sys.executable, "-c", PROGRAM, "run", "--kernel", str(kernel), "--memory", "16T"]
+    ended = subprocess.run(
+        [*command, "--device", "debug-exit"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("ostler: warning: --memory 16T is more than the ")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_unknown_verb_is_refused(refused: Refused) -> None:
-    assert "No such command 'fly'" in refused("fly")
+    assert "ostler has no verb 'fly': there is run, image" in refused("fly")
+    assert "ostler image has no verb 'fly': there is" in refused("image", "fly")
 
 
 def test_dry_run_prints_the_machine_and_writes_nothing(
@@ -177,7 +225,7 @@ def test_help_loads_no_part_of_the_engine_and_nothing_slow() -> None:
 
 def test_run_to_its_end_loads_nothing_slow(tmp_path: Path) -> None:
     kernel = tmp_path / "kernel"
-    kernel.write_bytes(small_kernel(code=bytes.fromhex("31c0 66ba0105 ee f4")))  # out 0x501, al
+    kernel.write_bytes(small_kernel(EXIT_1))
     loaded = loaded_by("run", "--kernel", kernel, "--device", "debug-exit")
     assert "ostler.control.vm" in loaded
     assert not SLOW & loaded

@@ -1,12 +1,14 @@
 """The `ostler` command: one file for each verb, loaded when that verb is used.
 
 Whatever goes wrong ends with one line that says what and what to do: exit code 2 for what the user
-can change, 3 when the guest failed, 4 when we did.
+can change, 3 when the guest failed, 4 when we did, 128 + N as if by signal N: 141 where nobody reads
+what we print.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,14 +80,22 @@ def invoke(arguments: Sequence[str]) -> int:
         return _fail("interrupted", 130)
     except typer.TyperException as error:
         return _usage(error, verb)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except SystemExit as ended:
+        # That is how typer ends when nobody reads on, `| head` say: ours is the code of SIGPIPE.
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        return output_closed()
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         return _fail(f"defect: {what}; please report it with {DEBUG_VARIABLE}=1's output", DEFECT)
+
+
+def output_closed() -> int:
+    """The exit code where nobody reads what is printed; what is still buffered goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def main() -> None:
@@ -116,14 +126,13 @@ def _not_loaded() -> None:
 
 
 def _usage(error: typer.TyperException, verb: str | None) -> int:
-    """What was typed does not parse. An empty message: the help has been printed."""
-    format_message = getattr(error, "format_message", error.__str__)
-    message = " ".join(format_message().split()).rstrip(".")
-    if not message or type(error).__name__ == "NoArgsIsHelpError":
-        typer.echo(format_message(), err=True)
+    """What was typed does not parse; a verb that needs more gets its help text."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(error.format_message(), err=True)
         return BAD_INPUT
-    command = f"ostler {verb} --help" if verb in VERBS else "ostler --help"
-    return _fail(f"{message}; see {command}", BAD_INPUT)
+    from ostler.cli.usage import explain
+
+    return _fail(explain(error, f"ostler {verb}" if verb in VERBS else "ostler"), BAD_INPUT)
 
 
 def _fail(message: str, code: int) -> int:

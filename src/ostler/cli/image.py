@@ -78,6 +78,9 @@ def initramfs(
         built.add_modules(_tree(kernel_modules), filter(None, modules.split(",")))
     size = built.write(output, compression)
     typer.echo(f"{output}: {size / 1024:.0f} KiB, {compression}")
+    problem = built.problem()
+    if problem is not None:
+        typer.echo(f"ostler: warning: {output}: {problem}", err=True)
 
 
 def _split_pair(pair: str) -> tuple[Path, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ostler.cli import DEBUG_VARIABLE
+from ostler.cli import DEBUG_VARIABLE, output_closed
 from ostler.config import (
     AcceleratorChoice,
     CpuConfig,
@@ -25,7 +25,7 @@ from ostler.config import (
     VirtioConsoleConfig,
     parse_device,
 )
-from ostler.errors import ConfigError
+from ostler.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
     from ostler.control.stdio import InputCopy, OutputCopy
@@ -73,8 +73,8 @@ def run(
         typer.Option(metavar="SIZE", help="The guest's RAM; K, M, G and T are binary. Example: 4G"),
     ] = "512M",
     cpus: Annotated[
-        int, typer.Option(metavar="N", help="How many CPUs the guest has. Example: --cpus 2")
-    ] = 1,
+        str, typer.Option(metavar="N", help="How many CPUs the guest has. Example: --cpus 2")
+    ] = "1",
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -120,15 +120,16 @@ def run(
 
     On a terminal, Ctrl-A x quits and Ctrl-A h shows what else there is. Input may also be a pipe or
     a file. Exit code: 0 when the guest powers off, 2 for bad input, 3 for a kernel panic or triple
-    fault, what a debug-exit device says, 128 + N when signal N ended the machine. SIGTERM presses
-    the power button and ends the machine after 30 s; a second one ends it at once.
+    fault, what a debug-exit device says, 128 + N when signal N ended the machine, 141 (SIGPIPE) where
+    nobody reads its output any more. SIGTERM presses the power button and ends the machine after
+    30 s; a second one ends it at once.
     """
     config = MachineConfig(
         kernel=kernel,
         initrd=initrd,
         append=append,
         name=name,
-        cpu=CpuConfig(cpus),
+        cpu=CpuConfig.parse(cpus),
         memory=MemoryConfig.parse(memory),
         disks=tuple(DiskConfig.parse(text) for text in disk or ()),
         serial=SerialConfig.parse(serial),
@@ -150,8 +151,14 @@ def show(config: MachineConfig) -> int:
 def start(config: MachineConfig) -> int:
     """Run the machine to its end."""
     from ostler.control.outcome import Ending
+    from ostler.control.stdio import OutputCopy
     from ostler.control.vm import VM
+    from ostler.host.admission import admit_memory
+    from ostler.host.view import HostView
 
+    warning = admit_memory(config.memory.size_bytes, HostView())
+    if warning is not None:
+        sys.stderr.write(f"ostler: warning: {warning}\n")
     vm = VM.from_config(config)
     with ExitStack() as stack:
         output_fd = stack.enter_context(_output(config.serial))
@@ -168,7 +175,20 @@ def start(config: MachineConfig) -> int:
         sys.stderr.write(f"ostler: guest ended by {said}\n")
     if outcome.ending is Ending.STOPPED and caught:
         return 128 + caught[-1]
-    return outcome.exit_code
+    failures = [copy.failure for copy in copies if isinstance(copy, OutputCopy)]
+    return _output_lost(failures) or outcome.exit_code
+
+
+def _output_lost(failures: Iterable[OSError | None]) -> int:
+    """The exit code, or the `HostError`, where the guest's output could not be shown; else 0."""
+    for error in filter(None, failures):
+        if isinstance(error, BrokenPipeError):
+            return output_closed()
+        raise HostError(
+            f"the guest's output cannot be written: {error.strerror}; the guest was stopped, make"
+            " room or send its output elsewhere"
+        ) from error
+    return 0
 
 
 def _copies(

@@ -62,10 +62,15 @@ class RawTerminal:
 
 
 class OutputCopy:
-    """Copies what the guest prints on `console` to `fd`, on a thread, until it has ended."""
+    """Copies what the guest prints on `console` to `fd`, on a thread, until it has ended.
+
+    Where `fd` takes no more (nobody reads it, the file system is full), `failure` says why, and the
+    machine is ended: a guest that nobody sees is no use.
+    """
 
     def __init__(self, vm: VM, console: SerialConsole, fd: int) -> None:
         self._vm, self._console, self._fd = vm, console, fd
+        self.failure: OSError | None = None
         self._pause = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stdout", daemon=True)
 
@@ -90,8 +95,8 @@ class OutputCopy:
                 _write_all(self._fd, data)
                 console.copied(position)
                 self._pause.wait(GATHER_S)
-        except OSError:
-            # Nobody reads any more, or the file system is full: a guest nobody sees is no use.
+        except OSError as error:
+            self.failure = error
             self._vm.ask_to_end()
         finally:
             console.copied(None)

@@ -48,6 +48,8 @@ from ostler.control.session import Session
 from ostler.devices.device import GuestMemory
 from ostler.engine import Exit, InternalError, Shutdown
 from ostler.errors import ConfigError, OstlerError, WaitTimeout
+from ostler.host.admission import admit_memory
+from ostler.host.view import HostView
 from ostler.machine.disks import open_disks
 
 
@@ -120,6 +122,7 @@ class VM:
         """Build the machine and let it run. May be called once."""
         if self._control.ident is not None:
             raise ConfigError("this VM has been started already; make another one")
+        admit_memory(self.config.memory.size_bytes, HostView())
         try:
             self._images = self._open.enter_context(open_disks(self.config))
             self._session = self._new_session()

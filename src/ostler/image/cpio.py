@@ -41,7 +41,7 @@ class Archive:
     directory, which may be there already.
 
     Args:
-        out: where the bytes go; only written, never sought.
+        out: where the bytes go; only written, never sought, but by `content`.
         mtime: modification time of every entry, in seconds since 1970.
     """
 
@@ -51,9 +51,28 @@ class Archive:
         self._offset = 0
         self._inode = 0
         self._kinds: dict[str, int] = {}
+        self._links: dict[str, str] = {}
+        self._files: dict[str, tuple[int, int]] = {}  # where in `out`, and how many bytes
 
     def __contains__(self, name: str) -> bool:
         return _clean(name) in self._kinds
+
+    def link_target(self, name: str) -> str | None:
+        """Where a symbolic link of the archive points, as it was given."""
+        return self._links.get(_clean(name))
+
+    def content(self, name: str) -> bytes | None:
+        """The bytes of a file of the archive, read back from `out`; `None` where it is none."""
+        place = self._files.get(_clean(name))
+        if place is None:
+            return None
+        offset, size = place
+        end = self._out.tell()
+        self._out.seek(end - self._offset + offset)
+        try:
+            return self._out.read(size)
+        finally:
+            self._out.seek(end)
 
     def add_directory(self, name: str, *, mode: int = 0o755) -> None:
         """Add a directory, unless it is there."""
@@ -85,6 +104,7 @@ class Archive:
         """Add a symbolic link to `target`, which need not be there."""
         content = os.fsencode(target)
         self._entry(_clean(name), stat.S_IFLNK | 0o777, size=len(content))
+        self._links[_clean(name)] = target
         self._put(content)
         self._pad(4)
 
@@ -162,6 +182,8 @@ class Archive:
         self._header(
             path, mode, size=size, links=links, device=device, inode=self._inode, mtime=self._mtime
         )
+        if stat.S_ISREG(mode):
+            self._files[path] = (self._offset, size)
 
     def _add_parents(self, path: str) -> None:
         for parent in reversed(PurePosixPath(path).parents):

@@ -1,4 +1,4 @@
-"""Finds a named section in a 64-bit little-endian ELF file (gABI chapter 4, "Sections")."""
+"""Finds a section, or the interpreter, in a 64-bit little-endian ELF file (gABI chapters 4, 5)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import NamedTuple
 
 from ostler.errors import ConfigError
 
-IDENT = b"\x7fELF\x02\x01"  # magic, ELFCLASS64, ELFDATA2LSB
+MAGIC = b"\x7fELF"
+IDENT = MAGIC + b"\x02\x01"  # ELFCLASS64, ELFDATA2LSB
+PROGRAM_TABLE = struct.Struct("<32xQ14xHH")  # e_phoff, e_phentsize, e_phnum
+PROGRAM_HEADER = struct.Struct("<I4xQ16xQ16x")  # p_type, p_offset, p_filesz
+PT_INTERP = 3
 SECTION_TABLE = struct.Struct("<40xQ10xHHH")  # e_shoff, e_shentsize, e_shnum, e_shstrndx
 SECTION_HEADER = struct.Struct("<I20xQQ24x")  # sh_name, sh_offset, sh_size
 
@@ -19,6 +23,21 @@ class Section(NamedTuple):
     name_offset: int
     offset: int
     size: int
+
+
+def interpreter(data: bytes) -> str | None:
+    """The loader that a program names; `None` where it needs none, or is no 64-bit program."""
+    if not data.startswith(IDENT):
+        return None
+    try:
+        table, entry_bytes, count = PROGRAM_TABLE.unpack_from(data)
+        for index in range(count):
+            kind, offset, size = PROGRAM_HEADER.unpack_from(data, table + index * entry_bytes)
+            if kind == PT_INTERP:
+                return data[offset : offset + size].rstrip(b"\0").decode(errors="surrogateescape")
+    except struct.error:
+        return None  # damaged: what is wrong with it is not its interpreter
+    return None
 
 
 def section(data: bytes, name: str, path: Path) -> bytes:

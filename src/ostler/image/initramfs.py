@@ -17,6 +17,7 @@ from pathlib import Path
 from ostler.errors import ConfigError
 from ostler.image.compress import compress
 from ostler.image.cpio import Archive
+from ostler.image.first_program import problem
 from ostler.image.modules import ModuleTree
 
 LOAD_ORDER = "/etc/modules.order"
@@ -41,6 +42,10 @@ class Initramfs:
     def add_init(self, script: Path) -> None:
         """Make a copy of `script`, executable, the first program: `/init`."""
         self.archive.add_file("/init", script, mode=0o755)
+
+    def problem(self) -> str | None:
+        """Why Linux could not start `/init` from this image, with the cure; `None` if it can."""
+        return problem(self.archive)
 
     def add_modules(self, tree: ModuleTree, names: Iterable[str]) -> list[str]:
         """Add modules with all they need, as they are, and list them in `LOAD_ORDER`.

@@ -1,0 +1,69 @@
+"""What is said of a command line that does not parse: one line with cause and cure, in our words.
+
+typer tells its errors apart by classes that it does not export, so they are known by name here; one
+of a later version that has another name is passed on as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import typer
+
+EXTRA = re.compile(r"unexpected extra argument\S* \((.*)\)")
+NO_COMMAND = re.compile(r"No such command '(.*)'")
+
+
+def explain(error: typer.TyperException, command: str) -> str:
+    """The line; `command` is where the command line is known to have got to, `ostler run` say."""
+    context = getattr(error, "ctx", None)
+    said = _cause(error, context) or _plain(error)
+    return f"{said}; see {context.command_path if context else command} --help"
+
+
+def _cause(error: Any, context: Any) -> str | None:
+    match type(error).__name__:
+        case "MissingParameter" if error.param is not None:
+            return f"{_option(error.param)} is missing: give {_usage(error.param, context)}"
+        case "NoSuchOption":
+            there_is = ", ".join(error.possibilities or ())
+            near = f": did you mean {there_is}?" if there_is else ""
+            return f"there is no option {error.option_name}{near}"
+        case "BadOptionUsage" if "not take" in error.message:
+            return f"{error.option_name} takes no value: leave out the ="
+        case "BadOptionUsage":
+            return f"{error.option_name} needs a value: give one behind it"
+        case "BadParameter" if error.param is not None:
+            return f"{_option(error.param)}: {error.message.rstrip('.')}"
+        case "UsageError":
+            return _words(error.message, context)
+    return None
+
+
+def _words(message: str, context: Any) -> str | None:
+    """Of what begins with no dash: verbs and arguments."""
+    if found := EXTRA.search(message):
+        return (
+            f"{found[1]!r} is more than this command takes: leave it out, or quote what has blanks"
+        )
+    if (found := NO_COMMAND.search(message)) and context:
+        there_is = ", ".join(context.command.list_commands(context))
+        return f"{context.command_path} has no verb {found[1]!r}: there is {there_is}"
+    return None
+
+
+def _option(parameter: Any) -> str:
+    """`--kernel`, or `IMAGE` where it is no option."""
+    option = parameter.param_type_name == "option"
+    return str(parameter.opts[-1] if option else parameter.human_readable_name)
+
+
+def _usage(parameter: Any, context: Any) -> str:
+    metavar = parameter.make_metavar(context)
+    option = parameter.param_type_name == "option"
+    return f"{parameter.opts[-1]} {metavar}" if option else metavar
+
+
+def _plain(error: Any) -> str:
+    return " ".join(error.format_message().split()).rstrip(".")

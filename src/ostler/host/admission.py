@@ -1,0 +1,85 @@
+"""Whether the host can give a guest the memory that it is asked for.
+
+Guest memory is mapped without being reserved, so a guest may well have more of it than the host: it
+takes only what it touches. What cannot be mapped at all is refused before anything is built; what
+can be mapped but not filled is said beforehand, as the host ends whom it cannot serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from ostler.config import format_size
+from ostler.errors import HostError
+from ostler.host.view import HostView, meminfo
+
+NEVER_OVERCOMMIT = 2
+# Linux keeps 64 bytes for each page of 4096, and writes them when it starts.
+LINUX_OWN_SHARE = 64
+
+
+def admit_memory(size_bytes: int, host: HostView) -> str | None:
+    """Raise `HostError` when the host cannot map that much; a warning where it cannot fill it."""
+    for limit, cause, cure in _limits(host):
+        if size_bytes > limit:
+            raise HostError(
+                f"--memory {format_size(size_bytes)}: the host cannot map that much memory:"
+                f" {cause}; give the guest less, or {cure}"
+            )
+    there_is = free_bytes(host)
+    if there_is is None or size_bytes <= there_is:
+        return None
+    own = size_bytes // LINUX_OWN_SHARE
+    linux = f"; Linux fills {rounded(own)} of it at its start" if own > there_is // 2 else ""
+    return (
+        f"--memory {format_size(size_bytes)} is more than the {rounded(there_is)} that this host"
+        f" has free, swap included{linux}: a guest that fills it is killed; give it less or add swap"
+    )
+
+
+def free_bytes(host: HostView) -> int | None:
+    """What can be filled before somebody is killed: free and reclaimable memory, and free swap.
+
+    No more than what the control groups of this process leave. `None` where nothing says it.
+    """
+    info = meminfo(host)
+    if "MemAvailable" not in info:
+        return None
+    return min([info["MemAvailable"] + info.get("SwapFree", 0), *_left_in_cgroups(host)])
+
+
+def rounded(size_bytes: int) -> str:
+    """`22.4G`: a size for people, where `format_size` is for machines."""
+    size, unit = float(size_bytes), ""
+    for unit in ("", "K", "M", "G", "T"):
+        if size < 1024 or unit == "T":
+            break
+        size /= 1024
+    return f"{size:.0f}{unit}" if size >= 100 or size == int(size) else f"{size:.1f}{unit}"
+
+
+def _limits(host: HostView) -> Iterator[tuple[int, str, str]]:
+    """What bounds a mapping: bytes, cause and cure."""
+    address_space = host.limit("address space")
+    if address_space is not None:
+        said = f"this process may have {rounded(address_space)} of address space (ulimit -v)"
+        yield address_space, said, "raise that limit"
+    if host.number("/proc/sys/vm/overcommit_memory") == NEVER_OVERCOMMIT:
+        info = meminfo(host)
+        left = max(info.get("CommitLimit", 0) - info.get("Committed_AS", 0), 0)
+        said = f"it promises no more than it has (vm.overcommit_memory=2), which is {rounded(left)}"
+        yield left, said, "run sysctl vm.overcommit_memory=0"
+
+
+def _left_in_cgroups(host: HostView) -> Iterator[int]:
+    """What each control group (version 2) around this process leaves of its memory."""
+    for line in (host.text("/proc/self/cgroup") or "").splitlines():
+        if not line.startswith("0::/"):
+            continue
+        path = PurePosixPath("/sys/fs/cgroup" + line.removeprefix("0::"))
+        for group in (path, *path.parents):
+            most = host.number(f"{group}/memory.max")
+            used = host.number(f"{group}/memory.current")
+            if most is not None and used is not None:
+                yield max(most - used, 0)

@@ -1,0 +1,80 @@
+"""The host's files, so that whoever reads them can be shown another host's."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+LIMITS = {
+    "address space": resource.RLIMIT_AS,
+    "open files": resource.RLIMIT_NOFILE,
+    "locked memory": resource.RLIMIT_MEMLOCK,
+    "processes": resource.RLIMIT_NPROC,
+}
+
+
+class HostView:
+    """Reads below `root`, where `/proc`, `/sys` and `/dev` are looked for."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+
+    def _at(self, path: str) -> Path:
+        return self._root / path.lstrip("/")
+
+    def text(self, path: str) -> str | None:
+        """A file's text without white space around it; `None` where it cannot be read."""
+        try:
+            return self._at(path).read_text(errors="replace").strip()
+        except OSError:
+            return None
+
+    def number(self, path: str) -> int | None:
+        """The decimal number a file holds; `None` where there is none."""
+        text = self.text(path)
+        return int(text) if text is not None and text.lstrip("-").isdecimal() else None
+
+    def names(self, path: str) -> list[str]:
+        """What is in a directory, sorted; nothing where it cannot be read."""
+        try:
+            return sorted(os.listdir(self._at(path)))
+        except OSError:
+            return []
+
+    def exists(self, path: str) -> bool:
+        """Whether something is there."""
+        return self._at(path).exists()
+
+    def target(self, path: str) -> str | None:
+        """The last name of what a symbolic link leads to."""
+        try:
+            return os.path.basename(os.readlink(self._at(path)))
+        except OSError:
+            return None
+
+    def open_error(self, path: str) -> OSError | None:
+        """What the host says when a device is opened for reading and writing; `None` is success."""
+        try:
+            os.close(os.open(self._at(path), os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            return error
+        return None
+
+    def limit(self, name: str) -> int | None:
+        """This process's soft limit of one of `LIMITS`; `None` where there is none."""
+        soft, _ = resource.getrlimit(LIMITS[name])
+        return None if soft == resource.RLIM_INFINITY else soft
+
+
+def meminfo(host: HostView) -> dict[str, int]:
+    """`/proc/meminfo` in bytes (counts, as `HugePages_Total`, as they are)."""
+    found: dict[str, int] = {}
+    for line in (host.text("/proc/meminfo") or "").splitlines():
+        name, _, rest = line.partition(":")
+        match rest.split():
+            case [number, "kB"] if number.isdecimal():
+                found[name] = int(number) << 10
+            case [number] if number.isdecimal():
+                found[name] = int(number)
+    return found
