@@ -1,8 +1,8 @@
 """The `ostler` command: one file for each verb, loaded when that verb is used.
 
 Whatever goes wrong ends with one line that says what and what to do: exit code 2 for what the user
-can change, 3 when the guest failed, 4 when we did, 128 + N as if by signal N: 141 where nobody reads
-what we print.
+can change, 3 when the guest failed, 4 when we did, 128 + N as if by signal N: 141 where nobody
+reads what we print.
 """
 
 from __future__ import annotations

@@ -120,9 +120,9 @@ def run(
 
     On a terminal, Ctrl-A x quits and Ctrl-A h shows what else there is. Input may also be a pipe or
     a file. Exit code: 0 when the guest powers off, 2 for bad input, 3 for a kernel panic or triple
-    fault, what a debug-exit device says, 128 + N when signal N ended the machine, 141 (SIGPIPE) where
-    nobody reads its output any more. SIGTERM presses the power button and ends the machine after
-    30 s; a second one ends it at once.
+    fault, what a debug-exit device says, 128 + N when signal N ended the machine, 141 (SIGPIPE)
+    where nobody reads its output any more. SIGTERM presses the power button and ends the machine
+    after 30 s; a second one ends it at once.
     """
     config = MachineConfig(
         kernel=kernel,

@@ -34,7 +34,7 @@ def admit_memory(size_bytes: int, host: HostView) -> str | None:
     linux = f"; Linux fills {rounded(own)} of it at its start" if own > there_is // 2 else ""
     return (
         f"--memory {format_size(size_bytes)} is more than the {rounded(there_is)} that this host"
-        f" has free, swap included{linux}: a guest that fills it is killed; give it less or add swap"
+        f" has free, swap included{linux}: a guest that fills it is killed; give less or add swap"
     )
 
 
