@@ -181,39 +181,40 @@ impl Cpu {
     #[inline(never)]
     fn find_block(&mut self, linear: u64) -> Result<*const Block, Stop> {
         self.require_in_code_limit(self.rip)?;
-        let gpa = self.fetch_gpa(linear)?;
+        let (gpa, global) = self.fetch_gpa(linear)?;
         if let Some(block) = self.code.find(gpa, self.bitness) {
             let (pointer, second) = (std::ptr::from_ref(block), block.second_page);
             if second.is_none() || second == Some(self.fetch_next_page(linear)? & PAGE_MASK) {
-                self.code.remember_jump(linear, pointer);
+                self.code.remember_jump(linear, pointer, global && second.is_none());
                 return Ok(pointer);
             }
         }
         let block = self.decode_block(linear, gpa)?;
+        let global = global && block.second_page.is_none();
         let pointer = self.code.insert(block);
-        self.code.remember_jump(linear, pointer);
+        self.code.remember_jump(linear, pointer, global);
         Ok(pointer)
     }
 
-    /// Translates an instruction fetch.
-    fn fetch_gpa(&mut self, linear: u64) -> Result<u64, Stop> {
-        if let Some(page) = self.code.fetch(linear) {
-            return Ok(page | linear & !PAGE_MASK);
+    /// Translates an instruction fetch; and whether every address space has that page.
+    fn fetch_gpa(&mut self, linear: u64) -> Result<(u64, bool), Stop> {
+        if let Some((page, global)) = self.code.fetch(linear) {
+            return Ok((page | linear & !PAGE_MASK, global));
         }
         let before = self.mmu.privilege;
         self.mmu.privilege = if self.cpl == 3 { Privilege::User } else { Privilege::Supervisor };
-        let gpa = self.translate(linear, 1, Access::Fetch);
+        let found = self.find_page(linear, 1, Access::Fetch);
         self.mmu.privilege = before;
-        let gpa = gpa?;
-        self.code.remember_fetch(linear, gpa);
-        Ok(gpa)
+        let (gpa, global) = found?;
+        self.code.remember_fetch(linear, gpa, global);
+        Ok((gpa, global))
     }
 
     /// Translates the fetch of the rest of an instruction that begins in the page before.
     fn fetch_next_page(&mut self, linear: u64) -> Result<u64, Stop> {
         let in_page = PAGE_BYTES - linear % PAGE_BYTES;
         self.require_in_code_limit(self.rip.wrapping_add(in_page))?;
-        self.fetch_gpa(self.wrap(linear.wrapping_add(in_page)))
+        Ok(self.fetch_gpa(self.wrap(linear.wrapping_add(in_page)))?.0)
     }
 
     /// #GP(0) where an instruction byte is past the limit of CS: that comes before any page fault.
@@ -327,7 +328,7 @@ impl Cpu {
             self.code.forget_all();
         }
         self.code.bury();
-        self.flush_tlb();
+        self.drop_translations();
         self.sibling.acknowledged.store(epoch, Ordering::SeqCst);
     }
 
@@ -337,7 +338,7 @@ impl Cpu {
         vm.synchronize(Some(self.id), || {
             // One of them may wait for us in the same way.
             let epoch = self.vm.epoch();
-            self.mmu.tlb.flush();
+            self.drop_translations();
             self.sibling.acknowledged.store(epoch, Ordering::SeqCst);
         });
     }

@@ -4,6 +4,7 @@ pub mod control;
 pub mod flags;
 pub mod regs;
 pub mod segment;
+mod space;
 pub mod stop;
 pub mod vector;
 pub mod width;
@@ -293,18 +294,6 @@ impl Cpu {
         } else {
             Privilege::Supervisor
         };
-    }
-
-    /// Forgets every translation.
-    pub fn flush_tlb(&mut self) {
-        self.mmu.tlb.flush();
-        self.code.forget_translations();
-    }
-
-    /// Forgets the translation of the page of `linear`.
-    pub fn flush_page(&mut self, linear: u64) {
-        self.mmu.tlb.flush_page(linear);
-        self.code.forget_translation(linear);
     }
 
     /// Whether real-mode segment and interrupt rules hold.

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use ostler_memory::{GuestRam, LINE_BYTES, PAGE_BYTES, WatchedWrite, WriteWatch};
 
-use crate::decode::fetched::Fetched;
 use crate::decode::op::Op;
+use crate::mmu::page_set::PageSet;
 use crate::mmu::physical::PAGE_MASK;
 
 /// Instructions per block at most: bounds the time between two looks at the signals.
@@ -48,6 +48,43 @@ struct Fetch {
     page: u64,
     tag: u64,
     gpa: u64,
+    global: bool,
+}
+
+/// What tells the jumps and fetches of now from others that have the same linear address.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tags {
+    /// Of the address space, and of pages that every address space has; see [`Tags::update`].
+    current: u64,
+    global: u64,
+    /// Counts what makes every jump and fetch stale.
+    generation: u64,
+    /// The TLB's tag of the address space.
+    space: u64,
+    /// Code width and privilege.
+    mode: u64,
+}
+
+impl Tags {
+    fn update(&mut self) {
+        let with = |space: u64| self.generation << 20 | space << 8 | self.mode;
+        // The TLB has no tag 0.
+        (self.current, self.global) = (with(self.space), with(0));
+    }
+
+    fn forget(&mut self) {
+        self.generation += 1;
+        self.update();
+    }
+
+    fn of(&self, global: bool) -> u64 {
+        if global { self.global } else { self.current }
+    }
+
+    #[inline(always)]
+    fn has(&self, tag: u64) -> bool {
+        tag == self.current || tag == self.global
+    }
 }
 
 /// Multiplies: the keys are page numbers and offsets, which a guest gains nothing by colliding.
@@ -85,9 +122,10 @@ pub struct CodeCache {
     /// Blocks that were invalidated but may still be running: they must not move.
     #[expect(clippy::vec_box, reason = "jumps and the running block point to them")]
     retired: Vec<Box<Block>>,
-    /// The generation of translations in the high bits, code width and privilege in the low ones.
-    tag: u64,
-    pub fetched: Fetched,
+    tags: Tags,
+    /// The pages whose translations were used for fetches since all were last forgotten, so that INVLPG of a page
+    /// of data leaves the blocks findable.
+    pub fetched: PageSet,
     watch: Arc<WriteWatch>,
     seen: u64,
 }
@@ -99,8 +137,6 @@ fn key(gpa: u64, bitness: u32) -> u32 {
     (gpa % PAGE_BYTES) as u32 | bitness << 12
 }
 
-const TAG_STEP: u64 = 1 << 8;
-
 impl CodeCache {
     pub fn new(ram: &GuestRam) -> Self {
         Self {
@@ -109,8 +145,8 @@ impl CodeCache {
             pages: AddressMap::default(),
             blocks: 0,
             retired: Vec::new(),
-            tag: TAG_STEP,
-            fetched: Fetched::default(),
+            tags: Tags { generation: 1, ..Tags::default() },
+            fetched: PageSet::default(),
             watch: Arc::clone(ram.watch()),
             seen: ram.watch().sequence(),
         }
@@ -118,18 +154,25 @@ impl CodeCache {
 
     /// Says how code is decoded and with which rights it is fetched from now on.
     pub fn set_mode(&mut self, bitness: u32, user: bool) {
-        self.tag = self.tag & !(TAG_STEP - 1) | u64::from(bitness) | u64::from(user);
+        self.tags.mode = u64::from(bitness) | u64::from(user);
+        self.tags.update();
+    }
+
+    /// Says which address space is fetched from, by the TLB's tag of it.
+    pub fn set_space(&mut self, space: u64) {
+        self.tags.space = space;
+        self.tags.update();
     }
 
     /// Translations changed: linear addresses have to be looked up anew.
     pub fn forget_translations(&mut self) {
-        self.fetched = Fetched::default();
-        self.tag += TAG_STEP;
+        self.fetched = PageSet::default();
+        self.tags.forget();
     }
 
     /// The translation of the page of `linear` changed.
     pub fn forget_translation(&mut self, linear: u64) {
-        if self.fetched.concerns(linear) {
+        if self.fetched.may_cover(linear) {
             self.forget_translations();
         }
     }
@@ -138,22 +181,25 @@ impl CodeCache {
     #[inline(always)]
     pub fn jump(&self, linear: u64) -> Option<*const Block> {
         let jump = &self.jumps[jump_slot(linear)];
-        (jump.linear == linear && jump.tag == self.tag).then_some(jump.block)
+        (jump.linear == linear && self.tags.has(jump.tag)).then_some(jump.block)
     }
 
-    pub fn remember_jump(&mut self, linear: u64, block: *const Block) {
-        self.jumps[jump_slot(linear)] = Jump { linear, tag: self.tag, block };
+    /// `global`: every address space has this code at `linear`.
+    pub fn remember_jump(&mut self, linear: u64, block: *const Block, global: bool) {
+        self.jumps[jump_slot(linear)] = Jump { linear, tag: self.tags.of(global), block };
     }
 
-    /// The physical page of the code page of `linear`, if known.
-    pub fn fetch(&self, linear: u64) -> Option<u64> {
-        let fetch = &self.fetches[(linear / PAGE_BYTES) as usize % FETCHES];
-        (fetch.page == linear & PAGE_MASK && fetch.tag == self.tag).then_some(fetch.gpa)
+    /// The physical page of the code page of `linear` and whether it is global, if known.
+    pub fn fetch(&self, linear: u64) -> Option<(u64, bool)> {
+        [self.tags.current, self.tags.global].into_iter().find_map(|tag| {
+            let fetch = &self.fetches[fetch_slot(linear, tag)];
+            (fetch.page == linear & PAGE_MASK && fetch.tag == tag).then_some((fetch.gpa, fetch.global))
+        })
     }
 
-    pub fn remember_fetch(&mut self, linear: u64, gpa: u64) {
-        self.fetches[(linear / PAGE_BYTES) as usize % FETCHES] =
-            Fetch { page: linear & PAGE_MASK, tag: self.tag, gpa: gpa & PAGE_MASK };
+    pub fn remember_fetch(&mut self, linear: u64, gpa: u64, global: bool) {
+        let tag = self.tags.of(global);
+        self.fetches[fetch_slot(linear, tag)] = Fetch { page: linear & PAGE_MASK, tag, gpa: gpa & PAGE_MASK, global };
     }
 
     /// The block at `gpa` decoded for `bitness`.
@@ -215,14 +261,14 @@ impl CodeCache {
         if blocks.is_empty() {
             self.pages.remove(&page);
         }
-        self.tag += TAG_STEP;
+        self.tags.forget();
     }
 
     /// Drops every block.
     pub fn forget_all(&mut self) {
         self.retired.extend(self.pages.drain().flat_map(|(_, blocks)| blocks.into_values()));
         self.blocks = 0;
-        self.tag += TAG_STEP;
+        self.tags.forget();
     }
 
     /// Frees the dropped blocks; none may be running.
@@ -233,6 +279,12 @@ impl CodeCache {
 
 fn jump_slot(linear: u64) -> usize {
     (linear ^ linear >> 13) as usize % JUMPS
+}
+
+/// Two address spaces that have code at the same address shall not take each other's places.
+fn fetch_slot(linear: u64, tag: u64) -> usize {
+    let mixed = tag.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    ((linear / PAGE_BYTES) ^ mixed) as usize % FETCHES
 }
 
 impl Block {

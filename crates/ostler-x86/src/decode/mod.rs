@@ -2,5 +2,4 @@
 
 pub mod block;
 pub mod decoder;
-pub mod fetched;
 pub mod op;

@@ -12,8 +12,8 @@ use crate::cpu::stop::{Fault, Stop, vector};
 use crate::cpu::width::Width;
 use crate::mmu::Privilege;
 use crate::mmu::physical::PAGE_MASK;
-use crate::mmu::tlb::{HUGE, LARGE, TlbEntry};
-use crate::mmu::walk::Access;
+use crate::mmu::tlb::{GLOBAL, TlbEntry};
+use crate::mmu::walk::{Access, Translation};
 
 /// Whether `bytes` bytes at `linear` stay in one page.
 #[inline(always)]
@@ -270,22 +270,28 @@ impl Cpu {
     /// Translates an access of `len` bytes within one page with the current rights, and remembers
     /// the translation; `Err` after raising #PF, or #GP(0) for a non-canonical address.
     pub fn translate(&mut self, linear: u64, len: usize, access: Access) -> Result<u64, Stop> {
+        Ok(self.find_page(linear, len, access)?.0)
+    }
+
+    /// As [`Cpu::translate`], and whether every address space has the page.
+    pub fn find_page(&mut self, linear: u64, len: usize, access: Access) -> Result<(u64, bool), Stop> {
         if self.efer & efer::LMA != 0 && !is_canonical(linear) {
             return Err(self.raise_non_canonical());
         }
         let privilege = self.mmu.privilege;
         self.data_breakpoint(linear, len, access);
+        self.mmu.tlb.revive(privilege, linear);
         let entry = self.mmu.tlb.entry(privilege, linear);
         let known = if access == Access::Write { entry.write } else { entry.read };
         if known == self.mmu.tlb.tagged(linear) && access != Access::Fetch {
-            return Ok(entry.physical & PAGE_MASK | linear & !PAGE_MASK);
+            return Ok((entry.physical & PAGE_MASK | linear & !PAGE_MASK, entry.physical & GLOBAL != 0));
         }
         match self.walk(linear, access, privilege) {
             Ok(translation) => {
                 if access != Access::Fetch {
                     self.fill_tlb(linear, translation, privilege);
                 }
-                Ok(translation.gpa)
+                Ok((translation.gpa, translation.global))
             }
             Err(error) => Err(self.raise_fault(Fault {
                 vector: vector::PF,
@@ -296,7 +302,7 @@ impl Cpu {
         }
     }
 
-    fn fill_tlb(&mut self, linear: u64, translation: crate::mmu::walk::Translation, privilege: Privilege) {
+    fn fill_tlb(&mut self, linear: u64, translation: Translation, privilege: Privilege) {
         let page = translation.gpa & PAGE_MASK;
         if self.has_data_breakpoint(linear & PAGE_MASK) {
             return;
@@ -311,14 +317,9 @@ impl Cpu {
             read: tagged,
             write: if translation.writable && !place.read_only && !noted { tagged } else { 0 },
             addend: (place.host as u64).wrapping_sub(linear & PAGE_MASK),
-            physical: page
-                | match translation.page_shift {
-                    12 => 0,
-                    30 => HUGE,
-                    _ => LARGE,
-                },
+            physical: page | if translation.global { GLOBAL } else { 0 },
         };
-        self.mmu.tlb.insert(privilege, linear, entry);
+        self.mmu.tlb.insert(privilege, linear, translation.page_shift, entry);
     }
 
     /// Runs `access` with supervisor rights whatever CPL is: for system structures.

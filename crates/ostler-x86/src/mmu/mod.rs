@@ -2,13 +2,16 @@
 //!
 //! * [`physical`]: guest physical addresses to host memory;
 //! * [`walk`]: the page-table walk;
-//! * [`tlb`]: translations that were made before, as host addresses;
+//! * [`tlb`] and [`second_level`]: translations that were made before, as host addresses;
+//! * [`page_set`]: which pages an invalidation may concern;
 //! * [`access`]: loads, stores and read-modify-writes of a linear address;
 //! * [`mmio`]: accesses that no memory answers, and their replay after an exit.
 
 pub mod access;
 pub mod mmio;
+pub mod page_set;
 pub mod physical;
+mod second_level;
 pub mod tlb;
 pub mod walk;
 
@@ -35,6 +38,8 @@ pub enum Privilege {
 }
 
 impl Privilege {
+    pub const ALL: [Self; 4] = [Self::Supervisor, Self::SupervisorSmap, Self::User, Self::UserAligned];
+
     pub fn is_user(self) -> bool {
         matches!(self, Self::User | Self::UserAligned)
     }

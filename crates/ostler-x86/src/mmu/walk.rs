@@ -22,6 +22,7 @@ const USER: u64 = 1 << 2;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const PAGE_SIZE: u64 = 1 << 7;
+const GLOBAL: u64 = 1 << 8;
 const NO_EXECUTE: u64 = 1 << 63;
 
 /// Bits of a page fault's error code.
@@ -39,6 +40,8 @@ pub struct Translation {
     pub writable: bool,
     /// log2 of the page's size.
     pub page_shift: u32,
+    /// Every address space has this page.
+    pub global: bool,
 }
 
 /// The shape of the paging mode: where the walk starts and what an entry looks like.
@@ -72,7 +75,7 @@ impl Cpu {
     /// has the error code of the page fault.
     pub fn walk(&mut self, linear: u64, access: Access, privilege: Privilege) -> Result<Translation, u32> {
         if self.cr0 & cr0::PG == 0 {
-            return Ok(Translation { gpa: linear & 0xffff_ffff, writable: true, page_shift: 12 });
+            return Ok(Translation { gpa: linear & 0xffff_ffff, writable: true, page_shift: 12, global: false });
         }
         loop {
             let mut trail = Trail::default();
@@ -82,12 +85,13 @@ impl Cpu {
             }
             if self.mark_used(&leaf, &trail, access) {
                 if access == Access::Fetch {
-                    self.code.fetched.note(linear, leaf.shift);
+                    self.code.fetched.add(linear, leaf.shift);
                 }
                 let gpa = frame(&leaf, linear);
                 let dirty = leaf.entry & DIRTY != 0 || access == Access::Write;
                 let writable = dirty && self.allowed(leaf.rights, Access::Write, privilege);
-                return Ok(Translation { gpa, writable, page_shift: leaf.shift });
+                let global = leaf.entry & GLOBAL != 0 && self.cr4 & cr4::PGE != 0;
+                return Ok(Translation { gpa, writable, page_shift: leaf.shift, global });
             }
             // Another CPU changed an entry under way: what it is now decides.
         }

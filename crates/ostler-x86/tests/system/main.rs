@@ -14,4 +14,5 @@ mod noise;
 mod paging;
 mod ports;
 mod slots;
+mod spaces;
 mod tasks;

@@ -13,8 +13,7 @@ use crate::mmu::walk::PHYSICAL_BITS;
 /// Bits of CR0 that exist.
 const CR0_IMPLEMENTED: u64 =
     cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW | cr0::CD | cr0::PG;
-/// With CR4.PCIDE, in a value for CR3: keep the translations of the new PCID. We keep none across
-/// address spaces, which the architecture allows.
+/// With CR4.PCIDE, in a value for CR3: keep the translations of the new PCID.
 const CR3_NO_FLUSH: u64 = 1 << 63;
 
 fn exists(number: u8) -> bool {
@@ -173,10 +172,8 @@ impl Cpu {
 
     /// False is #GP.
     pub fn write_cr3(&mut self, value: u64) -> bool {
-        let mut new = value;
-        if self.cr4 & cr4::PCIDE != 0 {
-            new &= !CR3_NO_FLUSH;
-        }
+        let keep = self.cr4 & cr4::PCIDE != 0 && value & CR3_NO_FLUSH != 0;
+        let new = if keep { value & !CR3_NO_FLUSH } else { value };
         if self.efer & efer::LMA != 0 && new >> PHYSICAL_BITS != 0 {
             return false;
         }
@@ -184,7 +181,7 @@ impl Cpu {
             return false;
         }
         self.cr3 = new;
-        self.flush_tlb();
+        self.switch_space(keep);
         true
     }
 

@@ -22,7 +22,7 @@ pub fn select_invpcid(_: &Instruction, op: &mut Op) -> Option<Handler> {
     Some(invpcid)
 }
 
-/// INVPCID: all four types, with a TLB that knows one address space only.
+/// INVPCID: an address in one address space; one address space; all, with or without global pages.
 fn invpcid(cpu: &mut Cpu, op: &Op) -> Exec {
     if cpu.mode == Mode::Virtual8086 {
         return Err(cpu.gp(0));
@@ -36,10 +36,11 @@ fn invpcid(cpu: &mut Cpu, op: &Op) -> Exec {
     if kind > 3 || kind < 2 && pcid >> 12 != 0 || foreign || kind == 0 && !is_canonical(address) {
         return Err(cpu.gp(0));
     }
-    if kind == 0 {
-        cpu.flush_page(address)
-    } else {
-        cpu.flush_tlb()
+    match kind {
+        0 => cpu.flush_page_of(pcid, address),
+        1 => cpu.flush_space(pcid),
+        2 => cpu.flush_tlb(),
+        _ => cpu.flush_spaces(),
     }
     Err(Stop::EndBlock)
 }

@@ -1,4 +1,4 @@
-//! Where code was fetched from, so that INVLPG of a page of data leaves the blocks findable.
+//! Sets of pages that answer quickly whether an INVLPG may concern one of them.
 
 /// Bits of each filter: a power of two, far above the pages of code in use at a time.
 const BITS: usize = 4096;
@@ -25,9 +25,9 @@ impl Filter {
     }
 }
 
-/// The pages whose translations were used for fetches since all were last forgotten.
+/// Pages of any size, by linear address; may say yes too often, never too rarely.
 #[derive(Debug)]
-pub struct Fetched {
+pub struct PageSet {
     /// By 4 KiB.
     pages: Filter,
     /// Pages of 2 and 4 MiB, by 4 MiB.
@@ -36,15 +36,15 @@ pub struct Fetched {
     huge: bool,
 }
 
-impl Default for Fetched {
+impl Default for PageSet {
     fn default() -> Self {
         Self { pages: Filter([0; WORDS]), large: Filter([0; WORDS]), huge: false }
     }
 }
 
-impl Fetched {
-    /// A fetch at `linear` used a page of `1 << page_shift` bytes.
-    pub fn note(&mut self, linear: u64, page_shift: u32) {
+impl PageSet {
+    /// Adds the page of `1 << page_shift` bytes at `linear`.
+    pub fn add(&mut self, linear: u64, page_shift: u32) {
         match page_shift {
             12 => self.pages.add(linear >> 12),
             30 => self.huge = true,
@@ -52,8 +52,8 @@ impl Fetched {
         }
     }
 
-    /// Whether invalidating the page of `linear` may concern code.
-    pub fn concerns(&self, linear: u64) -> bool {
+    /// Whether invalidating the page of `linear` may concern one of these.
+    pub fn may_cover(&self, linear: u64) -> bool {
         self.huge || self.pages.may_have(linear >> 12) || self.large.may_have(linear >> 22)
     }
 }
@@ -63,13 +63,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn page_concerns_code_when_it_was_fetched_from() {
-        let mut fetched = Fetched::default();
-        fetched.note(0x40_1234, 12);
-        fetched.note(0xffff_ffff_8100_0000, 21);
-        assert!(fetched.concerns(0x40_1000) && fetched.concerns(0xffff_ffff_8100_5000));
-        assert!(!fetched.concerns(0x40_2000) && !fetched.concerns(0x7fff_0000_0000));
-        fetched.note(0x8000_0000, 30);
-        assert!(fetched.concerns(0x7fff_0000_0000));
+    fn page_is_covered_by_one_of_any_size_around_it() {
+        let mut set = PageSet::default();
+        set.add(0x40_1234, 12);
+        set.add(0xffff_ffff_8100_0000, 21);
+        assert!(set.may_cover(0x40_1000) && set.may_cover(0xffff_ffff_8100_5000));
+        assert!(!set.may_cover(0x40_2000) && !set.may_cover(0x7fff_0000_0000));
+        set.add(0x8000_0000, 30);
+        assert!(set.may_cover(0x7fff_0000_0000));
     }
 }
