@@ -15,7 +15,7 @@ use crate::decode::decoder::{BlockDecoder, Decoded, MAX_INSTRUCTION_BYTES};
 use crate::decode::op::Op;
 use crate::mmu::Privilege;
 use crate::mmu::physical::PAGE_MASK;
-use crate::mmu::walk::Access;
+use crate::mmu::walk::Translation;
 use crate::signals::signal;
 
 /// Bytes looked at for one block.
@@ -203,9 +203,9 @@ impl Cpu {
         }
         let before = self.mmu.privilege;
         self.mmu.privilege = if self.cpl == 3 { Privilege::User } else { Privilege::Supervisor };
-        let found = self.find_page(linear, 1, Access::Fetch);
+        let found = self.translate_fetch(linear);
         self.mmu.privilege = before;
-        let (gpa, global) = found?;
+        let Translation { gpa, global, .. } = found?;
         self.code.remember_fetch(linear, gpa, global);
         Ok((gpa, global))
     }
@@ -319,7 +319,7 @@ impl Cpu {
         }
     }
 
-    /// Takes over changes of the memory slots and acknowledges them.
+    /// Takes over changes of the memory slots and acknowledges them. What the guest's tables say stays known.
     ///
     /// Only between blocks: it frees them.
     fn refresh_memory(&mut self) {
@@ -328,7 +328,7 @@ impl Cpu {
             self.code.forget_all();
         }
         self.code.bury();
-        self.drop_translations();
+        self.mmu.tlb.flush();
         self.sibling.acknowledged.store(epoch, Ordering::SeqCst);
     }
 
@@ -338,7 +338,7 @@ impl Cpu {
         vm.synchronize(Some(self.id), || {
             // One of them may wait for us in the same way.
             let epoch = self.vm.epoch();
-            self.drop_translations();
+            self.mmu.tlb.flush();
             self.sibling.acknowledged.store(epoch, Ordering::SeqCst);
         });
     }

@@ -14,31 +14,25 @@ impl Cpu {
 
     /// Forgets every translation, of data and of code.
     pub fn flush_tlb(&mut self) {
-        self.drop_translations();
-        self.code.forget_translations();
-    }
-
-    /// Forgets where memory is, and how it may be accessed: what the guest's tables say did not change.
-    pub fn drop_translations(&mut self) {
-        self.mmu.tlb.flush(self.pcid());
-        self.code.set_space(self.mmu.tlb.tag());
+        self.mmu.spaces.flush(self.pcid());
+        self.space_changed(true);
     }
 
     /// After a write to CR3: forgets the address space that it names, unless that is to be kept.
     pub fn switch_space(&mut self, keep: bool) {
-        let exhausted = self.mmu.tlb.switch(self.pcid(), keep);
+        let exhausted = self.mmu.spaces.switch(self.pcid(), keep);
         self.space_changed(exhausted);
     }
 
     /// Forgets the address space `pcid` but for global pages.
     pub fn flush_space(&mut self, pcid: u64) {
-        let exhausted = self.mmu.tlb.flush_space((pcid & PCID) as u16);
+        let exhausted = self.mmu.spaces.flush_space((pcid & PCID) as u16);
         self.space_changed(exhausted);
     }
 
     /// Forgets all address spaces but for global pages.
     pub fn flush_spaces(&mut self) {
-        let exhausted = self.mmu.tlb.flush_spaces();
+        let exhausted = self.mmu.spaces.flush_spaces();
         self.space_changed(exhausted);
     }
 
@@ -49,12 +43,15 @@ impl Cpu {
 
     /// Forgets the translation of the page of `linear` in the address space `pcid`.
     pub fn flush_page_of(&mut self, pcid: u64, linear: u64) {
-        self.mmu.tlb.flush_page((pcid & PCID) as u16, linear);
+        self.mmu.tlb.flush_page(linear);
+        self.mmu.spaces.flush_page((pcid & PCID) as u16, linear);
         self.code.forget_translation(linear);
     }
 
+    /// The TLB proper is the current address space's.
     fn space_changed(&mut self, exhausted: bool) {
-        self.code.set_space(self.mmu.tlb.tag());
+        self.mmu.tlb.flush();
+        self.code.set_space(self.mmu.spaces.tag());
         if exhausted {
             self.code.forget_translations();
         }

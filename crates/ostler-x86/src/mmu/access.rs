@@ -12,7 +12,7 @@ use crate::cpu::stop::{Fault, Stop, vector};
 use crate::cpu::width::Width;
 use crate::mmu::Privilege;
 use crate::mmu::physical::PAGE_MASK;
-use crate::mmu::tlb::{GLOBAL, TlbEntry};
+use crate::mmu::tlb::{HUGE, LARGE, TlbEntry};
 use crate::mmu::walk::{Access, Translation};
 
 /// Whether `bytes` bytes at `linear` stay in one page.
@@ -270,28 +270,39 @@ impl Cpu {
     /// Translates an access of `len` bytes within one page with the current rights, and remembers
     /// the translation; `Err` after raising #PF, or #GP(0) for a non-canonical address.
     pub fn translate(&mut self, linear: u64, len: usize, access: Access) -> Result<u64, Stop> {
-        Ok(self.find_page(linear, len, access)?.0)
-    }
-
-    /// As [`Cpu::translate`], and whether every address space has the page.
-    pub fn find_page(&mut self, linear: u64, len: usize, access: Access) -> Result<(u64, bool), Stop> {
         if self.efer & efer::LMA != 0 && !is_canonical(linear) {
             return Err(self.raise_non_canonical());
         }
         let privilege = self.mmu.privilege;
         self.data_breakpoint(linear, len, access);
-        self.mmu.tlb.revive(privilege, linear);
         let entry = self.mmu.tlb.entry(privilege, linear);
         let known = if access == Access::Write { entry.write } else { entry.read };
         if known == self.mmu.tlb.tagged(linear) && access != Access::Fetch {
-            return Ok((entry.physical & PAGE_MASK | linear & !PAGE_MASK, entry.physical & GLOBAL != 0));
+            return Ok(entry.physical & PAGE_MASK | linear & !PAGE_MASK);
         }
-        match self.walk(linear, access, privilege) {
+        Ok(self.find_page(linear, access)?.gpa)
+    }
+
+    /// Translates an instruction fetch.
+    pub fn translate_fetch(&mut self, linear: u64) -> Result<Translation, Stop> {
+        if self.efer & efer::LMA != 0 && !is_canonical(linear) {
+            return Err(self.raise_non_canonical());
+        }
+        self.find_page(linear, Access::Fetch)
+    }
+
+    fn find_page(&mut self, linear: u64, access: Access) -> Result<Translation, Stop> {
+        let privilege = self.mmu.privilege;
+        let found = match self.kept_translation(linear, access) {
+            Some(kept) => Ok(kept),
+            None => self.walk(linear, access, privilege),
+        };
+        match found {
             Ok(translation) => {
                 if access != Access::Fetch {
                     self.fill_tlb(linear, translation, privilege);
                 }
-                Ok((translation.gpa, translation.global))
+                Ok(translation)
             }
             Err(error) => Err(self.raise_fault(Fault {
                 vector: vector::PF,
@@ -302,8 +313,16 @@ impl Cpu {
         }
     }
 
+    /// A translation that was made before and is good for this access.
+    fn kept_translation(&self, linear: u64, access: Access) -> Option<Translation> {
+        // The rights to execute are not kept.
+        let kept = self.mmu.spaces.find(self.mmu.privilege, linear).filter(|_| access != Access::Fetch)?;
+        (kept.writable || access == Access::Read).then_some(kept)
+    }
+
     fn fill_tlb(&mut self, linear: u64, translation: Translation, privilege: Privilege) {
         let page = translation.gpa & PAGE_MASK;
+        self.mmu.spaces.insert(privilege, linear, &translation);
         if self.has_data_breakpoint(linear & PAGE_MASK) {
             return;
         }
@@ -317,9 +336,14 @@ impl Cpu {
             read: tagged,
             write: if translation.writable && !place.read_only && !noted { tagged } else { 0 },
             addend: (place.host as u64).wrapping_sub(linear & PAGE_MASK),
-            physical: page | if translation.global { GLOBAL } else { 0 },
+            physical: page
+                | match translation.page_shift {
+                    12 => 0,
+                    30 => HUGE,
+                    _ => LARGE,
+                },
         };
-        self.mmu.tlb.insert(privilege, linear, translation.page_shift, entry);
+        self.mmu.tlb.insert(privilege, linear, entry);
     }
 
     /// Runs `access` with supervisor rights whatever CPL is: for system structures.

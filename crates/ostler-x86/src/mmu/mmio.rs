@@ -190,7 +190,7 @@ impl Cpu {
                 // The running block stays until `bury`.
                 self.code.forget_all();
             }
-            self.drop_translations();
+            self.mmu.tlb.flush();
             self.block_end = self.current_op;
         }
         result

@@ -2,7 +2,7 @@
 //!
 //! * [`physical`]: guest physical addresses to host memory;
 //! * [`walk`]: the page-table walk;
-//! * [`tlb`] and [`second_level`]: translations that were made before, as host addresses;
+//! * [`tlb`]: translations that were made before, as host addresses; [`spaces`]: those that outlive CR3;
 //! * [`page_set`]: which pages an invalidation may concern;
 //! * [`access`]: loads, stores and read-modify-writes of a linear address;
 //! * [`mmio`]: accesses that no memory answers, and their replay after an exit.
@@ -12,6 +12,7 @@ pub mod mmio;
 pub mod page_set;
 pub mod physical;
 mod second_level;
+pub mod spaces;
 pub mod tlb;
 pub mod walk;
 
@@ -21,6 +22,7 @@ use ostler_memory::GuestRam;
 
 use crate::mmu::mmio::Replay;
 use crate::mmu::physical::PhysicalMap;
+use crate::mmu::spaces::Spaces;
 use crate::mmu::tlb::Tlb;
 
 /// Which of the sets of rights an access is made with; an index into the TLB's banks.
@@ -49,6 +51,7 @@ impl Privilege {
 #[derive(Debug)]
 pub struct Mmu {
     pub tlb: Tlb,
+    pub spaces: Spaces,
     pub physical: PhysicalMap,
     /// The rights of ordinary data accesses right now.
     pub privilege: Privilege,
@@ -61,6 +64,7 @@ impl Mmu {
     pub fn new(ram: Arc<GuestRam>) -> Self {
         Self {
             tlb: Tlb::default(),
+            spaces: Spaces::default(),
             physical: PhysicalMap::new(ram),
             privilege: Privilege::Supervisor,
             replay: Replay::default(),
