@@ -13,25 +13,35 @@ from guests.packages import BUILD, FetchError
 from ostler.image import Initramfs, ModuleTree
 
 SOURCES = Path(__file__).parent
-DRIVERS = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "ext4")
+DRIVERS = (
+    "virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_balloon", "pvpanic_mmio",
+    "ext4",
+)  # fmt: skip
 
 
 def initrd(
-    kernel: Kernel, init: Path = SOURCES / "init/shell", *, programs: dict[str, Path] | None = None
+    kernel: Kernel,
+    init: Path = SOURCES / "init/shell",
+    *,
+    programs: dict[str, Path] | None = None,
+    drivers: tuple[str, ...] = (),
 ) -> Path:
     """An initramfs of busybox, the virtio drivers of `kernel`, `programs` by name, and `init`.
+
+    `drivers` are modules to insert besides those every guest gets.
 
     It is made anew when anything in it changed, and kept under a name that says so.
     """
     files = {"/bin/busybox": busybox(), **(programs or {})}
-    target = BUILD / f"initrd-{kernel.version}-{_fingerprint(init, *files.values())}.gz"
+    modules = (*DRIVERS, *drivers)
+    target = BUILD / f"initrd-{kernel.version}-{_fingerprint(modules, init, *files.values())}.gz"
     if target.exists():
         return target
     image = Initramfs()
     for name, source in files.items():
         image.archive.add_file(name, source, mode=0o755)
     image.add_init(init)
-    image.add_modules(ModuleTree(kernel.modules), DRIVERS)
+    image.add_modules(ModuleTree(kernel.modules), modules)
     image.write(target)
     return target
 
@@ -69,8 +79,8 @@ def ext4_of_tree(path: Path, root: Path, size_bytes: int) -> None:
         raise FetchError(f"mke2fs: {done.stderr.strip()}")
 
 
-def _fingerprint(*files: Path) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(modules: tuple[str, ...], *files: Path) -> str:
+    digest = hashlib.sha256(" ".join(modules).encode())
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

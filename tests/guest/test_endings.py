@@ -11,6 +11,7 @@ from stock import BOOT_S, END_S, READY, Boot, run, start_shell
 import ostler
 from guests.fetch import Kernel, kernel
 from guests.images import initrd
+from ostler.control.outcome import Ending
 
 pytestmark = pytest.mark.guest
 
@@ -26,6 +27,13 @@ def test_panic_ends_the_process_with_one_line_that_says_so(cloud: Kernel) -> Non
     assert code not in (0, 2)
     assert len(err.splitlines()) == 1
     assert "panic" in err
+
+
+def test_panic_of_a_kernel_that_would_stay_in_it_ends_the_machine(shell: ostler.VM) -> None:
+    shell.serial.write("echo c > /proc/sysrq-trigger\n")
+    outcome = shell.wait(timeout=END_S)
+    assert (outcome.ending, outcome.exit_code) == (Ending.PANIC, 3)
+    assert "sysrq" in outcome.detail
 
 
 def test_triple_fault_ends_the_process_with_one_line_that_says_so(cloud: Kernel) -> None:

@@ -10,6 +10,7 @@ import pytest
 from ostler.devices.device import Device
 from ostler.devices.pci.device import Connection, PciDevice
 from ostler.devices.pci.host import HostBridge, PciHost
+from ostler.devices.virtio.balloon import VirtioBalloon
 from ostler.devices.virtio.blk import VirtioBlk
 from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.device import VirtioDevice
@@ -23,6 +24,7 @@ DEVICES: tuple[Callable[[], VirtioDevice[Any]], ...] = (
     lambda: VirtioBlk(FakeImage(readonly=True), FakeWorkers(), queues=4),
     lambda: VirtioConsole(0, 1, FakeWorkers()),
     lambda: VirtioRng(FakeWorkers()),
+    lambda: VirtioBalloon(FakeWorkers(), 1 << 30),
 )
 
 

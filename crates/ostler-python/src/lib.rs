@@ -5,6 +5,7 @@
 //! report an exit.
 
 mod accelerators;
+mod balloon;
 mod bus;
 mod convert;
 mod error;
@@ -22,6 +23,8 @@ use pyo3::prelude::*;
 
 #[pymodule(gil_used = false)]
 mod _native {
+    #[pymodule_export]
+    use crate::balloon::VirtioBalloon;
     #[pymodule_export]
     use crate::bus::Bus;
     #[pymodule_export]

@@ -9,9 +9,11 @@ use ostler_virtio::worker::StartError;
 use ostler_virtio::{
     BlkService, Disk, InputService, OutputService, Position, Queue, RingConfig, RngService, Service, Worker,
 };
+use pyo3::call::PyCallArgs;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::balloon::VirtioBalloon;
 use crate::error::Kind;
 use crate::fd;
 use crate::irq::MsiRoute;
@@ -44,6 +46,11 @@ impl VirtioWorkers {
         room.copy_from_slice(serial);
         let disk = Disk::new(fd::file(fd)?, size_bytes, readonly, padded)?;
         Ok(VirtioDisk { memory: Arc::clone(&self.memory), disk: Arc::new(disk) })
+    }
+
+    /// A memory balloon.
+    fn balloon(&self) -> VirtioBalloon {
+        VirtioBalloon::new(Arc::clone(&self.memory))
     }
 
     /// Fill buffers with random bytes.
@@ -137,7 +144,7 @@ fn pair(position: Position) -> (u16, u16) {
 
 /// The attributes of a `QueueSetup`.
 #[derive(Debug, FromPyObject)]
-struct QueueArgs {
+pub(crate) struct QueueArgs {
     size: u16,
     desc_table: u64,
     avail_ring: u64,
@@ -192,16 +199,25 @@ struct Callback(Py<PyAny>);
 
 impl Interrupt for Callback {
     fn trigger(&self) {
-        // An interpreter that is ending has no more use for the news.
-        Python::try_attach(|py| {
-            if let Err(error) = self.0.call0(py) {
-                error.write_unraisable(py, Some(self.0.bind(py)));
-            }
-        });
+        call(&self.0, ());
     }
 }
 
-fn start(
+/// Calls a Python function from a worker's thread; its exceptions are reported as unraisable.
+pub(crate) fn call<A>(function: &Py<PyAny>, arguments: A)
+where
+    A: for<'py> PyCallArgs<'py>,
+{
+    // An interpreter that is ending has no more use for the news.
+    Python::try_attach(|py| {
+        if let Err(error) = function.call1(py, arguments) {
+            error.write_unraisable(py, Some(function.bind(py)));
+        }
+    });
+}
+
+/// Starts the worker of `queue`, on a thread of that name.
+pub(crate) fn start(
     py: Python<'_>,
     memory: &Arc<GuestRam>,
     name: &str,

@@ -8,8 +8,10 @@
 //!
 //! * [`blk`]: disks over a file or a block device;
 //! * [`rng`]: random bytes;
-//! * [`console`]: a byte stream each way.
+//! * [`console`]: a byte stream each way;
+//! * [`balloon`]: memory that the guest can spare.
 
+pub mod balloon;
 pub mod blk;
 pub mod buffer;
 pub mod chain;

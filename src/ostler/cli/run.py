@@ -64,8 +64,8 @@ def run(
         str,
         typer.Option(
             metavar="TEXT",
-            help="The kernel's command line; with panic=-1 a panic of Linux ends the machine,"
-            " without it Linux stops there for ever. Example: --append 'console=ttyS0 panic=-1'",
+            help="The kernel's command line; a panic of Linux ends the machine by panic=-1 or the"
+            " pvpanic driver, else Linux stops there. Example: --append 'console=ttyS0 panic=-1'",
         ),
     ] = "",
     memory: Annotated[
@@ -80,10 +80,17 @@ def run(
         typer.Option(
             metavar="KIND[,OPTION=...]",
             help="Add a device; repeat it for more. Kinds: debug-exit (iobase=PORT; a write of V"
-            " ends the VM with exit code V*2+1), virtio-rng, virtio-console."
+            " ends the VM with exit code V*2+1), virtio-rng, virtio-console, virtio-balloon."
             " Example: --device debug-exit,iobase=0xf4",
         ),
     ] = None,
+    balloon: Annotated[
+        bool,
+        typer.Option(
+            "--balloon",
+            help="Give memory that the guest frees back to the host, with a virtio-balloon.",
+        ),
+    ] = False,
     serial: Annotated[
         str,
         typer.Option(
@@ -124,6 +131,7 @@ def run(
     where nobody reads its output any more. SIGTERM presses the power button and ends the machine
     after 30 s; a second one ends it at once.
     """
+    also = ["virtio-balloon"] if balloon else []
     config = MachineConfig(
         kernel=kernel,
         initrd=initrd,
@@ -133,7 +141,7 @@ def run(
         memory=MemoryConfig.parse(memory),
         disks=tuple(DiskConfig.parse(text) for text in disk or ()),
         serial=SerialConfig.parse(serial),
-        devices=tuple(parse_device(text) for text in device or ()),
+        devices=tuple(parse_device(text) for text in [*(device or ()), *also]),
         accelerator=AcceleratorChoice.parse(accel),
         reboot=not no_reboot,
     )

@@ -7,6 +7,7 @@ from ostler.config.cpu import CpuConfig
 from ostler.config.devices import (
     DebugExitConfig,
     DeviceConfig,
+    VirtioBalloonConfig,
     VirtioConsoleConfig,
     VirtioRngConfig,
     parse_device,
@@ -27,6 +28,7 @@ __all__ = [
     "MemoryConfig",
     "SerialConfig",
     "SerialKind",
+    "VirtioBalloonConfig",
     "VirtioConsoleConfig",
     "VirtioRngConfig",
     "format_size",

@@ -37,12 +37,27 @@ class VirtioConsoleConfig(
     packed: bool = True
 
 
-DeviceConfig = DebugExitConfig | VirtioRngConfig | VirtioConsoleConfig
+class VirtioBalloonConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="virtio-balloon"
+):
+    """Gives memory that the guest can spare back to the host.
+
+    `deflate_on_oom`: a guest that runs out takes memory back by itself. `reporting`: memory that
+    the guest frees comes back without being asked for.
+    """
+
+    deflate_on_oom: bool = True
+    reporting: bool = True
+    packed: bool = True
+
+
+DeviceConfig = DebugExitConfig | VirtioRngConfig | VirtioConsoleConfig | VirtioBalloonConfig
 
 KINDS: dict[str, type[DeviceConfig]] = {
     "debug-exit": DebugExitConfig,
     "virtio-rng": VirtioRngConfig,
     "virtio-console": VirtioConsoleConfig,
+    "virtio-balloon": VirtioBalloonConfig,
 }
 
 

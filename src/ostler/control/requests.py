@@ -21,6 +21,11 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class Panic:
+    """The guest's kernel has panicked."""
+
+
+@dataclass(frozen=True, slots=True)
 class DebugExit:
     """The guest ends the machine with exit code `code`."""
 
@@ -53,7 +58,7 @@ class HostShutdown:
 
 
 HostRequest = HostReset | HostStop | HostShutdown
-Request = PowerOff | Reset | DebugExit | VcpuExit | HostRequest
+Request = PowerOff | Reset | Panic | DebugExit | VcpuExit | HostRequest
 Mailbox = queue.SimpleQueue[tuple[int, Request]]
 
 
@@ -68,6 +73,9 @@ class SessionRequests:
 
     def reset(self, source: str) -> None:
         self._mailbox.put((self._boot, Reset(source)))
+
+    def panic(self) -> None:
+        self._mailbox.put((self._boot, Panic()))
 
     def exit(self, code: int) -> None:
         self._mailbox.put((self._boot, DebugExit(code)))

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ostler.block.image import HostFile
 from ostler.config import (
@@ -29,6 +29,7 @@ from ostler.config import (
     MemoryConfig,
     parse_device,
 )
+from ostler.control.balloon import Balloon
 from ostler.control.console import SerialConsole
 from ostler.control.outcome import Ending, Outcome
 from ostler.control.requests import (
@@ -38,6 +39,7 @@ from ostler.control.requests import (
     HostShutdown,
     HostStop,
     Mailbox,
+    Panic,
     PowerOff,
     Request,
     Reset,
@@ -60,7 +62,7 @@ class VM:
     (`disk.img,readonly=on`), `devices` as `--device` does, `memory` is `512M`, `4G` or bytes. With
     `reboot` false, a reset ends the machine. `ConfigError` and `HostError` come from `start`, or
     from here where a value alone is wrong. `serial` is the first serial port, `hvc` the console of
-    a `virtio-console` device.
+    a `virtio-console` device, `balloon` the memory balloon of a `virtio-balloon`.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class VM:
         self.config = config
         self.serial = SerialConsole()
         self.hvc = SerialConsole()
+        self.balloon = Balloon(self)
         self._mailbox: Mailbox = Mailbox()
         self._open = ExitStack()
         self._images: list[HostFile] = []
@@ -197,6 +200,11 @@ class VM:
                 raise ConfigError("this VM has no memory now; read it while the guest runs")
             return self._session.vm.memory
 
+    def device(self, name: str) -> Any:
+        """The device of that name on the board; `None` where there is none, or no board now."""
+        with self._lock:
+            return None if self._session is None else self._session.board.devices.get(name)
+
     @property
     def running(self) -> bool:
         """Whether the machine has been started and has not ended."""
@@ -269,6 +277,8 @@ class VM:
         match request:
             case PowerOff():
                 return Outcome(Ending.POWER_OFF)
+            case Panic():
+                return Outcome(Ending.PANIC, self._panic() or "")
             case DebugExit(code):
                 return Outcome(Ending.DEBUG_EXIT, f"code {code}", code)
             case HostStop():

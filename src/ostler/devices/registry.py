@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ostler.devices import acpi_pm, debug_exit, fw_cfg, i8042, reset_control, rtc, serial
+from ostler.devices import acpi_pm, debug_exit, fw_cfg, i8042, pvpanic, reset_control, rtc, serial
 from ostler.devices.device import Clock, Device, GuestMemory, IrqLine
 from ostler.devices.requests import MachineRequests
 from ostler.devices.timer import TimerService, WallClock
@@ -66,6 +66,11 @@ KINDS: tuple[DeviceKind, ...] = (
         reset_control.ResetControl,
         reset_control.PORTS,
         lambda to: reset_control.ResetControl(to.requests),
+    ),
+    DeviceKind(
+        pvpanic.Pvpanic,
+        pvpanic.PORTS,
+        lambda to: pvpanic.Pvpanic(to.requests),
     ),
     DeviceKind(
         debug_exit.DebugExit,

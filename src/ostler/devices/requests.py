@@ -18,5 +18,8 @@ class MachineRequests(Protocol):
     def reset(self, source: str) -> None:
         """The guest wants a reset of the whole machine; `source` names the device it used."""
 
+    def panic(self) -> None:
+        """The guest's kernel has panicked and says so; it may never do anything again."""
+
     def exit(self, code: int) -> None:
         """The guest wants the process that runs it to end with exit code `code` (0..255)."""

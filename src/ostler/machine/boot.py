@@ -45,6 +45,7 @@ def acpi_tables(config: MachineConfig) -> bytes:
             serial_ports=(acpi.SerialPort(at.SERIAL_PORT, at.SERIAL_IRQ),),
             rtc_irq=at.RTC_IRQ,
             fw_cfg_port=at.FW_CFG_PORT,
+            pvpanic_port=at.PVPANIC_PORT,
         )
     )
 

@@ -107,6 +107,9 @@ class PaperRequests:
     def reset(self, source: str) -> None:
         pass
 
+    def panic(self) -> None:
+        pass
+
     def exit(self, code: int) -> None:
         pass
 
@@ -121,11 +124,36 @@ class PaperBackend:
         raise RuntimeError("a machine on paper does not run")
 
 
+class PaperBalloon:
+    """A balloon nobody fills."""
+
+    returned_bytes = 0
+
+    def keep_reported(self, keep: bool) -> None:
+        pass
+
+    def inflate(self, queue: Queue) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
+
+    deflate = reports = inflate
+
+    def hints(self, queue: Queue, on_command: Callable[[int], object]) -> Worker:
+        return self.inflate(queue)
+
+    def statistics(
+        self, queue: Queue, wanted_fd: int, on_stats: Callable[[list[tuple[int, int]]], object]
+    ) -> Worker:
+        return self.inflate(queue)
+
+
 class PaperWorkers:
     """Makes disks for devices to be built with; no queue is ever started."""
 
     def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> BlkBackend:
         return PaperBackend()
+
+    def balloon(self) -> PaperBalloon:
+        return PaperBalloon()
 
     def rng(self, queue: Queue) -> Worker:
         raise RuntimeError("a machine on paper does not run")

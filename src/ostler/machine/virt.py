@@ -1,7 +1,7 @@
 """The `virt` board: small and fast, what a kernel that is booted directly needs and no more.
 
 One serial port, a real-time clock, a keyboard controller for its reset line, ACPI power management,
-fw_cfg, a reset register, and PCI with virtio devices. No BIOS, no VGA, no legacy disks.
+fw_cfg, pvpanic, a reset register, and PCI with virtio devices. No BIOS, no VGA, no legacy disks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from ostler.config import (
     DebugExitConfig,
     DeviceConfig,
     MachineConfig,
+    VirtioBalloonConfig,
     VirtioConsoleConfig,
     VirtioRngConfig,
     format_size,
 )
-from ostler.devices import acpi_pm, debug_exit, fw_cfg, reset_control, rtc, serial
+from ostler.devices import acpi_pm, debug_exit, fw_cfg, pvpanic, reset_control, rtc, serial
 from ostler.devices.i8042 import COMMAND_STATUS, DATA, I8042
 from ostler.devices.pci.host import PciHost, intx_gsi
+from ostler.devices.virtio.balloon import VirtioBalloon
 from ostler.devices.virtio.blk import VirtioBlk
 from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.device import F_RING_PACKED, VirtioDevice
@@ -43,6 +45,7 @@ class VirtBoard(Board):
         self._add_rtc()
         self._add_keyboard_controller()
         self._add_fw_cfg()
+        self._add_pvpanic()
         self.pci = self._add_pci()
         for number in range(len(config.disks)):
             self._add_disk(number)
@@ -105,6 +108,11 @@ class VirtBoard(Board):
         self.add("fw-cfg", device)
         self.map_ports(at.FW_CFG_PORT, fw_cfg.PORTS, device, "fw-cfg")
 
+    def _add_pvpanic(self) -> None:
+        device = pvpanic.Pvpanic(self.host.requests)
+        self.add("pvpanic", device)
+        self.map_ports(at.PVPANIC_PORT, pvpanic.PORTS, device, "pvpanic")
+
     def _add_pci(self) -> PciHost:
         reset = reset_control.ResetControl(self.host.requests)
         self.add("reset-control", reset)
@@ -138,6 +146,8 @@ class VirtBoard(Board):
                 self._attach("rng", VirtioRng(self.host.workers), packed=device.packed)
             case VirtioConsoleConfig():
                 self._add_console(device)
+            case VirtioBalloonConfig():
+                self._add_balloon(device)
 
     def _add_console(self, config: VirtioConsoleConfig) -> None:
         if self.host.console_fds is None:
@@ -146,6 +156,15 @@ class VirtBoard(Board):
             )
         console = VirtioConsole(*self.host.console_fds, self.host.workers)
         self._attach("console", console, packed=config.packed)
+
+    def _add_balloon(self, config: VirtioBalloonConfig) -> None:
+        balloon = VirtioBalloon(
+            self.host.workers,
+            self.config.memory.size_bytes,
+            deflate_on_oom=config.deflate_on_oom,
+            reporting=config.reporting,
+        )
+        self._attach("balloon", balloon, packed=config.packed)
 
     def _add_debug_exit(self, iobase: int) -> None:
         device = debug_exit.DebugExit(self.host.requests)

@@ -51,6 +51,9 @@ class FakeRequests:
     def reset(self, source: str) -> None:
         self.made.append(f"reset: {source}")
 
+    def panic(self) -> None:
+        self.made.append("panic")
+
     def exit(self, code: int) -> None:
         self.made.append(f"exit: {code}")
 

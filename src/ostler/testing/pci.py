@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ostler.devices.pci.device import ReadWrite, Space
@@ -151,17 +152,62 @@ class FakeDisk:
 
 
 @dataclass
+class FakeBalloon:
+    """A balloon that keeps whatever the guest gives."""
+
+    workers: FakeWorkers
+    returned_bytes: int = 0
+    keeps_reported: bool = False
+    on_command: Callable[[int], object] | None = None
+    on_stats: Callable[[list[tuple[int, int]]], object] | None = None
+
+    def keep_reported(self, keep: bool) -> None:
+        """Remember it."""
+        self.keeps_reported = keep
+
+    def inflate(self, queue: Queue) -> FakeWorker:
+        """A worker."""
+        return self.workers.start("inflate", queue)
+
+    def deflate(self, queue: Queue) -> FakeWorker:
+        """A worker."""
+        return self.workers.start("deflate", queue)
+
+    def reports(self, queue: Queue) -> FakeWorker:
+        """A worker."""
+        return self.workers.start("reports", queue)
+
+    def hints(self, queue: Queue, on_command: Callable[[int], object]) -> FakeWorker:
+        """A worker; the test calls `on_command`."""
+        self.on_command = on_command
+        return self.workers.start("hints", queue)
+
+    def statistics(
+        self, queue: Queue, wanted_fd: int, on_stats: Callable[[list[tuple[int, int]]], object]
+    ) -> FakeWorker:
+        """A worker; the test calls `on_stats`."""
+        self.on_stats = on_stats
+        return self.workers.start("statistics", queue)
+
+
+@dataclass
 class FakeWorkers:
     """Starts `FakeWorker`s and remembers them; `refuse` makes it find no memory at the rings."""
 
     started: list[FakeWorker] = field(default_factory=list)
     disks: list[FakeDisk] = field(default_factory=list)
+    balloons: list[FakeBalloon] = field(default_factory=list)
     refuse: bool = False
 
     def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> BlkBackend:
         """A disk."""
         self.disks.append(FakeDisk(self, fd, size_bytes, readonly, serial))
         return self.disks[-1]
+
+    def balloon(self) -> FakeBalloon:
+        """A balloon."""
+        self.balloons.append(FakeBalloon(self))
+        return self.balloons[-1]
 
     def rng(self, queue: Queue) -> FakeWorker:
         """An entropy worker."""

@@ -66,6 +66,9 @@ class VirtioDevice(Device[V]):
         """Whether this set of negotiated features makes sense; called before FEATURES_OK."""
         return True
 
+    def close(self) -> None:
+        """Give host resources back; the workers have been stopped."""
+
     def start(self, features: int, queue: Queue) -> Worker:
         """Serve `queue` with the negotiated `features`."""
         raise NotImplementedError

@@ -75,6 +75,7 @@ class VirtioPci(PciDevice[VirtioPciState]):
         self.kick_fds = [
             os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in device.queue_sizes
         ]
+        self._closed = False
         self._isr_lock = threading.Lock()
         self._workers: dict[int, Worker] = {}
         number = FIRST_DEVICE + device.device_id
@@ -101,9 +102,11 @@ class VirtioPci(PciDevice[VirtioPciState]):
         """Stop the workers and close the doorbells; the device is not usable afterwards."""
         with self.lock:
             self._stop_all()
-            for fd in self.kick_fds:
-                os.close(fd)
-            self.kick_fds.clear()
+            if not self._closed:
+                self._closed = True
+                for fd in self.kick_fds:
+                    os.close(fd)
+                self.device.close()
 
     # -- life cycle ---------------------------------------------------------------------------
 
@@ -163,11 +166,14 @@ class VirtioPci(PciDevice[VirtioPciState]):
             self._config_interrupt()
 
     def config_changed(self) -> None:
-        """Tell the driver that the device's configuration space has changed."""
-        with self.lock:
+        """Tell the driver that the device's configuration space has changed.
+
+        From any thread, without `lock`: a worker that calls this may be waited for under it.
+        """
+        with self._isr_lock:
             self.state.generation = (self.state.generation + 1) & 0xFF
-            if self.running:
-                self._config_interrupt()
+        if self.running:
+            self._config_interrupt()
 
     def _features_acceptable(self) -> bool:
         chosen = self.state.driver_features

@@ -57,8 +57,42 @@ class BlkBackend(Protocol):
         """Serve block requests; `ValueError` when the rings are not in guest memory."""
 
 
+class BalloonBackend(Protocol):
+    """What gives the memory back that a virtio-balloon device is given; serves its queues."""
+
+    @property
+    def returned_bytes(self) -> int:
+        """Bytes given back so far; what was given back twice counts twice."""
+
+    def keep_reported(self, keep: bool) -> None:
+        """Whether reported and lent pages keep their contents."""
+
+    def inflate(self, queue: Queue) -> Worker:
+        """Take the pages that the guest puts into the balloon."""
+
+    def deflate(self, queue: Queue) -> Worker:
+        """Let the guest have pages back."""
+
+    def reports(self, queue: Queue) -> Worker:
+        """Take the free pages that the guest reports by itself."""
+
+    def hints(self, queue: Queue, on_command: Callable[[int], object]) -> Worker:
+        """Take the free pages that the guest lends; `on_command` hears each command id."""
+
+    def statistics(
+        self,
+        queue: Queue,
+        wanted_fd: int,
+        on_stats: Callable[[list[tuple[int, int]]], object],
+    ) -> Worker:
+        """Hand `on_stats` the (tag, value) pairs, again after each write to `wanted_fd`."""
+
+
 class Workers(Protocol):
     """Starts workers. Each raises `ValueError` when the rings are not in guest memory."""
+
+    def balloon(self) -> BalloonBackend:
+        """A memory balloon."""
 
     def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> BlkBackend:
         """A disk that is `size_bytes` of the file or block device `fd` from its start."""

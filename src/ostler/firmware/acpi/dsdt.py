@@ -40,6 +40,7 @@ OSC_UNRECOGNIZED_UUID = 1 << 2
 OSC_UNRECOGNIZED_REVISION = 1 << 3
 OSC_CAPABILITIES_MASKED = 1 << 4
 PRESENT_NOT_SHOWN = 0x0B
+PRESENT = 0x0F
 
 
 def namespace(board: Board) -> bytes:
@@ -50,6 +51,7 @@ def namespace(board: Board) -> bytes:
         *(_serial(uid, port) for uid, port in enumerate(board.serial_ports, start=1)),
         _rtc(board.rtc_irq),
         *_fw_cfg(board.fw_cfg_port),
+        *_pvpanic(board.pvpanic_port),
         *_processors(len(board.apic_ids)),
     ]
     soft_off = package(*(integer(value) for value in (board.s5_slp_typ, board.s5_slp_typ, 0, 0)))
@@ -155,6 +157,16 @@ def _fw_cfg(port: int | None) -> Iterator[bytes]:
             name("_HID", string("QEMU0002")),
             name("_STA", integer(PRESENT_NOT_SHOWN)),
             name("_CRS", resources.template(resources.io(port, 12))),
+        )
+
+
+def _pvpanic(port: int | None) -> Iterator[bytes]:
+    if port is not None:
+        yield device(
+            "PEVT",
+            name("_HID", string("QEMU0001")),
+            name("_STA", integer(PRESENT)),
+            name("_CRS", resources.template(resources.io(port, 1))),
         )
 
 
