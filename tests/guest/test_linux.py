@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from stock import BOOT_S, FLAVOURS, GREETING, READY, Boot, start_shell
+from stock import BOOT_S, END_S, FLAVOURS, GREETING, READY, Boot, start_shell
 
 import ostler
 from guests.fetch import Kernel, kernel
@@ -50,6 +50,19 @@ def test_uname_names_the_kernel_that_was_started(guest: ostler.VM, stock: Kernel
 
 def test_hypervisor_is_detected_as_kvm(guest: ostler.VM) -> None:
     assert "Hypervisor detected: KVM" in guest.serial.run("dmesg | grep -i hypervisor")
+
+
+def test_new_generation_makes_the_guest_draw_new_random_numbers(
+    guest: ostler.VM, stock: Kernel
+) -> None:
+    if "cloud" in stock.version:
+        pytest.skip("Debian's 6.1 kernel for clouds has no vmgenid driver")
+    reseeded = "dmesg | grep -c 'reseeded due to virtual machine fork'"
+    before = int(guest.serial.run(reseeded, check=False))
+    guest.renew_generation()
+    deadline = time.monotonic() + END_S
+    while int(guest.serial.run(reseeded, check=False)) == before:
+        assert time.monotonic() < deadline, "the guest took no notice"
 
 
 def test_clock_is_the_paravirtual_one(guest: ostler.VM) -> None:

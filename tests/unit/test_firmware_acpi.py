@@ -21,7 +21,8 @@ needs_acpica = pytest.mark.skipif(
 
 
 def board(cpus: int = 2) -> Board:
-    return Board(apic_ids=range(cpus), pci_mmio64=Window(0x10_0000_0000, 0x10_0000_0000))
+    above = Window(0x10_0000_0000, 0x10_0000_0000)
+    return Board(apic_ids=range(cpus), pci_mmio64=above, vmgenid_gpa=0xD_F000)
 
 
 def at(blob: bytes, gpa: int) -> bytes:
@@ -150,6 +151,15 @@ def test_dsdt_executed_by_acpica_answers_as_the_board_is(tmp_path: Path) -> None
     assert "Evaluation of \\_SB.PCI0._PRT returned object" in said
     assert "Error" not in said.replace("Errors", "")
     assert "0000001000000000" in said.upper(), "the 64-bit window"
+
+
+@needs_acpica
+def test_event_device_notifies_of_a_new_generation_only_for_its_interrupt(tmp_path: Path) -> None:
+    (tmp_path / "dsdt.dat").write_bytes(tables(build_tables(board()))["DSDT"])
+    for irq, told in ((5, 1), (6, 0)):
+        batch = f"evaluate \\_SB.GED._EVT {irq}"
+        said = run("acpiexec", "-b", batch, "dsdt.dat", cwd=tmp_path)
+        assert said.count("Received a Device Notify on [VGEN]") == told, said
 
 
 @needs_acpica

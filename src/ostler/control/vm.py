@@ -158,6 +158,12 @@ class VM:
             if self._session:
                 self._session.board.serial.send_break()
 
+    def renew_generation(self) -> None:
+        """Tell the guest that it is a copy, so that it draws new random numbers and identities."""
+        with self._lock:
+            if self._session:
+                self._session.board.vmgenid.renew()
+
     def reset(self) -> None:
         """Reset the machine, as the button of that name does."""
         self._mailbox.put((self._boot, HostReset()))

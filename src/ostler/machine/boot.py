@@ -46,6 +46,8 @@ def acpi_tables(config: MachineConfig) -> bytes:
             rtc_irq=at.RTC_IRQ,
             fw_cfg_port=at.FW_CFG_PORT,
             pvpanic_port=at.PVPANIC_PORT,
+            vmgenid_gpa=at.VMGENID_GPA,
+            vmgenid_irq=at.VMGENID_IRQ,
         )
     )
 

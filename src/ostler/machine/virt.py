@@ -26,6 +26,7 @@ from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.device import F_RING_PACKED, VirtioDevice
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.transport import VirtioPci
+from ostler.devices.vmgenid import Vmgenid
 from ostler.errors import ConfigError, HostError
 from ostler.machine import memory_map as at
 from ostler.machine.board import Board, Host, Shifted
@@ -46,6 +47,7 @@ class VirtBoard(Board):
         self._add_keyboard_controller()
         self._add_fw_cfg()
         self._add_pvpanic()
+        self.vmgenid = self._add_vmgenid()
         self.pci = self._add_pci()
         for number in range(len(config.disks)):
             self._add_disk(number)
@@ -112,6 +114,12 @@ class VirtBoard(Board):
         device = pvpanic.Pvpanic(self.host.requests)
         self.add("pvpanic", device)
         self.map_ports(at.PVPANIC_PORT, pvpanic.PORTS, device, "pvpanic")
+
+    def _add_vmgenid(self) -> Vmgenid:
+        line = self.irq(at.VMGENID_IRQ, "vmgenid")
+        device = Vmgenid(self.hardware.memory, at.VMGENID_GPA, line)
+        self.add("vmgenid", device)
+        return device
 
     def _add_pci(self) -> PciHost:
         reset = reset_control.ResetControl(self.host.requests)

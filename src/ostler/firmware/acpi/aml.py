@@ -17,6 +17,7 @@ DEVICE_OP = b"\x5b\x82"
 LOCAL0_OP, ARG0_OP = 0x60, 0x68
 STORE_OP, AND_OP, OR_OP = b"\x70", b"\x7b", b"\x7d"
 CREATE_DWORD_FIELD_OP = b"\x8a"
+NOTIFY_OP = b"\x86"
 LOGICAL_NOT_OP, LOGICAL_EQUAL_OP = b"\x92", b"\x93"
 IF_OP, ELSE_OP, RETURN_OP = b"\xa0", b"\xa1", b"\xa4"
 
@@ -154,6 +155,11 @@ def if_(condition: bytes, *terms: bytes) -> bytes:
 def else_(*terms: bytes) -> bytes:
     """`Else { terms }`, right after an `if_`."""
     return _packaged(ELSE_OP, *terms)
+
+
+def notify(path: str, value: int) -> bytes:
+    """`Notify (path, value)`."""
+    return NOTIFY_OP + name_string(path) + integer(value)
 
 
 def return_(value: bytes) -> bytes:

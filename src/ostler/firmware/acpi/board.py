@@ -31,10 +31,10 @@ class SerialPort:
 class Board:
     """A board for `tables.build_tables`. Addresses are guest physical, interrupts ISA IRQs or GSIs.
 
-    `apic_ids` has one local APIC id for each CPU, boot CPU first. `pci_mmio64`, `fw_cfg_port`
-    and `pvpanic_port` are None where the board has none. `pm_base` is 16-byte aligned: PM1a event
-    block (4) at +0, PM1a control (2) at +4, PM timer (4, counts 32 bits) at +8. A write of
-    `reset_value` to `reset_port` resets; `s5_slp_typ` is what SLP_TYP takes to power off.
+    `apic_ids` has one local APIC id for each CPU, boot CPU first. `pci_mmio64`, `fw_cfg_port`,
+    `pvpanic_port` and `vmgenid_gpa` are None where the board has none. `pm_base` is 16-byte
+    aligned: PM1a event block (4) at +0, PM1a control (2) at +4, PM timer (4, counts 32 bits) at +8.
+    A write of `reset_value` to `reset_port` resets; `s5_slp_typ` in SLP_TYP switches the power off.
     """
 
     apic_ids: Sequence[int]
@@ -55,3 +55,5 @@ class Board:
     rtc_irq: int = 8
     fw_cfg_port: int | None = 0x510
     pvpanic_port: int | None = 0x505
+    vmgenid_gpa: int | None = None
+    vmgenid_irq: int = 5

@@ -21,6 +21,7 @@ from ostler.firmware.acpi.aml import (
     name,
     name_string,
     not_,
+    notify,
     or_,
     package,
     return_,
@@ -41,6 +42,7 @@ OSC_UNRECOGNIZED_REVISION = 1 << 3
 OSC_CAPABILITIES_MASKED = 1 << 4
 PRESENT_NOT_SHOWN = 0x0B
 PRESENT = 0x0F
+DEVICE_SPECIFIC = 0x80  # the first notification value whose meaning is the device's own
 
 
 def namespace(board: Board) -> bytes:
@@ -52,6 +54,7 @@ def namespace(board: Board) -> bytes:
         _rtc(board.rtc_irq),
         *_fw_cfg(board.fw_cfg_port),
         *_pvpanic(board.pvpanic_port),
+        *_vmgenid(board.vmgenid_gpa, board.vmgenid_irq),
         *_processors(len(board.apic_ids)),
     ]
     soft_off = package(*(integer(value) for value in (board.s5_slp_typ, board.s5_slp_typ, 0, 0)))
@@ -167,6 +170,27 @@ def _pvpanic(port: int | None) -> Iterator[bytes]:
             name("_HID", string("QEMU0001")),
             name("_STA", integer(PRESENT)),
             name("_CRS", resources.template(resources.io(port, 1))),
+        )
+
+
+def _vmgenid(gpa: int | None, irq: int) -> Iterator[bytes]:
+    """Where the generation identifier lies, and the event device that says when it changes."""
+    if gpa is not None:
+        halves = (integer(gpa & 0xFFFF_FFFF), integer(gpa >> 32))
+        yield device(
+            "VGEN",
+            name("_HID", string("OSTL0001")),
+            name("_CID", string("VM_Gen_Counter")),
+            name("_DDN", string("VM_Gen_Counter")),
+            name("ADDR", package(*halves)),
+        )
+        changed = notify("VGEN", DEVICE_SPECIFIC)
+        yield device(
+            "GED",
+            name("_HID", string("ACPI0013")),
+            name("_UID", integer(0)),
+            name("_CRS", resources.template(resources.edge_interrupt(irq))),
+            method("_EVT", 1, if_(equal(arg(0), integer(irq)), changed), serialized=True),
         )
 
 

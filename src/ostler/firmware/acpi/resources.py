@@ -9,6 +9,7 @@ from ostler.firmware.acpi import aml
 MEMORY, IO, BUS = 0, 1, 2
 PRODUCER_FIXED = 0x0C
 READ_WRITE = 1
+CONSUMER, EDGE = 1 << 0, 1 << 1
 ENTIRE_RANGE = 3
 END_TAG = b"\x79\x00"
 
@@ -26,6 +27,11 @@ def io(port: int, count: int) -> bytes:
 def irq(number: int) -> bytes:
     """An edge-triggered, active-high, exclusive ISA interrupt (6.4.2.1)."""
     return struct.pack("<BH", 0x22, 1 << number)
+
+
+def edge_interrupt(gsi: int) -> bytes:
+    """An edge-triggered, active-high, exclusive interrupt by its GSI (6.4.3.6)."""
+    return struct.pack("<BHBBI", 0x89, 6, CONSUMER | EDGE, 1, gsi)
 
 
 def memory32(base: int, size: int) -> bytes:
