@@ -14,14 +14,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ostler import errors
+    from ostler import errors, host
     from ostler.control.console import SerialConsole
     from ostler.control.outcome import Ending, Outcome
     from ostler.control.vm import VM
 
 __version__ = "0.1.0"
 
-__all__ = ["VM", "Ending", "Outcome", "SerialConsole", "__version__", "errors"]
+__all__ = ["VM", "Ending", "Outcome", "SerialConsole", "__version__", "errors", "host"]
 
 # Looked up when first used, so that `import ostler` and `ostler --help` load next to nothing.
 _HOMES = {
@@ -33,8 +33,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return import_module("ostler.errors")
+    if name in ("errors", "host"):
+        return import_module(f"ostler.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'ostler' has no attribute {name!r}")

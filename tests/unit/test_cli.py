@@ -173,7 +173,7 @@ def test_run_with_more_memory_than_is_free_warns_and_runs(tmp_path: Path) -> Non
 
 
 def test_unknown_verb_is_refused(refused: Refused) -> None:
-    assert "ostler has no verb 'fly': there is run, image" in refused("fly")
+    assert f"ostler has no verb 'fly': there is {', '.join(VERBS)}" in refused("fly")
     assert "ostler image has no verb 'fly': there is" in refused("image", "fly")
 
 

@@ -65,15 +65,16 @@ def test_memory_on_a_host_that_never_overcommits_is_refused_past_its_promise(
     ("group", "files", "left"),
     [
         ("/", {}, 23 * GIB),
-        ("/a/b", {"a/memory.max": "4294967296", "a/memory.current": "1073741824"}, 3 * GIB),
-        ("/a", {"a/memory.max": "max", "a/memory.current": "1"}, 23 * GIB),
-        ("/a", {"a/memory.max": "4096", "a/memory.current": "8192"}, 0),
+        ("/a/b", {"a/memory.max": "4294967296"}, 4 * GIB),
+        ("/a", {"a/memory.max": "max"}, 23 * GIB),
+        ("/a", {"a/memory.max": str(64 * GIB)}, 23 * GIB),
+        ("/", {"memory/v1/b/memory.limit_in_bytes": "4096"}, 4096),
     ],
 )
-def test_free_memory_is_what_the_control_groups_leave(
+def test_free_memory_is_no_more_than_the_control_groups_allow(
     host: FakeHost, group: str, files: dict[str, str], left: int
 ) -> None:
-    make_tree(host.root, {"proc/self/cgroup": f"1:name=systemd:/x\n0::{group}\n"})
+    make_tree(host.root, {"proc/self/cgroup": f"4:cpu,memory:/v1/b\n1:name=systemd:/x\n0::{group}"})
     make_tree(host.root / "sys/fs/cgroup", files)
     assert free_bytes(host) == left
 

@@ -41,12 +41,12 @@ def admit_memory(size_bytes: int, host: HostView) -> str | None:
 def free_bytes(host: HostView) -> int | None:
     """What can be filled before somebody is killed: free and reclaimable memory, and free swap.
 
-    No more than what the control groups of this process leave. `None` where nothing says it.
+    No more than the control groups of this process may have. `None` where nothing says it.
     """
     info = meminfo(host)
     if "MemAvailable" not in info:
         return None
-    return min([info["MemAvailable"] + info.get("SwapFree", 0), *_left_in_cgroups(host)])
+    return min([info["MemAvailable"] + info.get("SwapFree", 0), *_cgroup_limits(host)])
 
 
 def rounded(size_bytes: int) -> str:
@@ -72,14 +72,21 @@ def _limits(host: HostView) -> Iterator[tuple[int, str, str]]:
         yield left, said, "run sysctl vm.overcommit_memory=0"
 
 
-def _left_in_cgroups(host: HostView) -> Iterator[int]:
-    """What each control group (version 2) around this process leaves of its memory."""
+def _cgroup_limits(host: HostView) -> Iterator[int]:
+    """What each control group around this process may have of memory, both versions.
+
+    Not less what they use: that counts the page cache, which the kernel gives up when asked.
+    """
     for line in (host.text("/proc/self/cgroup") or "").splitlines():
-        if not line.startswith("0::/"):
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            root, limit = "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        elif not controllers:
+            root, limit = "/sys/fs/cgroup", "memory.max"
+        else:
             continue
-        path = PurePosixPath("/sys/fs/cgroup" + line.removeprefix("0::"))
-        for group in (path, *path.parents):
-            most = host.number(f"{group}/memory.max")
-            used = host.number(f"{group}/memory.current")
-            if most is not None and used is not None:
-                yield max(most - used, 0)
+        group = PurePosixPath(root + path)
+        for at in (group, *group.parents):
+            most = host.number(f"{at}/{limit}")
+            if most is not None:
+                yield most

@@ -1,10 +1,16 @@
-"""The host's files, so that whoever reads them can be shown another host's."""
+"""The host's files and what its kernel answers, so that checks can be shown another host."""
 
 from __future__ import annotations
 
 import os
 import resource
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ostler.errors import OstlerError
+
+if TYPE_CHECKING:
+    from ostler.host.speed import Speed
 
 LIMITS = {
     "address space": resource.RLIMIT_AS,
@@ -15,7 +21,7 @@ LIMITS = {
 
 
 class HostView:
-    """Reads below `root`, where `/proc`, `/sys` and `/dev` are looked for."""
+    """Reads below `root`, where `/proc`, `/sys` and `/dev` are looked for, and asks this kernel."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
@@ -65,6 +71,42 @@ class HostView:
         """This process's soft limit of one of `LIMITS`; `None` where there is none."""
         soft, _ = resource.getrlimit(LIMITS[name])
         return None if soft == resource.RLIM_INFINITY else soft
+
+    def landlock_abi(self) -> int | OSError:
+        """The version of Landlock, or why there is none."""
+        from ostler.host import probes
+
+        return probes.landlock_abi()
+
+    def userfaultfd_error(self) -> OSError | None:
+        """Why this user may have no userfaultfd for the kernel's accesses; `None` if they may."""
+        from ostler.host import probes
+
+        return probes.userfaultfd_error()
+
+    def io_uring_error(self) -> OSError | None:
+        """Why this user may have no io_uring; `None` if they may."""
+        from ostler.host import probes
+
+        return probes.io_uring_error()
+
+    def kvm_capabilities(self) -> dict[str, int] | str:
+        """What `KVM_CHECK_EXTENSION` answers by name without `KVM_CAP_`, or why nothing does."""
+        from ostler.host import probes
+
+        try:
+            return probes.kvm_capabilities()
+        except OSError as error:
+            return f"/dev/kvm: {error.strerror}"
+
+    def kvm_speed(self) -> Speed | str:
+        """How fast `/dev/kvm` runs kernel mode, or why it runs nothing."""
+        from ostler.host.speed import measure
+
+        try:
+            return measure("kvm")
+        except OstlerError as error:
+            return str(error)
 
 
 def meminfo(host: HostView) -> dict[str, int]:
