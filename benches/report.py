@@ -18,6 +18,8 @@ TITLES = {
     "boot": "time to userland",
     "integer": "integer loop",
     "syscall": "system call",
+    "switch": "context switch",
+    "fault": "page fault",
     "forkexec": "fork + exec + wait",
     "sha256": "sha256, scalar",
     "gzip": "gzip, busybox",

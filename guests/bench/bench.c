@@ -5,10 +5,12 @@
 
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -89,6 +91,52 @@ static void fork_exec(uint64_t count)
             _exit(1);
         }
         wait_for(child);
+    }
+}
+
+// Two processes on one CPU hand a byte back and forth: two context switches a round.
+static void context_switches(uint64_t count)
+{
+    int there[2], back[2];
+    if (pipe(there) || pipe(back)) {
+        perror("bench: pipe");
+        exit(1);
+    }
+    char byte = 0;
+    pid_t child = fork();
+    if (child == 0) {
+        close(there[1]);
+        while (read(there[0], &byte, 1) == 1)
+            if (write(back[1], &byte, 1) != 1)
+                _exit(1);
+        _exit(0);
+    }
+    close(there[0]);
+    close(back[1]);
+    while (count--)
+        if (write(there[1], &byte, 1) != 1 || read(back[0], &byte, 1) != 1) {
+            perror("bench: the other end of the pipes");
+            exit(1);
+        }
+    close(there[1]);
+    close(back[0]);
+    wait_for(child);
+}
+
+// First touches of anonymous pages, with the mapping and unmapping of FAULT_PAGES at a time.
+enum { FAULT_PAGES = 256 };
+
+static void page_faults(uint64_t count)
+{
+    while (count--) {
+        char *pages = mmap(0, FAULT_PAGES * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (pages == MAP_FAILED) {
+            perror("bench: mmap");
+            exit(1);
+        }
+        for (int page = 0; page < FAULT_PAGES; page++)
+            pages[page * 4096] = 1;
+        munmap(pages, FAULT_PAGES * 4096);
     }
 }
 
@@ -237,9 +285,18 @@ int main(int argc, char **argv)
         return 0;
     setvbuf(stdout, 0, _IOLBF, 0);
     busybox = getenv("BUSYBOX") ? getenv("BUSYBOX") : "/bin/busybox";
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(0, &one);
+    if (sched_setaffinity(0, sizeof(one), &one)) {
+        perror("bench: CPU 0");
+        return 1;
+    }
     prepare();
     measure("integer", "ns/instruction", integer_loop, LOOP_INSTRUCTIONS);
     measure("syscall", "ns/call", system_calls, 1);
+    measure("switch", "ns/switch", context_switches, 2);
+    measure("fault", "ns/page", page_faults, FAULT_PAGES);
     measure("forkexec", "us/process", fork_exec, 1e3);
     measure("sha256", "ns/byte", sha256, 65536);
     measure("gzip", "ns/byte", gzip, BUFFER_BYTES / 4);
