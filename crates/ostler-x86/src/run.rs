@@ -29,7 +29,10 @@ impl Cpu {
             cpu.refresh_memory();
             cpu.mmu.replay.rewind();
             cpu.replaying = cpu.mmu.replay.is_active();
-            cpu.run_until_exit()
+            let exit = cpu.run_until_exit();
+            // Who reads the state between two runs sees what is in service.
+            cpu.settle_pv_eoi();
+            exit
         })
     }
 

@@ -163,13 +163,13 @@ fn xsave() -> Vec<CpuidEntry> {
     rows
 }
 
-/// KVM's leaves: clock at the old and new MSRs, no delay needed between port accesses, MSI
-/// destinations of 15 bits, TSCs that agree.
+/// KVM's leaves: clock at the old and new MSRs, no delay needed between port accesses, end of interrupt in memory,
+/// MSI destinations of 15 bits, TSCs that agree.
 fn kvm() -> [CpuidEntry; 3] {
     [
         // "KVMKVMKVM".
         leaf(0x4000_0000, [LAST_KVM, 0x4b4d_564b, 0x564b_4d56, 0x4d]),
-        leaf(0x4000_0001, [bits(&[0, 1, 3, 15, 24]), 0, 0, 0]),
+        leaf(0x4000_0001, [bits(&[0, 1, 3, 6, 15, 24]), 0, 0, 0]),
         leaf(LAST_KVM, [TSC_KHZ, TSC_KHZ, 0, 0]),
     ]
 }

@@ -2,11 +2,13 @@
 //!
 //! * here: what is due between two instructions, INIT and startup IPIs, sleeping in HLT;
 //! * [`deliver`]: one event through whichever table the mode has, double and triple faults;
-//! * [`gate`]: the gates of protected mode; [`gate64`]: those of long mode.
+//! * [`gate`]: the gates of protected mode; [`gate64`]: those of long mode;
+//! * [`pv_eoi`]: interrupts that a guest ends without a word.
 
 mod deliver;
 mod gate;
 mod gate64;
+mod pv_eoi;
 mod step;
 
 use std::sync::atomic::Ordering;
@@ -34,6 +36,8 @@ pub struct Events {
     pub nmi_masked: bool,
     /// The interrupt controllers raised the signal, and whatever it was about was not looked at yet.
     pub requested: bool,
+    /// The guest was told that it may end the interrupt in service in memory.
+    pub pv_eoi_offered: bool,
     /// The instruction being executed is the one after STI or MOV SS.
     pub shadowed: bool,
     /// A waiting application processor had its INIT.
@@ -124,9 +128,12 @@ impl Cpu {
         if !self.events.requested {
             return None;
         }
+        self.settle_pv_eoi();
         self.events.requested = false;
         let lapic = self.lapic.as_ref()?;
-        self.vm.irqchip()?.acknowledge(lapic)
+        let vector = self.vm.irqchip()?.acknowledge(lapic)?;
+        self.offer_pv_eoi();
+        Some(vector)
     }
 
     fn deliver_from_outside(&mut self, event: Event) -> Option<Exit> {
@@ -138,6 +145,7 @@ impl Cpu {
     /// INIT: the boot processor starts over at its reset vector, the others wait for a SIPI.
     fn take_init(&mut self) {
         self.init();
+        self.msrs.pv_eoi = 0;
         if let Some(lapic) = &self.lapic {
             lapic.reset_by_init();
         }

@@ -58,6 +58,10 @@ impl Cpu {
 
     /// Lets the interrupt controllers answer an access; false when it is not theirs.
     pub fn irqchip_access(&mut self, access: &mut Access) -> bool {
+        let page = access.address & PAGE_MASK;
+        if !access.port && self.lapic.as_ref().is_some_and(|lapic| lapic.base() == Some(page)) {
+            self.settle_pv_eoi();
+        }
         let Some(chip) = self.vm.irqchip() else { return false };
         let data = &mut access.data[..access.len];
         if access.port {
@@ -65,7 +69,7 @@ impl Cpu {
             return if access.write { chip.io_write(port, data) } else { chip.io_read(port, data) };
         }
         let offset = access.address & !PAGE_MASK;
-        match access.address & PAGE_MASK {
+        match page {
             IOAPIC_BASE if access.write => chip.ioapic_write(offset, data),
             IOAPIC_BASE => chip.ioapic_read(offset, data),
             page => {

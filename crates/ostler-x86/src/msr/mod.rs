@@ -90,6 +90,8 @@ pub struct Msrs {
     /// KVM's clock: where, with its enable bit.
     pub system_time: u64,
     pub wall_clock: u64,
+    /// Where KVM's paravirtual end of interrupt is, with its enable bit.
+    pub pv_eoi: u64,
     /// CR8 of a CPU without a local APIC.
     pub tpr: u8,
 }
@@ -116,6 +118,7 @@ impl Default for Msrs {
             mtrr: Mtrrs::default(),
             system_time: 0,
             wall_clock: 0,
+            pv_eoi: 0,
             tpr: 0,
         }
     }
@@ -147,7 +150,7 @@ pub fn saved(has_lapic: bool) -> Vec<u32> {
     list.extend(mtrr::saved());
     list.extend([paravirtual::SYSTEM_TIME_NEW, paravirtual::WALL_CLOCK_NEW]);
     if has_lapic {
-        list.extend([APIC_BASE_MSR, TSC_DEADLINE_MSR]);
+        list.extend([APIC_BASE_MSR, TSC_DEADLINE_MSR, paravirtual::PV_EOI]);
     }
     list
 }
@@ -214,6 +217,7 @@ impl Cpu {
             TSC_ADJUST => self.set_tsc_adjust(value),
             TSC_DEADLINE_MSR => return self.set_tsc_deadline(value),
             APIC_BASE_MSR | X2APIC_FIRST..=X2APIC_LAST => {
+                self.settle_pv_eoi();
                 return self.lapic.as_ref().is_some_and(|lapic| lapic.write_msr(msr, value));
             }
             _ => return self.write_storage(msr, value) || self.write_paravirtual(msr, value),

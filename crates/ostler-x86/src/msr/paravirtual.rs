@@ -1,4 +1,4 @@
-//! KVM's clock: a page in which a guest reads how time follows from its TSC.
+//! KVM's MSRs: its end of interrupt, and its clock, a page in which a guest reads how time follows from its TSC.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,6 +9,8 @@ const WALL_CLOCK: u32 = 0x11;
 const SYSTEM_TIME: u32 = 0x12;
 pub const WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 pub const SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+
+pub const PV_EOI: u32 = 0x4b56_4d04;
 
 const ENABLED: u64 = 1;
 /// TSCs of all vCPUs agree.
@@ -22,6 +24,7 @@ impl Cpu {
         match msr {
             WALL_CLOCK | WALL_CLOCK_NEW => Some(self.msrs.wall_clock),
             SYSTEM_TIME | SYSTEM_TIME_NEW => Some(self.msrs.system_time),
+            PV_EOI => self.lapic.as_ref().map(|_| self.msrs.pv_eoi),
             _ => None,
         }
     }
@@ -36,6 +39,7 @@ impl Cpu {
                 self.msrs.system_time = value;
                 self.refresh_system_time()
             }
+            PV_EOI => self.lapic.is_some() && self.write_pv_eoi(value),
             _ => false,
         }
     }

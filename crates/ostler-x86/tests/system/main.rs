@@ -13,6 +13,7 @@ mod modes;
 mod noise;
 mod paging;
 mod ports;
+mod pv_eoi;
 mod slots;
 mod spaces;
 mod tasks;

@@ -7,6 +7,7 @@ use crate::cpu::control::cr4;
 use crate::cpu::regs::{RAX, RBX, RCX, RDX};
 use crate::cpu::stop::{Exec, Stop};
 use crate::decode::op::{Handler, Op};
+use crate::msr;
 
 fn set_edx_eax(cpu: &mut Cpu, value: u64) {
     cpu.regs.set(RAX, value & 0xffff_ffff);
@@ -58,6 +59,9 @@ pub fn rdpmc(cpu: &mut Cpu, _: &Op) -> Exec {
 pub fn rdmsr(cpu: &mut Cpu, _: &Op) -> Exec {
     cpu.require_cpl0()?;
     let index = cpu.regs.get(RCX) as u32;
+    if (msr::index::X2APIC_FIRST..=msr::index::X2APIC_LAST).contains(&index) {
+        cpu.settle_pv_eoi();
+    }
     match cpu.read_msr(index) {
         Some(value) => {
             set_edx_eax(cpu, value);

@@ -112,6 +112,12 @@ impl Lapic {
         self.look_again();
     }
 
+    /// Whether the end of what is in service concerns nobody else: it is one interrupt, of an edge, and none waits.
+    pub fn may_end_lazily(&self) -> bool {
+        let Some(vector) = self.page.highest(bank::ISR) else { return false };
+        self.page.count(bank::ISR) == 1 && !self.page.bit(bank::TMR, vector) && self.page.highest(bank::IRR).is_none()
+    }
+
     /// The request that is more urgent than what the CPU is doing, if any.
     pub(super) fn deliverable(&self) -> Option<u8> {
         if !self.is_enabled() {

@@ -113,6 +113,11 @@ impl Page {
         })
     }
 
+    /// How many vectors are set.
+    pub(super) fn count(&self, bank: usize) -> u32 {
+        self.0[bank..bank + 8].iter().map(|word| word.load(Ordering::Acquire).count_ones()).sum()
+    }
+
     /// The values after power-up and INIT (SDM 3A 11.4.7.1).
     pub(super) fn reset(&self) {
         self.0.iter().for_each(|register| register.store(0, Ordering::Release));
