@@ -7,17 +7,20 @@
 //! * [`GuestRam`], the slots of one VM, replaceable while others read ([`ram`]);
 //! * [`PageLog`], which hears of every write: it keeps the dirty log and the *watched lines*, the
 //!   64-byte lines of which a software CPU holds decoded copies ([`log`]);
+//! * [`LineMonitors`], which wake who waits for a write to a line ([`monitor`]);
 //! * [`discard`], which gives memory back to the host.
 //!
 //! All numbers are bytes; `gpa` is a guest physical address.
 
 mod discard;
 pub mod log;
+pub mod monitor;
 pub mod ram;
 mod sparse;
 
 pub use discard::discard;
 pub use log::{LINE_BYTES, PageLog, WatchedWrite, WriteWatch};
+pub use monitor::{LineMonitors, Waiter};
 pub use ram::{Backing, GuestMap, GuestRam, HostPage, MemoryError, Region, SlotConfig};
 
 /// The unit of the dirty log and of address translation.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
 
 use crate::PAGE_BYTES;
+use crate::monitor::LineMonitors;
 use crate::ram::MemoryError;
 use crate::sparse::SparseWords;
 
@@ -29,12 +30,18 @@ pub struct WatchedWrite {
 pub struct WriteWatch {
     sequence: AtomicU64,
     recent: Mutex<Vec<WatchedWrite>>,
+    monitors: LineMonitors,
 }
 
 /// Entries kept before a watcher that lags behind is told to forget everything instead.
 const RECENT_WRITES: usize = 1024;
 
 impl WriteWatch {
+    /// Those who wait for a write to a line of [`PageLog::monitor_line`].
+    pub fn monitors(&self) -> &LineMonitors {
+        &self.monitors
+    }
+
     /// The number of watched writes so far.
     pub fn sequence(&self) -> u64 {
         self.sequence.load(Ordering::Acquire)
@@ -64,7 +71,7 @@ impl WriteWatch {
     }
 }
 
-/// The log of one slot: one dirty bit and one word of watched lines per page.
+/// The log of one slot: one dirty bit, one word of watched and one of monitored lines per page.
 #[derive(Debug)]
 pub struct PageLog {
     base_gpa: u64,
@@ -72,6 +79,7 @@ pub struct PageLog {
     enabled: AtomicBool,
     dirty: SparseWords,
     lines: SparseWords,
+    monitored: SparseWords,
     watch: Arc<WriteWatch>,
 }
 
@@ -86,6 +94,7 @@ impl PageLog {
             enabled: AtomicBool::new(false),
             dirty: SparseWords::new(pages.div_ceil(64))?,
             lines: SparseWords::new(pages)?,
+            monitored: SparseWords::new(pages)?,
             watch,
         })
     }
@@ -107,9 +116,9 @@ impl PageLog {
     }
 
     /// Whether a write to `page` (an index into the slot) has to be announced to this log
-    /// because it would change the log or a watched line.
+    /// because it would change the log, a watched line or a monitored one.
     pub fn must_note(&self, page: u64) -> bool {
-        self.is_enabled() || self.watched_lines(page) != 0
+        self.is_enabled() || self.watched_lines(page) != 0 || self.monitored_lines(page) != 0
     }
 
     /// The watched lines of `page`: bit `n` stands for bytes `64 n .. 64 n + 63`.
@@ -120,6 +129,16 @@ impl PageLog {
     /// Watches `lines` of `page`; true when the page had no watched line before.
     pub fn watch_lines(&self, page: u64, lines: u64) -> bool {
         page < self.pages && self.lines.or(page, lines) == 0
+    }
+
+    /// Announces writes to `lines` of `page` to [`WriteWatch::monitors`] from now on; true when the page had no such
+    /// line before. That is for good: who waited there once will do so again.
+    pub fn monitor_lines(&self, page: u64, lines: u64) -> bool {
+        page < self.pages && self.monitored.or(page, lines) == 0
+    }
+
+    fn monitored_lines(&self, page: u64) -> u64 {
+        if page < self.pages { self.monitored.load(page) } else { 0 }
     }
 
     /// Stops watching every line of `page`.
@@ -139,16 +158,21 @@ impl PageLog {
         // while the bytes still wait in the store buffer, and neither would hear of the other.
         fence(Ordering::SeqCst);
         let last = (offset + (len - 1)) / PAGE_BYTES;
-        let mut watched = false;
+        let (mut watched, mut monitored) = (false, false);
         for page in offset / PAGE_BYTES..=last.min(self.pages.saturating_sub(1)) {
             if self.is_enabled() {
                 self.dirty.or(page / 64, 1 << (page % 64));
             }
-            let lines = self.lines.load(page);
-            watched |= lines != 0 && lines & lines_touched(page, offset, len) != 0;
+            let touches = |lines: u64| lines != 0 && lines & lines_touched(page, offset, len) != 0;
+            watched |= touches(self.lines.load(page));
+            monitored |= touches(self.monitored.load(page));
+        }
+        let write = WatchedWrite { gpa: self.base_gpa + offset, len };
+        if monitored {
+            self.watch.monitors.written(write);
         }
         if watched {
-            self.watch.publish(WatchedWrite { gpa: self.base_gpa + offset, len });
+            self.watch.publish(write);
         }
         watched
     }

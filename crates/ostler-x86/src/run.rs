@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ostler_engine::{Exit, IoHandler};
-use ostler_memory::PAGE_BYTES;
+use ostler_memory::{PAGE_BYTES, PageLog};
 
 use crate::cpu::regs::BLOCK_RIP;
 use crate::cpu::stop::Stop;
@@ -284,11 +284,16 @@ impl Cpu {
 
     /// Asks to be told of writes to `len` bytes at `gpa`, which are in one page.
     pub fn watch_code(&mut self, gpa: u64, len: usize) {
+        self.announce_writes(gpa, |log, page| log.watch_lines(page, lines_of(gpa % PAGE_BYTES, len as u64)));
+    }
+
+    /// Has writes to the page of `gpa` announced to its log from now on. `request` asks for that, with the index of the
+    /// page, and says whether it was the first to do so.
+    pub fn announce_writes(&mut self, gpa: u64, request: impl FnOnce(&PageLog, u64) -> bool) {
         let Some(place) = self.mmu.physical.find(gpa) else { return };
-        let page = place.offset / PAGE_BYTES;
         let vm = Arc::clone(&self.vm);
         let watching = vm.begin_watching(gpa & PAGE_MASK);
-        if place.log.watch_lines(page, lines_of(gpa % PAGE_BYTES, len as u64)) {
+        if request(place.log, place.offset / PAGE_BYTES) {
             self.mmu.tlb.forbid_writes(gpa);
             self.synchronize_siblings();
         } else if watching.is_contended() {
@@ -303,9 +308,8 @@ impl Cpu {
             return None;
         }
         loop {
-            let raised = self
-                .signals
-                .take(signal::MEMORY | signal::KICK | signal::INIT | signal::SIPI | signal::NMI | signal::INTERRUPT);
+            let raised = self.signals.take(signal::ALL);
+            self.end_mwait(raised);
             if raised & signal::MEMORY != 0 {
                 self.refresh_memory();
             }

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
+use ostler_memory::Waiter;
+
 /// Something wants [`crate`]'s vCPU to look up from running code. Bits, so that several fit one word.
 pub mod signal {
     /// `run` has to return.
@@ -18,9 +20,12 @@ pub mod signal {
     pub const SIPI: u32 = 1 << 4;
     /// The memory slots, or watched lines, changed.
     pub const MEMORY: u32 = 1 << 5;
+    /// The line that MONITOR armed was written.
+    pub const MONITOR: u32 = 1 << 7;
+    pub const ALL: u32 = u32::MAX;
 }
 
-/// The attention word of one vCPU, and the place where it sleeps in HLT.
+/// The attention word of one vCPU, and the place where it sleeps in HLT and MWAIT.
 #[derive(Debug, Default)]
 pub struct Signals {
     bits: AtomicU32,
@@ -62,6 +67,12 @@ impl Signals {
                 }
             };
         }
+    }
+}
+
+impl Waiter for Signals {
+    fn written(&self) {
+        self.raise(signal::MONITOR);
     }
 }
 

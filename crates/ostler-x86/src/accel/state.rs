@@ -149,7 +149,8 @@ impl Cpu {
     }
 
     pub fn set_mp_state(&mut self, state: MpState) {
-        self.attention &= !(attention::WAIT_FOR_SIPI | attention::HALTED | attention::SHUTDOWN);
+        // A vCPU in MWAIT is runnable: it may go on whenever it likes.
+        self.attention &= !(attention::WAIT_FOR_SIPI | attention::HALTED | attention::MWAIT | attention::SHUTDOWN);
         self.events.init_received = state == MpState::InitReceived;
         self.attention |= match state {
             MpState::Runnable => 0,

@@ -42,6 +42,7 @@ impl SoftVcpu {
 
 impl Drop for SoftVcpu {
     fn drop(&mut self) {
+        self.cpu.disarm_monitor();
         self.cpu.vm.remove_sibling(self.cpu.id);
     }
 }

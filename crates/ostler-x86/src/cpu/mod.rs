@@ -58,6 +58,8 @@ pub mod attention {
     pub const WAIT_FOR_SIPI: u32 = 1 << 6;
     /// The triple-fault shutdown.
     pub const SHUTDOWN: u32 = 1 << 7;
+    /// MWAIT: wait for a write to the line that MONITOR armed, or for whatever comes first.
+    pub const MWAIT: u32 = 1 << 8;
 }
 
 /// GDTR or IDTR.

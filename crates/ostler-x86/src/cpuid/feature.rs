@@ -43,6 +43,7 @@ features! {
     Sse2: 1 Edx 26;
     Sse3: 1 Ecx 0;
     Pclmul: 1 Ecx 1;
+    Monitor: 1 Ecx 3;
     Ssse3: 1 Ecx 9;
     Fma: 1 Ecx 12;
     Cx16: 1 Ecx 13;
@@ -107,6 +108,7 @@ impl Feature {
             CpuidFeature::SSE2 => Self::Sse2,
             CpuidFeature::SSE3 => Self::Sse3,
             CpuidFeature::PCLMULQDQ => Self::Pclmul,
+            CpuidFeature::MONITOR => Self::Monitor,
             CpuidFeature::SSSE3 => Self::Ssse3,
             CpuidFeature::FMA => Self::Fma,
             CpuidFeature::CMPXCHG16B => Self::Cx16,

@@ -2,6 +2,7 @@
 
 use iced_x86::Mnemonic;
 use ostler_engine::regs::CpuidEntry;
+use ostler_memory::LINE_BYTES;
 
 use crate::clock::TSC_HZ;
 use crate::cpuid::{XSAVE_AVX_BYTES, XSAVE_BYTES};
@@ -13,6 +14,8 @@ pub const EXTENDED_TOPOLOGY: u32 = 0xb;
 pub const XSAVE: u32 = 0xd;
 /// Leaf 1, ECX: CR4.OSXSAVE.
 pub const OSXSAVE: u32 = 1 << 27;
+/// Leaf 1, ECX: MONITOR and MWAIT.
+pub const MONITOR: u32 = 1 << 3;
 /// Leaf 1, EDX: the local APIC is enabled.
 pub const APIC: u32 = 1 << 9;
 
@@ -57,8 +60,8 @@ fn has_avx() -> bool {
 
 /// Leaf 1, ECX.
 fn features_ecx() -> u32 {
-    // CMPXCHG16B, PCID, x2APIC, MOVBE, POPCNT, TSC deadline, RDRAND, hypervisor.
-    bits(&[13, 17, 21, 22, 23, 24, 30, 31])
+    // MONITOR, CMPXCHG16B, PCID, x2APIC, MOVBE, POPCNT, TSC deadline, RDRAND, hypervisor.
+    bits(&[3, 13, 17, 21, 22, 23, 24, 30, 31])
         | bit_if(on_host!("sse3", Addsubps), 0)
         | bit_if(on_host!("pclmulqdq", Pclmulqdq), 1)
         | bit_if(on_host!("ssse3", Pshufb), 9)
@@ -114,6 +117,8 @@ fn basic(id: u32) -> Vec<CpuidEntry> {
         leaf(FEATURES, [SIGNATURE, ebx, features_ecx(), features_edx()]),
         // Leaf 4 describes the caches, and nothing the TLB.
         leaf(2, [0x00fe_ff01, 0, 0, 0]),
+        // MONITOR's line; MWAIT has extensions, one of them to end at masked interrupts, and one kind of C1.
+        leaf(5, [LINE_BYTES as u32, LINE_BYTES as u32, bits(&[0, 1]), 1 << 4]),
         // ARAT: the local APIC timer always runs.
         leaf(6, [1 << 2, 0, 0, 0]),
         // UMIP, RDPID; fast short REP MOVSB.

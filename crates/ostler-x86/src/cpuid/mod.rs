@@ -13,9 +13,10 @@ use ostler_engine::regs::CpuidEntry;
 use crate::cpu::Cpu;
 use crate::cpu::control::cr4;
 use crate::exec::availability::xcr0;
+use crate::msr::MONITOR_ENABLED;
 
 pub use feature::Feature;
-use leaves::{APIC, EXTENDED_TOPOLOGY, FEATURES, OSXSAVE, XSAVE};
+use leaves::{APIC, EXTENDED_TOPOLOGY, FEATURES, MONITOR, OSXSAVE, XSAVE};
 
 /// Bytes of an XSAVE area without and with AVX state.
 pub const XSAVE_BYTES: u32 = 576;
@@ -90,6 +91,9 @@ impl Cpu {
             FEATURES => {
                 if self.cr4 & cr4::OSXSAVE != 0 {
                     entry.ecx |= OSXSAVE;
+                }
+                if self.msrs.misc_enable & MONITOR_ENABLED == 0 {
+                    entry.ecx &= !MONITOR;
                 }
                 let apic_enabled = self.lapic.as_ref().is_some_and(|lapic| lapic.apic_base_msr() & 1 << 11 != 0);
                 if !apic_enabled {

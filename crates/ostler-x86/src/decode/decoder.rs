@@ -245,6 +245,16 @@ fn memory_operand(instruction: &Instruction, bitness: u32, start_rip: u64, op: &
     segment_of(segment_in_force(prefix, default, bitness), bitness, op);
 }
 
+/// The segment of a memory operand that the instruction does not name: DS, or what a prefix says.
+pub fn implied_data_segment(instruction: &Instruction, op: &mut Op) {
+    let bitness = if op.has(op_flag::LONG) { 64 } else { 32 };
+    let prefix = match instruction.segment_prefix() {
+        Register::None => Register::DS,
+        prefix => prefix,
+    };
+    segment_of(segment_in_force(prefix, Register::DS, bitness), bitness, op);
+}
+
 /// 64-bit mode ignores all overrides but FS and GS: the default stays.
 fn segment_in_force(prefix: Register, default: Register, bitness: u32) -> Register {
     if bitness == 64 && !matches!(prefix, Register::FS | Register::GS) { default } else { prefix }

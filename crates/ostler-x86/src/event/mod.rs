@@ -1,6 +1,6 @@
 //! Exceptions and interrupts on their way in.
 //!
-//! * here: what is due between two instructions, INIT and startup IPIs, sleeping in HLT;
+//! * here: what is due between two instructions, INIT and startup IPIs, sleeping in HLT and MWAIT;
 //! * [`deliver`]: one event through whichever table the mode has, double and triple faults;
 //! * [`gate`]: the gates of protected mode; [`gate64`]: those of long mode;
 //! * [`pv_eoi`]: interrupts that a guest ends without a word.
@@ -42,6 +42,8 @@ pub struct Events {
     pub shadowed: bool,
     /// A waiting application processor had its INIT.
     pub init_received: bool,
+    /// MONITOR armed a line that was not written since.
+    pub monitor_armed: bool,
     /// PAUSE instructions since the host's CPU was last offered to others.
     pub pauses: u32,
 }
@@ -88,7 +90,7 @@ impl Cpu {
 
     /// Whether there is nothing to run until a signal comes.
     pub fn is_idle(&self) -> bool {
-        self.attention & (attention::HALTED | attention::WAIT_FOR_SIPI) != 0
+        self.attention & (attention::HALTED | attention::MWAIT | attention::WAIT_FOR_SIPI) != 0
     }
 
     /// Sleeps until a signal is raised. Others do not wait for a sleeping vCPU's translations.
@@ -137,7 +139,7 @@ impl Cpu {
     }
 
     fn deliver_from_outside(&mut self, event: Event) -> Option<Exit> {
-        self.attention &= !attention::HALTED;
+        self.attention &= !(attention::HALTED | attention::MWAIT);
         self.current_op = std::ptr::null();
         self.deliver_or_escalate(event)
     }

@@ -4,7 +4,7 @@ use iced_x86::{Instruction, Mnemonic};
 
 use crate::decode::op::{Handler, Op};
 use crate::exec::system::{
-    control, debug, fast_call, hypercall, identity, interrupt, protection, segments, tables, tlb,
+    control, debug, fast_call, hypercall, identity, interrupt, monitor, protection, segments, tables, tlb,
 };
 use crate::exec::{far, io};
 use crate::isa::table;
@@ -41,6 +41,8 @@ table! {
     Stac | Clac => interrupt::select_ac;
     Pushf | Pushfd | Pushfq | Popf | Popfd | Popfq => interrupt::select_flags;
     Pause => |_, _| Some(interrupt::pause);
+    Monitor => monitor::select_monitor;
+    Mwait => |_, _| Some(monitor::mwait);
 
     Cpuid => |_, _| Some(identity::cpuid);
     Rdtsc => |_, _| Some(identity::rdtsc);

@@ -55,9 +55,11 @@ pub const MC_BANKS: u32 = 8;
 const MCG_CTL_P: u64 = 1 << 8;
 /// The feature control register is locked: there is no VMX or SMX to enable.
 const FEATURE_CONTROL_LOCKED: u64 = 1;
+/// Of IA32_MISC_ENABLE: MONITOR and MWAIT exist.
+pub const MONITOR_ENABLED: u64 = 1 << 18;
 /// Fast strings on; no branch trace store, no PEBS.
-const MISC_ENABLE_RESET: u64 = 1 | 1 << 11 | 1 << 12;
-const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 18 | 1 << 22 | 1 << 34;
+const MISC_ENABLE_RESET: u64 = 1 | 1 << 11 | 1 << 12 | MONITOR_ENABLED;
+const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | MONITOR_ENABLED | 1 << 22 | 1 << 34;
 /// Write-back, write-through, UC-, UC, twice (SDM vol. 3, table 12-12).
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// What a loaded microcode update says of itself.

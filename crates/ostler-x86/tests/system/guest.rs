@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use iced_x86::code_asm::CodeAssembler;
-use ostler_engine::regs::{DescriptorTable, Regs, Segment, Sregs};
+use ostler_engine::regs::{DescriptorTable, MpState, Regs, Segment, Sregs};
 use ostler_engine::{Accelerator, Exit, NobodyAnswers, Vcpu, Vm};
 use ostler_memory::{Backing, GuestRam, SlotConfig};
 use ostler_x86::SoftAccelerator;
@@ -162,6 +162,15 @@ impl Guest {
             regs.rsp = STACK;
             regs.rflags = 2;
         });
+    }
+
+    /// Another vCPU in the same state, which starts at `rip` and has its stack at `stack`.
+    pub fn add_vcpu(&self, id: u32, rip: u64, stack: u64) -> Box<dyn Vcpu> {
+        let mut vcpu = self.vm.create_vcpu(id).expect("another vCPU");
+        vcpu.set_sregs(&self.sregs()).expect("set sregs");
+        vcpu.set_regs(&Regs { rip, rsp: stack, rflags: 2, ..Regs::default() }).expect("set regs");
+        vcpu.set_mp_state(MpState::Runnable).expect("it runs");
+        vcpu
     }
 
     fn fill_segments(&self, sregs: &mut Sregs, bits: u32) {

@@ -10,6 +10,7 @@ mod identity;
 mod interrupts;
 mod long_mode;
 mod modes;
+mod monitor;
 mod noise;
 mod paging;
 mod ports;

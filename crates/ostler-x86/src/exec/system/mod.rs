@@ -3,7 +3,8 @@
 //! * [`control`], [`debug`]: the control and debug registers; [`tables`]: descriptor tables;
 //! * [`protection`]: LAR, LSL, VERR, VERW, ARPL; [`segments`]: segment registers and their bases;
 //! * [`fast_call`]: SYSCALL and SYSENTER; [`interrupt`]: INT, HLT, the interrupt flag, PUSHF and POPF;
-//! * [`identity`]: CPUID, time stamps, random numbers, MSRs, XCR0; [`tlb`]: invalidations; [`hypercall`].
+//! * [`identity`]: CPUID, time stamps, random numbers, MSRs, XCR0; [`tlb`]: invalidations; [`hypercall`];
+//! * [`monitor`]: MONITOR and MWAIT.
 
 pub mod control;
 pub mod debug;
@@ -11,6 +12,7 @@ pub mod fast_call;
 pub mod hypercall;
 pub mod identity;
 pub mod interrupt;
+pub mod monitor;
 pub mod protection;
 pub mod segments;
 pub mod tables;
