@@ -30,7 +30,7 @@ PYTHON_LAYERS = {
     "control": LEAVES | PARTS | {"engine", "host", "machine"},
     "migration": LEAVES | {"control", "engine", "machine"},
     "testing": LEAVES | PARTS,
-    "cli": LEAVES | {"control", "host", "image", "machine", "migration", "__init__"},
+    "cli": LEAVES | {"block", "control", "host", "image", "machine", "migration", "__init__"},
     "__init__": LEAVES | {"control", "host", "machine"},
 }
 

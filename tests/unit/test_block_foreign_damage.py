@@ -257,8 +257,10 @@ def test_parent_changed_since_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DiskError, match=r"parentCID is 1, .*disk\.vmdk has 12345678"):
         open_image(top, readonly=True)
-    assert open_image(top, readonly=True, backing=False).read(0, 4) == b"flat"
-    assert open_image(path, readonly=True).read(0, 4) == b"flat"
+    with open_image(top, readonly=True, backing=False) as image:
+        assert image.read(0, 4) == b"flat"
+    with open_image(path, readonly=True) as image:
+        assert image.read(0, 4) == b"flat"
 
 
 @pytest.mark.parametrize("format", ["vdi", "vpc", "vmdk"])

@@ -102,6 +102,16 @@ def test_log_entry_damaged_is_refused_by_name(sound: bytes, tmp_path: Path) -> N
         opened(dirty)
 
 
+def test_log_of_odd_length_is_refused_by_name(sound: bytes) -> None:
+    # Found by fuzzing: an entry would begin in the last bytes of such a log.
+    dirty = with_log_to_replay(sound, sound)
+    for at in HEADER_OFFSETS:
+        struct.pack_into("<I", dirty, at + 68, MIB + 2)
+        seal(dirty, at, 4096)
+    with pytest.raises(DiskError, match="log has 0x100002 bytes at 0x100000, not MiBs"):
+        opened(dirty)
+
+
 def test_header_older_or_damaged_gives_way_to_the_other(sound: bytes) -> None:
     for at in HEADER_OFFSETS:
         one = bytearray(sound)

@@ -85,7 +85,8 @@ class TransportModule(Protocol):
         """What is at `url`, or `DiskError`."""
 
 
-TRANSPORTS: dict[str, str] = {}
+_NBD = "ostler.block.transports.nbd"
+TRANSPORTS = {"nbd": _NBD, "nbds": _NBD, "nbd+unix": _NBD, "nbds+unix": _NBD}
 """URL scheme to the module that serves it; what has no scheme is a local file."""
 
 

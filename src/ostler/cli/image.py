@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ostler.cli.image_serve import serve
 from ostler.errors import ConfigError
 from ostler.image import COMPRESSIONS, Initramfs, ModuleTree
 
@@ -16,6 +17,9 @@ app = typer.Typer(help="Make images for guests.", no_args_is_help=True)
 @app.callback()
 def image() -> None:
     """Make images for guests."""
+
+
+app.command()(serve)
 
 
 @app.command()

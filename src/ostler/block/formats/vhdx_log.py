@@ -14,6 +14,7 @@ from ostler.block.formats.vhdx_checksum import is_sealed
 from ostler.block.source import ByteSource, damaged, read_field, unsupported
 
 PAGE_BYTES = 4096
+UNIT_BYTES = 1 << 20
 LOG_BYTES_MAX = 16 << 20
 """More than this is not replayed: writers use 1 MiB, and the overlay has to fit in memory."""
 
@@ -107,6 +108,8 @@ def replayed(source: ByteSource, offset: int, length: int, guid: bytes) -> ByteS
         return source
     if length > LOG_BYTES_MAX:
         raise unsupported(source, f"a VHDX log of {length} bytes that has to be replayed")
+    if not length or length % UNIT_BYTES or offset % UNIT_BYTES:
+        raise damaged(source, "log", f"has {length:#x} bytes at {offset:#x}, not MiBs")
     log = read_field(source, offset, length, "log (LogOffset, LogLength)")
     entries = _active_sequence(log, guid)
     if not entries:

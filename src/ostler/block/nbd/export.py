@@ -1,0 +1,156 @@
+"""An image as an NBD server offers it: requests become calls of the image.
+
+Images are not made for several threads; a lock lets in one request at a time. A `HostFile` needs
+none: its requests are system calls on one descriptor, which the kernel orders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ostler.block.image import Extent, HostFile, Image, Layered
+from ostler.block.nbd.protocol import (
+    BLOCK_BYTES_PREFERRED,
+    STATE_HOLE,
+    STATE_ZERO,
+    Transmission,
+)
+
+
+class State(NamedTuple):
+    """A run of bytes with one state of `base:allocation`."""
+
+    length: int
+    flags: int
+
+
+class RequestError(Exception):
+    """A request that is answered with an error: an `errno` value and what it is about."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass
+class Export:
+    """What clients know under `name`."""
+
+    name: str
+    image: Image
+    description: str = ""
+    readonly: bool = False
+    preferred_block_bytes: int = BLOCK_BYTES_PREFERRED
+    lock: contextlib.AbstractContextManager[object] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.readonly = self.readonly or self.image.readonly
+        self.size_bytes = self.image.size_bytes
+        fd = self.image.fd if isinstance(self.image, HostFile) else -1
+        self.fd: int | None = fd if fd >= 0 else None
+        """The descriptor that has the bytes as they are, if there is one."""
+        self.lock = contextlib.nullcontext() if self.fd is not None else threading.Lock()
+
+    @property
+    def flags(self) -> Transmission:
+        """What clients may ask for."""
+        flags = Transmission.HAS_FLAGS | Transmission.SEND_DF | Transmission.SEND_CACHE
+        # All connections work on one open image, so a flush on one covers what others wrote.
+        flags |= Transmission.CAN_MULTI_CONN | Transmission.SEND_FLUSH
+        if self.readonly:
+            return flags | Transmission.READ_ONLY
+        return flags | (
+            Transmission.SEND_FUA | Transmission.SEND_TRIM | Transmission.SEND_WRITE_ZEROES
+        )
+
+    def check(self, offset: int, length: int, *, writes: bool) -> None:
+        """Fail unless the range is in the export, and may be written if it is to be."""
+        if writes and self.readonly:
+            raise RequestError(errno.EPERM, "the export is read-only")
+        if offset + length > self.size_bytes:
+            code = errno.ENOSPC if writes else errno.EINVAL
+            raise RequestError(code, f"the export ends at {self.size_bytes}")
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes of a range that was checked."""
+        with self.lock:
+            return self.image.read(offset, length)
+
+    def write(self, offset: int, data: memoryview, *, fua: bool) -> None:
+        """Write, and with `fua` make it durable."""
+        with self.lock:
+            self._write(offset, data)
+            if fua:
+                self.image.flush()
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        # A raw disk that was probed guards its first sector: that is the image's own business.
+        if self.fd is None or offset < BLOCK_BYTES_PREFERRED:
+            self.image.write(offset, data)
+            return
+        while data:
+            done = os.pwrite(self.fd, data, offset)
+            data, offset = data[done:], offset + done
+
+    def flush(self) -> None:
+        """Make all that was written durable."""
+        with self.lock:
+            self.image.flush()
+
+    def trim(self, offset: int, length: int, *, fua: bool) -> None:
+        """The client does not need the range."""
+        with self.lock:
+            self.image.discard(offset, length)
+            if fua:
+                self.image.flush()
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool, fua: bool) -> None:
+        """Make the range read as zeros."""
+        with self.lock:
+            self.image.write_zeroes(offset, length, unmap=unmap)
+            if fua:
+                self.image.flush()
+
+    def cache(self, offset: int, length: int) -> None:
+        """The client will read the range soon."""
+        if self.fd is not None:
+            os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def states(self, offset: int, length: int, limit: int) -> list[State]:
+        """At most `limit` states from `offset` on, neighbours merged."""
+        states: list[State] = []
+        with self.lock:
+            for extent in chain_extents(self.image, offset, length):
+                flags = self._state(extent)
+                if states and states[-1].flags == flags:
+                    states[-1] = State(states[-1].length + extent.length, flags)
+                elif len(states) == limit:
+                    break
+                else:
+                    states.append(State(extent.length, flags))
+        return states
+
+    def _state(self, extent: Extent) -> int:
+        # A raw image answers for all of its bytes; what is a hole in its file is known to be zero.
+        hole = not extent.allocated or (extent.zero and self.fd is not None)
+        return (STATE_HOLE if hole else 0) | (STATE_ZERO if extent.zero else 0)
+
+
+def chain_extents(image: Image, offset: int, length: int) -> Iterator[Extent]:
+    """The extents of a range, those of backing images where the image has nothing itself."""
+    for extent in image.extents(offset, length):
+        backing = image.backing if isinstance(image, Layered) else None
+        if extent.allocated or backing is None:
+            yield extent._replace(zero=extent.zero or not extent.allocated)
+            continue
+        there = max(0, min(extent.length, backing.size_bytes - extent.offset))
+        if there:
+            yield from chain_extents(backing, extent.offset, there)
+        if there < extent.length:
+            yield Extent(extent.offset + there, extent.length - there, allocated=False, zero=True)
