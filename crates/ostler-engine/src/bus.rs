@@ -5,11 +5,12 @@
 
 use std::fmt::{self, Debug};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use arc_swap::ArcSwap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::counters::{DeviceCounters, DeviceNumber, NOBODY};
 use crate::exit::IoHandler;
 
 /// Something that answers accesses to a range. Called on vCPU threads, from several at once.
@@ -19,6 +20,11 @@ pub trait BusDevice: Send + Sync + Debug {
     /// Fills `data` with what is at `offset` bytes into the range.
     fn read(&self, offset: u64, data: &mut [u8]);
     fn write(&self, offset: u64, data: &[u8]);
+
+    /// Whether answers are decided in Python, so that the time they take is worth knowing.
+    fn decides(&self) -> bool {
+        false
+    }
 }
 
 /// The two address spaces of a PC.
@@ -64,7 +70,26 @@ struct Range {
     base: u64,
     last: u64,
     name: Arc<str>,
+    number: DeviceNumber,
+    decides: bool,
     device: Arc<dyn BusDevice>,
+}
+
+impl Range {
+    fn read(&self, address: u64, data: &mut [u8], counters: Option<&DeviceCounters>) {
+        self.counted(counters, || self.device.read(address - self.base, data));
+    }
+
+    fn write(&self, address: u64, data: &[u8], counters: Option<&DeviceCounters>) {
+        self.counted(counters, || self.device.write(address - self.base, data));
+    }
+
+    fn counted(&self, counters: Option<&DeviceCounters>, answer: impl FnOnce()) {
+        match counters {
+            Some(counters) => counters.count(self.number, self.decides, answer),
+            None => answer(),
+        }
+    }
 }
 
 /// The ranges of one space, sorted by base, none overlapping another.
@@ -97,8 +122,9 @@ fn find_whole(ranges: &[Range], address: u64, len: usize) -> Option<&Range> {
 pub struct Bus {
     pio: Ranges,
     mmio: Ranges,
-    /// Held while a table is replaced.
-    changing: Mutex<()>,
+    /// Held while a table is replaced. The names of owners so far: a range that is taken away and
+    /// added again, as a BAR that moves, keeps its number.
+    changing: Mutex<Vec<Arc<str>>>,
     open_bus: AtomicBool,
 }
 
@@ -107,7 +133,7 @@ impl Default for Bus {
         Self {
             pio: Ranges::default(),
             mmio: Ranges::default(),
-            changing: Mutex::new(()),
+            changing: Mutex::new(vec!["nobody".into()]),
             open_bus: AtomicBool::new(true),
         }
     }
@@ -142,7 +168,7 @@ impl Bus {
             .and_then(|above| base.checked_add(above))
             .filter(|last| *last <= space.last_address())
             .ok_or_else(|| BusError::BadRange { space, name: name.into(), base, size })?;
-        let _changing = self.changing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut names = self.names();
         let ranges = self.ranges(space);
         if let Some(other) = ranges.0.load().iter().find(|other| base <= other.last && other.base <= last) {
             return Err(BusError::Overlap {
@@ -155,16 +181,22 @@ impl Bus {
                 other_last: other.last,
             });
         }
-        ranges.change(|ranges| {
-            let at = ranges.partition_point(|range| range.base < base);
-            ranges.insert(at, Range { base, last, name: name.into(), device });
-        });
+        let number = number_of(&mut names, name);
+        let range = Range {
+            base,
+            last,
+            name: Arc::clone(&names[number]),
+            number: number as u16,
+            decides: device.decides(),
+            device,
+        };
+        ranges.change(|ranges| ranges.insert(ranges.partition_point(|range| range.base < base), range));
         Ok(())
     }
 
     /// Takes away the range that starts at `base`. An access that is under way still ends there.
     pub fn remove(&self, space: Space, base: u64) -> Result<(), BusError> {
-        let _changing = self.changing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _changing = self.names();
         self.ranges(space).change(|ranges| {
             let at = ranges.binary_search_by_key(&base, |range| range.base);
             at.map(|at| drop(ranges.remove(at))).map_err(|_| BusError::NoRange { space, base })
@@ -173,7 +205,7 @@ impl Bus {
 
     /// Takes away every range.
     pub fn clear(&self) {
-        let _changing = self.changing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _changing = self.names();
         self.pio.change(Vec::clear);
         self.mmio.change(Vec::clear);
     }
@@ -184,6 +216,15 @@ impl Bus {
         ranges.iter().map(|range| (range.base, range.last - range.base + 1, range.name.to_string())).collect()
     }
 
+    /// The owners there have been, by the number under which their accesses are counted.
+    pub fn device_names(&self) -> Vec<Arc<str>> {
+        self.names().clone()
+    }
+
+    fn names(&self) -> MutexGuard<'_, Vec<Arc<str>>> {
+        self.changing.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     fn ranges(&self, space: Space) -> &Ranges {
         match space {
             Space::Pio => &self.pio,
@@ -191,61 +232,99 @@ impl Bus {
         }
     }
 
-    fn read(&self, space: Space, address: u64, data: &mut [u8]) -> bool {
+    fn read(&self, space: Space, address: u64, data: &mut [u8], counters: Option<&DeviceCounters>) -> bool {
         let ranges = self.ranges(space).0.load();
         if let Some(range) = find_whole(&ranges, address, data.len()) {
-            range.device.read(address - range.base, data);
+            range.read(address, data, counters);
             return true;
         }
-        self.read_bytes(&ranges, address, data) || self.open_bus()
+        self.read_bytes(&ranges, address, data, counters) || self.nobody(counters)
     }
 
     /// An access that no range takes as one is made byte by byte, as an ISA bridge does; bytes that
     /// nobody owns read as ones. False when that is all of them.
-    fn read_bytes(&self, ranges: &[Range], address: u64, data: &mut [u8]) -> bool {
+    fn read_bytes(&self, ranges: &[Range], address: u64, data: &mut [u8], counters: Option<&DeviceCounters>) -> bool {
         data.fill(0xff);
         let mut owned = false;
         for (address, byte) in (address..).zip(data.chunks_mut(1)) {
             if let Some(range) = find(ranges, address) {
-                range.device.read(address - range.base, byte);
+                range.read(address, byte, counters);
                 owned = true;
             }
         }
         owned
     }
 
-    fn write(&self, space: Space, address: u64, data: &[u8]) -> bool {
+    fn write(&self, space: Space, address: u64, data: &[u8], counters: Option<&DeviceCounters>) -> bool {
         let ranges = self.ranges(space).0.load();
         if let Some(range) = find_whole(&ranges, address, data.len()) {
-            range.device.write(address - range.base, data);
+            range.write(address, data, counters);
             return true;
         }
         let mut owned = false;
         for (address, byte) in (address..).zip(data.chunks(1)) {
             if let Some(range) = find(&ranges, address) {
-                range.device.write(address - range.base, byte);
+                range.write(address, byte, counters);
                 owned = true;
             }
         }
-        owned || self.open_bus()
+        owned || self.nobody(counters)
     }
+
+    /// Whether an access that nobody owns is answered, by the open bus.
+    fn nobody(&self, counters: Option<&DeviceCounters>) -> bool {
+        let open = self.open_bus();
+        if let (true, Some(counters)) = (open, counters) {
+            counters.count(NOBODY, false, || ());
+        }
+        open
+    }
+}
+
+/// The place of `name` in `names`, where it is put if it is new.
+fn number_of(names: &mut Vec<Arc<str>>, name: &str) -> usize {
+    let known = names.iter().position(|known| **known == *name);
+    known.unwrap_or_else(|| {
+        // Names are not forgotten, so somebody who makes up new ones has to share the last number.
+        if names.len() > usize::from(DeviceNumber::MAX) {
+            return usize::from(DeviceNumber::MAX);
+        }
+        names.push(name.into());
+        names.len() - 1
+    })
 }
 
 impl IoHandler for Bus {
     fn io_read(&self, port: u16, data: &mut [u8]) -> bool {
-        self.read(Space::Pio, port.into(), data)
+        self.read(Space::Pio, port.into(), data, None)
     }
 
     fn io_write(&self, port: u16, data: &[u8]) -> bool {
-        self.write(Space::Pio, port.into(), data)
+        self.write(Space::Pio, port.into(), data, None)
     }
 
     fn mmio_read(&self, gpa: u64, data: &mut [u8]) -> bool {
-        self.read(Space::Mmio, gpa, data)
+        self.read(Space::Mmio, gpa, data, None)
     }
 
     fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
-        self.write(Space::Mmio, gpa, data)
+        self.write(Space::Mmio, gpa, data, None)
+    }
+
+    fn io_read_counted(&self, port: u16, data: &mut [u8], counters: &DeviceCounters) -> bool {
+        self.read(Space::Pio, port.into(), data, Some(counters))
+    }
+
+    fn io_write_counted(&self, port: u16, data: &[u8], counters: &DeviceCounters) -> bool {
+        self.write(Space::Pio, port.into(), data, Some(counters))
+    }
+
+    fn mmio_read_counted(&self, gpa: u64, data: &mut [u8], counters: &DeviceCounters) -> bool {
+        self.read(Space::Mmio, gpa, data, Some(counters))
+    }
+
+    fn mmio_write_counted(&self, gpa: u64, data: &[u8], counters: &DeviceCounters) -> bool {
+        self.write(Space::Mmio, gpa, data, Some(counters))
     }
 }
 
@@ -355,6 +434,26 @@ mod tests {
         bus.set_open_bus(false);
         assert!(!bus.mmio_write(0x1000, &[0]));
         assert!(bus.list(Space::Mmio).is_empty());
+    }
+
+    #[test]
+    fn access_of_a_vcpu_counts_for_the_owner_also_after_it_moved() {
+        let (bus, counters) = (Bus::new(), DeviceCounters::default());
+        add(&bus, Space::Pio, 0x10, 4, "bar");
+        assert!(bus.io_read_counted(0x12, &mut [0; 2], &counters));
+        bus.remove(Space::Pio, 0x10).expect("removed");
+        add(&bus, Space::Pio, 0x20, 4, "other");
+        add(&bus, Space::Mmio, 0x1000, 4, "bar");
+        assert!(bus.mmio_write_counted(0x1000, &[0; 4], &counters));
+        assert!(bus.io_write_counted(0x22, &[0; 4], &counters), "two bytes of it have an owner");
+        assert!(bus.io_read_counted(0x99, &mut [0], &counters));
+        assert!(bus.io_read(0x20, &mut [0]), "of no vCPU");
+        let named: Vec<_> =
+            (0..).zip(bus.device_names()).map(|(n, name)| (name.to_string(), counters.accesses(n))).collect();
+        assert_eq!(named, [("nobody".into(), 1), ("bar".into(), 2), ("other".into(), 2)]);
+        bus.set_open_bus(false);
+        assert!(!bus.io_read_counted(0x99, &mut [0], &counters));
+        assert_eq!(counters.accesses(NOBODY), 1);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Why a vCPU stopped, and who answers an access on the way.
 
+use crate::counters::DeviceCounters;
+
 /// The reason for which [`crate::Vcpu::run`] returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -34,6 +36,20 @@ pub trait IoHandler: Sync {
     /// Fills `data` (1..=8 bytes, not crossing an 8-byte boundary unless unaligned by the guest).
     fn mmio_read(&self, gpa: u64, data: &mut [u8]) -> bool;
     fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool;
+
+    /// As the four above, with what counts who answered. Handlers that know no devices need none.
+    fn io_read_counted(&self, port: u16, data: &mut [u8], _counters: &DeviceCounters) -> bool {
+        self.io_read(port, data)
+    }
+    fn io_write_counted(&self, port: u16, data: &[u8], _counters: &DeviceCounters) -> bool {
+        self.io_write(port, data)
+    }
+    fn mmio_read_counted(&self, gpa: u64, data: &mut [u8], _counters: &DeviceCounters) -> bool {
+        self.mmio_read(gpa, data)
+    }
+    fn mmio_write_counted(&self, gpa: u64, data: &[u8], _counters: &DeviceCounters) -> bool {
+        self.mmio_write(gpa, data)
+    }
 }
 
 /// The handler of those who want to see every exit.

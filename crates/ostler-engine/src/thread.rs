@@ -236,6 +236,7 @@ impl Group {
     /// The body of the thread of vCPU number `index` of this group.
     fn run(&self, index: usize) {
         MINE.set(self);
+        self.vcpus[index].runs_here();
         let _leaving = Leaving { group: self, index };
         while self.may_run(index) {
             let exit = self.vcpus[index].run_owned(&*self.io);

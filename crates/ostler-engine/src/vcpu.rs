@@ -1,8 +1,10 @@
 //! A vCPU that several threads hold: one runs it, the others look at it in between.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+
+use rustix::thread::gettid;
 
 use crate::accel::{AccelError, Kick, Vcpu};
 use crate::counters::{Counted, ExitCounters};
@@ -29,6 +31,8 @@ pub struct VcpuHandle {
     /// A kick that somebody asked for, unlike those this crate makes for its own ends.
     kicked: AtomicBool,
     owned: AtomicBool,
+    /// The host's number of the thread that has claimed this vCPU; 0 where none has.
+    thread: AtomicI32,
     counters: ExitCounters,
 }
 
@@ -40,6 +44,7 @@ impl VcpuHandle {
             idle: Mutex::new(Some(vcpu)),
             kicked: AtomicBool::new(false),
             owned: AtomicBool::new(false),
+            thread: AtomicI32::new(0),
             counters: ExitCounters::default(),
         }
     }
@@ -50,6 +55,11 @@ impl VcpuHandle {
 
     pub fn counters(&self) -> &ExitCounters {
         &self.counters
+    }
+
+    /// The number (TID) of the thread that runs this vCPU, while it has one of its own.
+    pub fn thread(&self) -> Option<i32> {
+        Some(self.thread.load(Ordering::Acquire)).filter(|thread| *thread != 0)
     }
 
     fn idle(&self) -> MutexGuard<'_, Option<Box<dyn Vcpu>>> {
@@ -112,7 +122,13 @@ impl VcpuHandle {
         !self.owned.swap(true, Ordering::AcqRel)
     }
 
+    /// The thread that claimed the vCPU says that it is this one.
+    pub(crate) fn runs_here(&self) {
+        self.thread.store(gettid().as_raw_nonzero().get(), Ordering::Release);
+    }
+
     pub(crate) fn release(&self) {
+        self.thread.store(0, Ordering::Release);
         self.owned.store(false, Ordering::Release);
     }
 }

@@ -186,6 +186,10 @@ impl PythonDevice {
 }
 
 impl BusDevice for PythonDevice {
+    fn decides(&self) -> bool {
+        true
+    }
+
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         // Without an interpreter (it is being finalized) the device is gone, as from an open bus.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ostler_engine::accel::AccelError;
-use ostler_engine::counters::ExitKind;
+use ostler_engine::counters::{DEVICES, ExitKind};
 use ostler_engine::regs::{DebugRegs, Events, GuestDebug, LapicState, MpState, MsrEntry, Regs, Sregs, Xcr, XsaveArea};
 use ostler_engine::ticker::Ticking;
 use ostler_engine::{Bus, Exit, VcpuHandle};
@@ -278,6 +278,29 @@ impl Vcpu {
     fn counters(&self) -> BTreeMap<&'static str, u64> {
         let counters = self.handle.counters();
         ExitKind::ALL.into_iter().map(|kind| (kind.name(), counters.get(kind))).collect()
+    }
+
+    /// How often devices answered the vCPU, by name; `nobody` is the open bus. Readable while it runs.
+    #[getter]
+    fn device_accesses(&self) -> BTreeMap<String, u64> {
+        let devices = self.handle.counters().devices();
+        let names = self.bus.device_names();
+        let others = "others".into();
+        let told_apart = names.iter().take(DEVICES - 1).chain((names.len() >= DEVICES).then_some(&others));
+        let counted = (0..).zip(told_apart).map(|(number, name)| (name.to_string(), devices.accesses(number)));
+        counted.filter(|(_, accesses)| *accesses > 0).collect()
+    }
+
+    /// CPU time in nanoseconds that devices written in Python took, from a sample of the accesses.
+    #[getter]
+    fn decision_ns(&self) -> u64 {
+        self.handle.counters().devices().decision_ns()
+    }
+
+    /// The number (TID) of the thread that runs the vCPU, while it has one of its own.
+    #[getter]
+    fn thread(&self) -> Option<i32> {
+        self.handle.thread()
     }
 
     fn __repr__(&self) -> String {

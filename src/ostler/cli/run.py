@@ -113,6 +113,14 @@ def run(
     no_reboot: Annotated[
         bool, typer.Option("--no-reboot", help="End when the guest resets, instead of rebooting.")
     ] = False,
+    stats: Annotated[
+        bool,
+        typer.Option(
+            "--stats",
+            help="Print at the end, on stderr: time in guest, kernel and user mode by vCPU, and"
+            " exits by reason and by device.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -145,7 +153,7 @@ def run(
         accelerator=AcceleratorChoice.parse(accel),
         reboot=not no_reboot,
     )
-    return show(config) if dry_run else start(config)
+    return show(config) if dry_run else start(config, print_stats=stats)
 
 
 def show(config: MachineConfig) -> int:
@@ -156,7 +164,7 @@ def show(config: MachineConfig) -> int:
     return 0
 
 
-def start(config: MachineConfig) -> int:
+def start(config: MachineConfig, *, print_stats: bool = False) -> int:
     """Run the machine to its end."""
     from ostler.control.outcome import Ending
     from ostler.control.stdio import OutputCopy
@@ -173,9 +181,14 @@ def start(config: MachineConfig) -> int:
         caught = stack.enter_context(_signals(vm))
         copies = _copies(vm, config, output_fd, stack)
         stack.enter_context(vm)
+        _set_title(config.name)
         for copy in copies:
             copy.start()
         outcome = vm.wait()
+    if print_stats:
+        from ostler.control.stats import format_stats
+
+        sys.stderr.write(format_stats(vm.stats()) + "\n")
     if outcome.failed:
         # A failure of the engine may come with a traceback, for those who want to repair it.
         lines = str(outcome).splitlines()
@@ -185,6 +198,13 @@ def start(config: MachineConfig) -> int:
         return 128 + caught[-1]
     failures = [copy.failure for copy in copies if isinstance(copy, OutputCopy)]
     return _output_lost(failures) or outcome.exit_code
+
+
+def _set_title(name: str) -> None:
+    """Have `ps` and `top` show the machine. Its guest runs already, so this delays nothing."""
+    from setproctitle import setproctitle
+
+    setproctitle(f"ostler: {name}")
 
 
 def _output_lost(failures: Iterable[OSError | None]) -> int:

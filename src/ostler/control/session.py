@@ -14,6 +14,7 @@ from ostler.block.image import HostFile
 from ostler.config import MachineConfig, VirtioConsoleConfig
 from ostler.control.console import SerialConsole
 from ostler.control.pipes import ConsolePipes
+from ostler.control.stats import VmStats, collect
 from ostler.control.timers import TimerThread
 from ostler.devices.requests import MachineRequests
 from ostler.engine import (
@@ -89,6 +90,10 @@ class Session:
         """Let them go on."""
         self.timers.resume()
         self.threads.resume()
+
+    def stats(self) -> VmStats:
+        """What the vCPUs have done since `start`."""
+        return collect(self.vm.accelerator, self._vcpus)
 
     def close(self) -> None:
         """End the threads and give everything back."""

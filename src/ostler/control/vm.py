@@ -47,6 +47,7 @@ from ostler.control.requests import (
     VcpuExit,
 )
 from ostler.control.session import Session
+from ostler.control.stats import VmStats
 from ostler.devices.device import GuestMemory
 from ostler.engine import Exit, InternalError, Shutdown
 from ostler.errors import ConfigError, OstlerError, WaitTimeout
@@ -112,6 +113,7 @@ class VM:
         self._open = ExitStack()
         self._images: list[HostFile] = []
         self._session: Session | None = None
+        self._past = VmStats("")  # of the boots that are over
         self._boot = 0
         self._lock = threading.Lock()  # guards the session; held while one is replaced
         self._done = threading.Event()
@@ -210,6 +212,18 @@ class VM:
         """The device of that name on the board; `None` where there is none, or no board now."""
         with self._lock:
             return None if self._session is None else self._session.board.devices.get(name)
+
+    def stats(self) -> VmStats:
+        """Time in guest, kernel and user mode by vCPU, and exits, of all boots so far.
+
+        Also after the end; `ConfigError` before `start`.
+        """
+        with self._lock:
+            if self._session is not None:
+                return self._past + self._session.stats()
+            if not self._past.vcpus:
+                raise ConfigError("this VM has not run yet; start it")
+            return self._past
 
     @property
     def running(self) -> bool:
@@ -329,6 +343,7 @@ class VM:
     def _close_session(self) -> None:
         session, self._session = self._session, None
         if session:
+            self._past += session.stats()
             session.close()
             # Devices and their timers refer to each other, and by interrupt lines and disks to host
             # threads and locked files: those have to go now, not at some later collection.

@@ -79,9 +79,11 @@ class RecordedBus:
         self._claim(Range(space, base, size, name))
         self._bus.add(space, base, size, device, name)
 
-    def add_eventfd(self, space: Space, base: int, size: int, fd: int) -> None:
-        self._claim(Range(space, base, size, "doorbell"))
-        self._bus.add_eventfd(space, base, size, fd)
+    def add_eventfd(
+        self, space: Space, base: int, size: int, fd: int, name: str = "doorbell"
+    ) -> None:
+        self._claim(Range(space, base, size, name))
+        self._bus.add_eventfd(space, base, size, fd, name)
 
     def _claim(self, wanted: Range) -> None:
         for taken in (*self._reserved, *self._ranges.values()):

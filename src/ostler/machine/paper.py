@@ -32,7 +32,9 @@ class PaperBus:
     def add(self, space: Space, base: int, size: int, device: ReadWrite, name: str = "") -> None:
         pass
 
-    def add_eventfd(self, space: Space, base: int, size: int, fd: int) -> None:
+    def add_eventfd(
+        self, space: Space, base: int, size: int, fd: int, name: str = "doorbell"
+    ) -> None:
         pass
 
     def remove(self, space: Space, base: int) -> None:

@@ -190,6 +190,7 @@ class VirtBoard(Board):
         if not packed:
             device.ring_features &= ~F_RING_PACKED
         function = VirtioPci(device)
+        function.label = name
         slot = self.pci.attach(function)
         self.lines.users.setdefault(intx_gsi(slot), []).append(name)
         self.add(name, function)

@@ -67,7 +67,9 @@ class FakeBus:
         """Add a range; `ConfigError` when it overlaps another."""
         self._add(space, base, size, device)
 
-    def add_eventfd(self, space: Space, base: int, size: int, fd: int) -> None:
+    def add_eventfd(
+        self, space: Space, base: int, size: int, fd: int, name: str = "doorbell"
+    ) -> None:
         """Add a doorbell."""
         self._add(space, base, size, fd)
 

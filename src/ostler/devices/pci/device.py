@@ -48,7 +48,9 @@ class Bus(Protocol):
     def add(self, space: Space, base: int, size: int, device: ReadWrite, name: str = "") -> None:
         """Have `device` answer `size` bytes from `base`."""
 
-    def add_eventfd(self, space: Space, base: int, size: int, fd: int) -> None:
+    def add_eventfd(
+        self, space: Space, base: int, size: int, fd: int, name: str = "doorbell"
+    ) -> None:
         """Have any store to the range write 1 to the eventfd `fd`, without the interpreter."""
 
     def remove(self, space: Space, base: int) -> None:
@@ -108,6 +110,7 @@ class PciDevice(Device[P]):
     ) -> None:
         self.lock = threading.RLock()
         self._intx_lock = threading.Lock()
+        self.label = ""  # which of several alike it is, in the names of its ranges
         self.layout = ConfigLayout(identity, bars)
         self.regions = list(regions)
         self.msix = msix
@@ -250,11 +253,11 @@ class PciDevice(Device[P]):
                 placed.append(region)
 
     def _place(self, bus: Bus, space: Space, base: int, region: Region) -> bool:
+        name = f"{self.label or self.name}:{region.name}"
         try:
             if isinstance(region.target, int):
-                bus.add_eventfd(space, base + region.offset, region.size, region.target)
+                bus.add_eventfd(space, base + region.offset, region.size, region.target, name)
             else:
-                name = f"{self.name}:{region.name}"
                 bus.add(space, base + region.offset, region.size, region.target, name)
         except ConfigError:
             # The guest put the BAR over somebody else; who came first keeps answering.
