@@ -7,7 +7,8 @@ from typing_extensions import disjoint_base
 
 from ostler.engine.access import BusDevice, Space
 from ostler.engine.exits import Exit
-from ostler.engine.registers import (
+from ostler.engine.virtio import QueueSetup
+from ostler.registers import (
     CpuidEntry,
     DebugRegs,
     Events,
@@ -19,7 +20,6 @@ from ostler.engine.registers import (
     Sregs,
     XsaveArea,
 )
-from ostler.engine.virtio import QueueSetup
 
 __all__ = [
     "Bus",

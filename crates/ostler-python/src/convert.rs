@@ -1,6 +1,6 @@
 //! Rust structs as Python dataclasses and back.
 //!
-//! The dataclasses live in `ostler.engine.registers`, where users read, copy and compare them. A
+//! The dataclasses live in `ostler.registers`, where users read, copy and compare them. A
 //! [`mirror!`] line names the fields once; the compiler sees to it that none is forgotten.
 
 use pyo3::exceptions::PyTypeError;
@@ -84,7 +84,7 @@ pub fn expect_class(value: &Bound<'_, PyAny>, class: &Bound<'_, PyType>) -> PyRe
     Err(PyTypeError::new_err(format!("expected {}, got {}", class.name()?, value.get_type().name()?)))
 }
 
-/// Mirrors a struct as the dataclass of the same name in `ostler.engine.registers`.
+/// Mirrors a struct as the dataclass of the same name in `ostler.registers`.
 macro_rules! mirror {
     ($kind:ident { $($field:ident),* $(,)? }) => {
         impl $crate::convert::Mirror for ostler_engine::regs::$kind {

@@ -1,4 +1,4 @@
-//! The register sets: which struct is which dataclass of `ostler.engine.registers`.
+//! The register sets: which struct is which dataclass of `ostler.registers`.
 
 use ostler_engine::regs::{LapicState, MpState, XsaveArea};
 use pyo3::exceptions::PyTypeError;
@@ -8,11 +8,11 @@ use pyo3::types::PyBytes;
 
 use crate::convert::{Mirror, expect_class, mirror};
 
-/// A class of `ostler.engine.registers`, looked up once.
+/// A class of `ostler.registers`, looked up once.
 macro_rules! class {
     ($py:expr, $name:expr) => {{
         static CLASS: pyo3::sync::PyOnceLock<pyo3::Py<pyo3::types::PyType>> = pyo3::sync::PyOnceLock::new();
-        CLASS.import($py, "ostler.engine.registers", $name)?
+        CLASS.import($py, "ostler.registers", $name)?
     }};
 }
 pub(crate) use class;

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 
 from ostler.block.image import HostFile
 from ostler.config import MachineConfig, VirtioConsoleConfig
@@ -17,15 +17,7 @@ from ostler.control.pipes import ConsolePipes
 from ostler.control.stats import VmStats, collect
 from ostler.control.timers import TimerThread
 from ostler.devices.requests import MachineRequests
-from ostler.engine import (
-    DescriptorTable,
-    Exit,
-    Regs,
-    Segment,
-    Vcpu,
-    VirtioWorkers,
-    VirtualMachine,
-)
+from ostler.engine import Exit, Vcpu, VirtioWorkers, VirtualMachine
 from ostler.firmware.plan import BootPlan
 from ostler.machine.board import Host
 from ostler.machine.boot import acpi_tables, plan_boot, write_boot
@@ -108,12 +100,5 @@ class Session:
 
 def enter(vcpu: Vcpu, plan: BootPlan) -> None:
     """Set the first CPU to where the plan says the kernel begins."""
-    vcpu.regs = Regs(**asdict(plan.regs))
-    sregs = vcpu.sregs
-    for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"):
-        setattr(sregs, name, Segment(**asdict(getattr(plan.sregs, name))))
-    for name in ("gdt", "idt"):
-        setattr(sregs, name, DescriptorTable(**asdict(getattr(plan.sregs, name))))
-    for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer"):
-        setattr(sregs, name, getattr(plan.sregs, name))
-    vcpu.sregs = sregs
+    vcpu.regs = plan.regs
+    vcpu.sregs = replace(plan.sregs, apic_base=vcpu.sregs.apic_base)

@@ -48,7 +48,8 @@ from ostler.engine.exits import (
     MmioWrite,
     Shutdown,
 )
-from ostler.engine.registers import (
+from ostler.engine.virtio import QueueSetup
+from ostler.registers import (
     CpuidEntry,
     DebugRegs,
     DescriptorTable,
@@ -65,7 +66,6 @@ from ostler.engine.registers import (
     Sregs,
     XsaveArea,
 )
-from ostler.engine.virtio import QueueSetup
 
 __all__ = [
     "Bus",

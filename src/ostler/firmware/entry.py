@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 
-from ostler.firmware.plan import DescriptorTable, Load, Regs, Segment, Sregs
+from ostler.firmware.plan import Load
+from ostler.registers import DescriptorTable, Regs, Segment, Sregs
 
 GDT_GPA = 0x500
 INFO_GPA = 0x6000

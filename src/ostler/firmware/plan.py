@@ -1,8 +1,4 @@
-"""A boot plan: what to write into guest memory and how the first CPU starts, as plain data.
-
-The register groups have the names of the engine's (`Regs`, `Sregs`, `Segment`, as `/dev/kvm`
-groups them), so the machine copies them field by field of the same name.
-"""
+"""A boot plan: what to write into guest memory and how the first CPU starts, as plain data."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from itertools import pairwise
 from typing import Protocol
 
 from ostler.errors import KernelError
+from ostler.registers import Regs, Sregs
 
 Buffer = bytes | bytearray | memoryview
 
@@ -96,78 +93,6 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """A segment register with its hidden part; `limit` in bytes, `kind` the descriptor's type."""
-
-    base: int = 0
-    limit: int = 0
-    selector: int = 0
-    kind: int = 0
-    present: bool = False
-    dpl: int = 0
-    db: bool = False
-    s: bool = False
-    l: bool = False  # noqa: E741 - the bit's name in the manual
-    g: bool = False
-    avl: bool = False
-    unusable: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class DescriptorTable:
-    """GDTR or IDTR."""
-
-    base: int = 0
-    limit: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sregs:
-    """Segment and control registers at entry. The APIC base stays as the reset left it."""
-
-    cs: Segment
-    ds: Segment
-    es: Segment
-    fs: Segment
-    gs: Segment
-    ss: Segment
-    tr: Segment
-    ldt: Segment
-    gdt: DescriptorTable
-    idt: DescriptorTable
-    cr0: int
-    cr2: int = 0
-    cr3: int = 0
-    cr4: int = 0
-    cr8: int = 0
-    efer: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Regs:
-    """General registers, RIP and RFLAGS at entry."""
-
-    rip: int
-    rax: int = 0
-    rbx: int = 0
-    rcx: int = 0
-    rdx: int = 0
-    rsi: int = 0
-    rdi: int = 0
-    rsp: int = 0
-    rbp: int = 0
-    r8: int = 0
-    r9: int = 0
-    r10: int = 0
-    r11: int = 0
-    r12: int = 0
-    r13: int = 0
-    r14: int = 0
-    r15: int = 0
-    rflags: int = 2
-
-
-@dataclass(frozen=True, slots=True)
 class Module:
     """A file handed over with the kernel (initrd, multiboot module) and its own command line."""
 
@@ -192,6 +117,8 @@ class Handover:
 @dataclass(frozen=True, slots=True)
 class BootPlan:
     """What to write (`loads`, in any order; they do not overlap) and the first CPU's state.
+
+    Of `sregs`, the APIC base does not count: it stays as the reset left it.
 
     `protocol` names how the kernel is entered, for people: `linux64`, `linux32`, `pvh` or
     `multiboot`; `kernel` is what messages call the image.

@@ -1,12 +1,10 @@
 //! Disks, through a ring and a worker, as a driver uses them.
 
-mod driver;
-
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
-use driver::{DATA, Driver, RAM_BYTES, WRITE, disk_file};
+use crate::driver::{DATA, Driver, RAM_BYTES, WRITE, disk_file};
 use ostler_virtio::{BlkService, Disk, Worker};
 
 const SECTORS: u64 = 256;

@@ -1,8 +1,5 @@
 //! The driver's side of a virtqueue, for tests: honest or not.
 
-// Each test executable uses a part of it.
-#![allow(dead_code)]
-
 pub mod packed;
 
 use std::fs::File;

@@ -1,11 +1,9 @@
 //! A driver that writes anything anywhere: nothing may panic, hang, or reach past the disk.
 
-mod driver;
-
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use driver::{AVAIL, DATA, Desc, Driver, QUEUE_SIZE, RAM_BYTES, WRITE, disk_file};
+use crate::driver::{AVAIL, DATA, Desc, Driver, QUEUE_SIZE, RAM_BYTES, WRITE, disk_file};
 use ostler_memory::GuestMap;
 use ostler_virtio::{BlkService, Broken, Disk, Ring, RngService, Service};
 

@@ -1,10 +1,8 @@
 //! The ring's own rules: notifications, and drivers that break them.
 
-mod driver;
-
 use std::os::fd::AsRawFd;
 
-use driver::{AVAIL, DATA, Desc, Driver, INDIRECT, NEXT, QUEUE_SIZE, RAM_BYTES, TABLE, USED, WRITE, pipe};
+use crate::driver::{AVAIL, DATA, Desc, Driver, INDIRECT, NEXT, QUEUE_SIZE, RAM_BYTES, TABLE, USED, WRITE, pipe};
 use ostler_memory::GuestMap;
 use ostler_virtio::{
     Broken, Chain, InputService, Outcome, OutputService, Position, Ring, RingConfig, RingError, RngService, Service,

@@ -1,9 +1,7 @@
 //! The packed ring: laps, notifications, and drivers that break its rules.
 
-mod driver;
-
-use driver::packed::{PACKED_SIZE, PackedDriver, Used};
-use driver::{DATA, INDIRECT, NEXT, RAM_BYTES, TABLE, WRITE};
+use crate::driver::packed::{PACKED_SIZE, PackedDriver, Used};
+use crate::driver::{DATA, INDIRECT, NEXT, RAM_BYTES, TABLE, WRITE};
 use ostler_memory::GuestMap;
 use ostler_virtio::{Broken, Chain, Outcome, Position, Ring, RingConfig, RingError, Service};
 

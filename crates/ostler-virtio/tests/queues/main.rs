@@ -1,0 +1,7 @@
+//! Queues and the workers that serve them, from the driver's side.
+
+mod blk;
+mod driver;
+mod hostile;
+mod packed;
+mod ring;
