@@ -17,9 +17,10 @@ from ostler.firmware.acpi.tables import RSDP_GPA
 from ostler.firmware.boot import load_kernel
 from ostler.firmware.entry import long_mode
 from ostler.firmware.plan import BootPlan as Plan
-from ostler.firmware.plan import Load, Part, Regs, Sink
+from ostler.firmware.plan import Load, Part, Sink
 from ostler.machine.boot import write_boot
 from ostler.machine.describe import describe
+from ostler.registers import Regs
 from ostler.testing import FakeMemory
 
 NOISE = random.Random(1).randbytes(3 * MIB)
