@@ -11,6 +11,7 @@ from small_kernel import EXIT_1, PRINT_Y_FOR_EVER, small_kernel
 from ostler.block.image import open_image
 from ostler.cli import BAD_INPUT, VERBS, invoke
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "docs/examples/virtio_device.py"
 PROGRAM = "import sys; from ostler.cli import main; main()"
 
 
@@ -163,6 +164,22 @@ def test_run_with_more_memory_than_is_free_warns_and_runs(tmp_path: Path) -> Non
 def test_unknown_verb_is_refused(refused: Refused) -> None:
     assert f"ostler has no verb 'fly': there is {', '.join(VERBS)}" in refused("fly")
     assert "ostler image has no verb 'fly': there is" in refused("image", "fly")
+
+
+def test_dry_run_shows_devices_of_the_users_own(
+    capsys: pytest.CaptureFixture[str], kernel: Path
+) -> None:
+    assert invoke(["run", "--dry-run", "--kernel", str(kernel), "--plug", str(EXAMPLE)]) == 0
+    assert "00:01.0                  counter" in capsys.readouterr().out
+
+
+def test_device_of_the_users_own_at_a_taken_place_is_refused(
+    refused: Refused, kernel: Path, tmp_path: Path
+) -> None:
+    plug = tmp_path / "taken.py"
+    plug.write_text("def plug(board): board.map_ports(0x3f8, 1, None, 'mine')")
+    said = refused("run", "--dry-run", "--kernel", kernel, "--plug", plug)
+    assert "taken.plug: 0x3f8 belongs to serial already" in said
 
 
 def test_dry_run_prints_the_machine_and_writes_nothing(

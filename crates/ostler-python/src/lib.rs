@@ -13,6 +13,7 @@ mod exits;
 mod fd;
 mod irq;
 mod memory;
+mod queues;
 mod registers;
 mod threads;
 mod vcpu;
@@ -31,6 +32,8 @@ mod _native {
     use crate::irq::{IrqLine, MsiRoute};
     #[pymodule_export]
     use crate::memory::Memory;
+    #[pymodule_export]
+    use crate::queues::VirtioFeed;
     #[pymodule_export]
     use crate::threads::Threads;
     #[pymodule_export]

@@ -18,6 +18,7 @@ use crate::error::Kind;
 use crate::fd;
 use crate::irq::MsiRoute;
 use crate::memory::Memory;
+use crate::queues::{VirtioFeed, call_worker};
 
 /// Starts the threads that serve a VM's virtqueues: `VirtioWorkers(virtual_machine.memory)`.
 ///
@@ -51,6 +52,18 @@ impl VirtioWorkers {
     /// A memory balloon.
     fn balloon(&self) -> VirtioBalloon {
         VirtioBalloon::new(Arc::clone(&self.memory))
+    }
+
+    /// Messages for a driver, from Python.
+    fn feed(&self) -> PyResult<VirtioFeed> {
+        VirtioFeed::new(Arc::clone(&self.memory))
+    }
+
+    /// Call `handler(request, room)` for each chain, with the bytes that the driver sends (at most
+    /// 1 MiB) and the number that it takes back; `handler` returns those, at most `room`. An
+    /// exception there is reported, and the driver sees a device that needs a reset.
+    fn calls(&self, py: Python<'_>, queue: QueueArgs, handler: Py<PyAny>) -> PyResult<VirtioWorker> {
+        call_worker(py, &self.memory, queue, handler)
     }
 
     /// Fill buffers with random bytes.

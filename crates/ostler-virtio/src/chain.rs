@@ -29,8 +29,10 @@ pub enum Broken {
     Indirect,
     #[error("an indirect table of {0} bytes is not possible")]
     IndirectLength(u32),
-    #[error("a request lacks its header or its status")]
+    #[error("a request lacks its header or its status, or is longer than any may be")]
     Request,
+    #[error("the device that answers the queue is defective")]
+    Device,
 }
 
 /// What the driver made available as one.

@@ -9,13 +9,15 @@
 //! * [`blk`]: disks over a file or a block device;
 //! * [`rng`]: random bytes;
 //! * [`console`]: a byte stream each way;
-//! * [`balloon`]: memory that the guest can spare.
+//! * [`balloon`]: memory that the guest can spare;
+//! * [`host`]: whatever devices outside this crate answer.
 
 pub mod balloon;
 pub mod blk;
 pub mod buffer;
 pub mod chain;
 pub mod console;
+pub mod host;
 pub mod ring;
 pub mod rng;
 pub mod worker;

@@ -28,8 +28,11 @@ from ostler.config import (
 from ostler.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ostler.control.stdio import InputCopy, OutputCopy
     from ostler.control.vm import VM
+    from ostler.machine.plug import Plug
 
 SHUTDOWN_GRACE_S = 30
 
@@ -91,6 +94,14 @@ def run(
             help="Give memory that the guest frees back to the host, with a virtio-balloon.",
         ),
     ] = False,
+    plug: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE.py[:FUNCTION]",
+            help="Add devices of your own: FUNCTION (or plug) is called with the board at each"
+            " boot; repeat it for more. Example: --plug docs/examples/virtio_device.py",
+        ),
+    ] = None,
     serial: Annotated[
         str,
         typer.Option(
@@ -153,18 +164,27 @@ def run(
         accelerator=AcceleratorChoice.parse(accel),
         reboot=not no_reboot,
     )
-    return show(config) if dry_run else start(config, print_stats=stats)
+    plugs = _load_plugs(plug or [])
+    return show(config, plugs) if dry_run else start(config, plugs, print_stats=stats)
 
 
-def show(config: MachineConfig) -> int:
+def _load_plugs(texts: list[str]) -> list[Plug]:
+    if not texts:
+        return []
+    from ostler.machine.plug import load_plug
+
+    return [load_plug(text) for text in texts]
+
+
+def show(config: MachineConfig, plugs: Sequence[Plug]) -> int:
     """Print the machine on paper."""
     from ostler.machine.describe import describe
 
-    typer.echo(describe(config))
+    typer.echo(describe(config, plugs))
     return 0
 
 
-def start(config: MachineConfig, *, print_stats: bool = False) -> int:
+def start(config: MachineConfig, plugs: Sequence[Plug], *, print_stats: bool = False) -> int:
     """Run the machine to its end."""
     from ostler.control.outcome import Ending
     from ostler.control.stdio import OutputCopy
@@ -175,7 +195,7 @@ def start(config: MachineConfig, *, print_stats: bool = False) -> int:
     warning = admit_memory(config.memory.size_bytes, HostView())
     if warning is not None:
         sys.stderr.write(f"ostler: warning: {warning}\n")
-    vm = VM.from_config(config)
+    vm = VM.from_config(config, plugs)
     with ExitStack() as stack:
         output_fd = stack.enter_context(_output(config.serial))
         caught = stack.enter_context(_signals(vm))

@@ -21,6 +21,7 @@ from ostler.engine import Exit, Vcpu, VirtioWorkers, VirtualMachine
 from ostler.firmware.plan import BootPlan
 from ostler.machine.board import Host
 from ostler.machine.boot import acpi_tables, plan_boot, write_boot
+from ostler.machine.plug import Plug, plug_in
 from ostler.machine.virt import VirtBoard
 
 
@@ -42,6 +43,7 @@ class Session:
         console: SerialConsole,
         hvc: SerialConsole,
         requests: MachineRequests,
+        plugs: Sequence[Plug] = (),
     ) -> None:
         self.config, self.console = config, console
         self.printed_before = console.position()
@@ -55,6 +57,7 @@ class Session:
         host = Host(console, self.timers, HostTime(), requests, workers, images, fds)
         try:
             self.board = VirtBoard(config, self.vm, host)
+            plug_in(plugs, self.board)
             write_boot(plan, acpi_tables(config), self.vm.memory)
             self._vcpus = [self.vm.create_vcpu(number) for number in range(config.cpu.count)]
             enter(self._vcpus[0], plan)

@@ -54,6 +54,7 @@ from ostler.errors import ConfigError, OstlerError, WaitTimeout
 from ostler.host.admission import admit_memory
 from ostler.host.view import HostView
 from ostler.machine.disks import open_disks
+from ostler.machine.plug import Plug
 
 
 class VM:
@@ -64,6 +65,7 @@ class VM:
     `reboot` false, a reset ends the machine. `ConfigError` and `HostError` come from `start`, or
     from here where a value alone is wrong. `serial` is the first serial port, `hvc` the console of
     a `virtio-console` device, `balloon` the memory balloon of a `virtio-balloon`.
+    Each of `plug` is called with the board at every boot, to add devices of your own to it.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class VM:
         accelerator: str = "auto",
         reboot: bool = True,
         name: str = "guest",
+        plug: Iterable[Plug] = (),
     ) -> None:
         config = MachineConfig(
             kernel=Path(kernel),
@@ -95,17 +98,18 @@ class VM:
             accelerator=AcceleratorChoice.parse(accelerator),
             reboot=reboot,
         )
-        self._begin(config)
+        self._begin(config, plug)
 
     @classmethod
-    def from_config(cls, config: MachineConfig) -> Self:
-        """A machine as `config` says."""
+    def from_config(cls, config: MachineConfig, plug: Iterable[Plug] = ()) -> Self:
+        """A machine as `config` says, with devices that each of `plug` adds to its board."""
         vm = cls.__new__(cls)
-        vm._begin(config)
+        vm._begin(config, plug)
         return vm
 
-    def _begin(self, config: MachineConfig) -> None:
+    def _begin(self, config: MachineConfig, plug: Iterable[Plug]) -> None:
         self.config = config
+        self._plugs = tuple(plug)
         self.serial = SerialConsole()
         self.hvc = SerialConsole()
         self.balloon = Balloon(self)
@@ -255,7 +259,15 @@ class VM:
         self._boot += 1
         requests = SessionRequests(self._mailbox, self._boot)
         accelerator = accelerator_name(self.config.accelerator)
-        session = Session(self.config, accelerator, self._images, self.serial, self.hvc, requests)
+        session = Session(
+            self.config,
+            accelerator,
+            self._images,
+            self.serial,
+            self.hvc,
+            requests,
+            self._plugs,
+        )
         session.start(requests.on_exit)
         return session
 

@@ -32,6 +32,7 @@ from ostler._native import (
     Vcpu,
     VirtioBalloon,
     VirtioDisk,
+    VirtioFeed,
     VirtioWorker,
     VirtioWorkers,
 )
@@ -104,6 +105,7 @@ __all__ = [
     "Vcpu",
     "VirtioBalloon",
     "VirtioDisk",
+    "VirtioFeed",
     "VirtioWorker",
     "VirtioWorkers",
     "VirtualMachine",

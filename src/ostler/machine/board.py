@@ -74,6 +74,10 @@ class Board:
         """Have `answer` see accesses to `count` I/O ports from `port` on."""
         self.bus.add("pio", port, count, answer, name)
 
+    def map_memory(self, gpa: int, size: int, answer: ReadWrite, name: str) -> None:
+        """Have `answer` see accesses to `size` bytes of guest physical memory from `gpa` on."""
+        self.bus.add("mmio", gpa, size, answer, name)
+
     def reset(self) -> None:
         """Bring every device to its state after power-up."""
         for device in self.devices.values():

@@ -13,12 +13,13 @@ from ostler.machine.board import Host
 from ostler.machine.boot import plan_boot, unpack_streams
 from ostler.machine.disks import open_disks
 from ostler.machine.paper import PaperHardware, PaperMemory, PaperRequests, PaperTime, PaperWorkers
+from ostler.machine.plug import Plug, plug_in
 from ostler.machine.virt import VirtBoard
 
 NO_FD = -1
 
 
-def describe(config: MachineConfig) -> str:
+def describe(config: MachineConfig, plugs: Sequence[Plug] = ()) -> str:
     """Memory map, I/O ports, interrupts and what is loaded where; several lines.
 
     Raises what building the machine would raise, without memory for a guest or an accelerator.
@@ -28,6 +29,7 @@ def describe(config: MachineConfig) -> str:
     with open_disks(config) as images:
         board = draw(config, images)
         try:
+            plug_in(plugs, board)
             return "\n".join(_lines(config, board, plan))
         finally:
             board.close()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ostler.devices.pci.device import ReadWrite, Space
-from ostler.devices.virtio.workers import BlkBackend, Queue, Worker
+from ostler.devices.virtio.workers import BlkBackend, Handler, Queue, Worker
 from ostler.firmware.plan import Buffer
 
 
@@ -148,11 +148,30 @@ class PaperBalloon:
         return self.inflate(queue)
 
 
+class PaperFeed:
+    """Messages for nobody."""
+
+    def put(self, message: bytes) -> bool:
+        return True
+
+    def clear(self) -> None:
+        pass
+
+    def serve(self, queue: Queue) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
+
+
 class PaperWorkers:
     """Makes disks for devices to be built with; no queue is ever started."""
 
     def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> BlkBackend:
         return PaperBackend()
+
+    def calls(self, queue: Queue, handler: Handler) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
+
+    def feed(self) -> PaperFeed:
+        return PaperFeed()
 
     def balloon(self) -> PaperBalloon:
         return PaperBalloon()

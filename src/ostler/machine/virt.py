@@ -19,6 +19,7 @@ from ostler.config import (
 )
 from ostler.devices import acpi_pm, debug_exit, fw_cfg, pvpanic, reset_control, rtc, serial
 from ostler.devices.i8042 import COMMAND_STATUS, DATA, I8042
+from ostler.devices.pci.device import PciDevice
 from ostler.devices.pci.host import PciHost, intx_gsi
 from ostler.devices.virtio.balloon import VirtioBalloon
 from ostler.devices.virtio.blk import VirtioBlk
@@ -144,14 +145,14 @@ class VirtBoard(Board):
             discard=config.discard,
             cache=config.cache == "writeback",
         )
-        self._attach(f"disk{number}", device, packed=config.packed)
+        self.plug_virtio(f"disk{number}", device, packed=config.packed)
 
     def _add_requested(self, device: DeviceConfig) -> None:
         match device:
             case DebugExitConfig():
                 self._add_debug_exit(device.iobase)
             case VirtioRngConfig():
-                self._attach("rng", VirtioRng(self.host.workers), packed=device.packed)
+                self.plug_virtio("rng", VirtioRng(self.host.workers), packed=device.packed)
             case VirtioConsoleConfig():
                 self._add_console(device)
             case VirtioBalloonConfig():
@@ -163,7 +164,7 @@ class VirtBoard(Board):
                 "--device virtio-console: this host side has no console; leave it out"
             )
         console = VirtioConsole(*self.host.console_fds, self.host.workers)
-        self._attach("console", console, packed=config.packed)
+        self.plug_virtio("console", console, packed=config.packed)
 
     def _add_balloon(self, config: VirtioBalloonConfig) -> None:
         balloon = VirtioBalloon(
@@ -172,7 +173,7 @@ class VirtBoard(Board):
             deflate_on_oom=config.deflate_on_oom,
             reporting=config.reporting,
         )
-        self._attach("balloon", balloon, packed=config.packed)
+        self.plug_virtio("balloon", balloon, packed=config.packed)
 
     def _add_debug_exit(self, iobase: int) -> None:
         device = debug_exit.DebugExit(self.host.requests)
@@ -184,16 +185,20 @@ class VirtBoard(Board):
             ) from error
         self.add("debug-exit", device)
 
-    def _attach(self, name: str, device: VirtioDevice[Any], *, packed: bool) -> None:
+    def plug(self, name: str, device: PciDevice[Any]) -> None:
+        """Put a PCI device into the next free slot, under the name its state is saved by."""
         if name in self.devices:
-            raise ConfigError(f"--device virtio-{name}: a machine has one; give it once")
+            raise ConfigError(f"--device {name}: a machine has one; give it once")
+        device.label = name
+        slot = self.pci.attach(device)
+        self.lines.users.setdefault(intx_gsi(slot), []).append(name)
+        self.add(name, device)
+
+    def plug_virtio(self, name: str, device: VirtioDevice[Any], *, packed: bool = True) -> None:
+        """Put a virtio device behind PCI; without `packed`, its driver is offered split rings."""
         if not packed:
             device.ring_features &= ~F_RING_PACKED
-        function = VirtioPci(device)
-        function.label = name
-        slot = self.pci.attach(function)
-        self.lines.users.setdefault(intx_gsi(slot), []).append(name)
-        self.add(name, function)
+        self.plug(name, VirtioPci(device))
 
 
 def _split(config: MachineConfig) -> tuple[int, int]:

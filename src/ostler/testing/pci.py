@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ostler.devices.pci.device import ReadWrite, Space
-from ostler.devices.virtio.workers import BlkBackend, Queue
+from ostler.devices.virtio.workers import BlkBackend, Handler, Queue
 from ostler.errors import ConfigError
 
 
@@ -116,6 +116,7 @@ class FakeWorker:
     queue: Queue
     at: tuple[int, int] = (0, 0)
     stopped: bool = False
+    handler: Handler | None = None
 
     def position(self) -> tuple[int, int]:
         """Where the worker stands."""
@@ -193,6 +194,27 @@ class FakeBalloon:
 
 
 @dataclass
+class FakeFeed:
+    """Messages that stay where they are."""
+
+    workers: FakeWorkers
+    messages: list[bytes] = field(default_factory=list)
+
+    def put(self, message: bytes) -> bool:
+        """Keep it."""
+        self.messages.append(message)
+        return True
+
+    def clear(self) -> None:
+        """Forget them."""
+        self.messages.clear()
+
+    def serve(self, queue: Queue) -> FakeWorker:
+        """A worker."""
+        return self.workers.start("feed", queue)
+
+
+@dataclass
 class FakeWorkers:
     """Starts `FakeWorker`s and remembers them; `refuse` makes it find no memory at the rings."""
 
@@ -205,6 +227,16 @@ class FakeWorkers:
         """A disk."""
         self.disks.append(FakeDisk(self, fd, size_bytes, readonly, serial))
         return self.disks[-1]
+
+    def calls(self, queue: Queue, handler: Handler) -> FakeWorker:
+        """A worker; the test calls its `handler`."""
+        worker = self.start("calls", queue)
+        worker.handler = handler
+        return worker
+
+    def feed(self) -> FakeFeed:
+        """Messages."""
+        return FakeFeed(self)
 
     def balloon(self) -> FakeBalloon:
         """A balloon."""

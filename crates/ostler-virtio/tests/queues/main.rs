@@ -2,6 +2,7 @@
 
 mod blk;
 mod driver;
+mod host;
 mod hostile;
 mod packed;
 mod ring;

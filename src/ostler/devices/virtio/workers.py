@@ -88,8 +88,35 @@ class BalloonBackend(Protocol):
         """Hand `on_stats` the (tag, value) pairs, again after each write to `wanted_fd`."""
 
 
+class Feed(Protocol):
+    """What a device written in Python says to the driver unasked."""
+
+    def put(self, message: bytes) -> bool:
+        """Add a message; false when too many wait already, and it is dropped."""
+
+    def clear(self) -> None:
+        """Drop what waits."""
+
+    def serve(self, queue: Queue) -> Worker:
+        """Fill the driver's buffers, one message each; what does not fit is cut off."""
+
+
+Handler = Callable[[bytes, int], bytes]
+"""Answers a request of the driver, given its bytes and the most that the answer may have."""
+
+
 class Workers(Protocol):
     """Starts workers. Each raises `ValueError` when the rings are not in guest memory."""
+
+    def calls(self, queue: Queue, handler: Handler) -> Worker:
+        """Call `handler` for each request, on the worker's thread.
+
+        An exception there is a defect of the device: it is reported, and the driver sees a device
+        that needs a reset.
+        """
+
+    def feed(self) -> Feed:
+        """Messages for the driver."""
 
     def balloon(self) -> BalloonBackend:
         """A memory balloon."""
