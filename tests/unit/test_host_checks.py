@@ -115,6 +115,10 @@ NO_AMD: dict[str, str | None] = {f"{AMD}/npt": None, f"{AMD}/nested": None}
         ({"dev/net/tun": None}, "/dev/net/tun", "WARN", "not there; modprobe tun"),
         ({"sys/fs/cgroup/cgroup.controllers": None}, "control groups", "WARN", "not mounted"),
         (
+            {"sys/fs/cgroup/cgroup.controllers": None, "sys/fs/cgroup/memory/memory.stat": ""},
+            "control groups", "WARN", "version 1 (memory), so a machine is bounded group by group",
+        ),
+        (
             {"sys/fs/cgroup/cgroup.controllers": "cpu memory"},
             "control groups", "WARN", "without cpuset, io, pids; echo +cpuset +io +pids >",
         ),
