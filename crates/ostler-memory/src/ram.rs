@@ -14,6 +14,9 @@ use vm_memory::{
 use crate::PAGE_BYTES;
 use crate::log::{PageLog, WriteWatch};
 
+/// What a smaller slot cannot hold, so that asking would do nothing.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// One slot as `vm-memory` sees it.
 pub type Region = GuestRegionMmap<PageLog>;
 /// All slots at one moment.
@@ -197,6 +200,7 @@ impl GuestRam {
         let log = PageLog::new(gpa, size, Arc::clone(&self.watch))?;
         let size = usize::try_from(size).map_err(|_| MemoryError::TooLarge(size))?;
         let builder = MmapRegionBuilder::new_with_bitmap(size, log).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+        let anonymous = matches!(backing, Backing::Anonymous);
         let builder = match backing {
             Backing::Anonymous => {
                 builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
@@ -206,6 +210,9 @@ impl GuestRam {
                 .with_file_offset(FileOffset::new(file, offset)),
         };
         let mapping = builder.build().map_err(|error| MemoryError::Map(std::io::Error::other(error)))?;
+        if anonymous && size >= HUGE_PAGE_BYTES {
+            ask_for_huge_pages(mapping.as_ptr(), size);
+        }
         GuestRegionMmap::new(mapping, GuestAddress(gpa)).ok_or(MemoryError::TooLarge(gpa))
     }
 
@@ -220,6 +227,13 @@ impl GuestRam {
         self.map.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).replace(map);
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
+}
+
+/// Asks for transparent huge pages: memory is then filled 2 MiB at a time, and a translation covers
+/// as much. Where the host has none, it stays as it is.
+fn ask_for_huge_pages(start: *mut u8, size: usize) {
+    // SAFETY: advice about a whole mapping of ours, which changes no byte of it.
+    let _none_here = unsafe { libc::madvise(start.cast(), size, libc::MADV_HUGEPAGE) };
 }
 
 fn bitmap(region: &Region) -> &PageLog {
