@@ -5,6 +5,7 @@
 //! exits, so an access that a device answers never leaves [`Vcpu::run`].
 
 use std::fmt::Debug;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ostler_memory::{GuestRam, MemoryError};
@@ -141,4 +142,9 @@ pub trait Vcpu: Send + Debug {
     fn translate(&self, linear: u64) -> Option<u64>;
     /// Instructions retired, where the accelerator counts them.
     fn instructions(&self) -> Option<u64>;
+    /// A descriptor of the kernel's own statistics of this vCPU (`KVM_GET_STATS_FD`), where the kernel
+    /// runs it. It can be read while the vCPU runs.
+    fn statistics(&self) -> Option<OwnedFd> {
+        None
+    }
 }

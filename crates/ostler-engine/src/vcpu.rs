@@ -1,5 +1,6 @@
 //! A vCPU that several threads hold: one runs it, the others look at it in between.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -33,6 +34,7 @@ pub struct VcpuHandle {
     owned: AtomicBool,
     /// The host's number of the thread that has claimed this vCPU; 0 where none has.
     thread: AtomicI32,
+    statistics: Option<OwnedFd>,
     counters: ExitCounters,
 }
 
@@ -41,10 +43,11 @@ impl VcpuHandle {
         Self {
             id: vcpu.id(),
             kick: vcpu.kicker(),
-            idle: Mutex::new(Some(vcpu)),
             kicked: AtomicBool::new(false),
             owned: AtomicBool::new(false),
             thread: AtomicI32::new(0),
+            statistics: vcpu.statistics(),
+            idle: Mutex::new(Some(vcpu)),
             counters: ExitCounters::default(),
         }
     }
@@ -55,6 +58,11 @@ impl VcpuHandle {
 
     pub fn counters(&self) -> &ExitCounters {
         &self.counters
+    }
+
+    /// The kernel's statistics of this vCPU ([`Vcpu::statistics`]).
+    pub fn statistics(&self) -> Option<BorrowedFd<'_>> {
+        self.statistics.as_ref().map(AsFd::as_fd)
     }
 
     /// The number (TID) of the thread that runs this vCPU, while it has one of its own.

@@ -1,6 +1,7 @@
 //! One virtual CPU.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use ostler_engine::accel::AccelError;
@@ -295,6 +296,12 @@ impl Vcpu {
     #[getter]
     fn decision_ns(&self) -> u64 {
         self.handle.counters().devices().decision_ns()
+    }
+
+    /// A descriptor of KVM's binary statistics, where KVM runs the vCPU; it lives as long as this does.
+    #[getter]
+    fn statistics_fd(&self) -> Option<i32> {
+        self.handle.statistics().map(|fd| fd.as_raw_fd())
     }
 
     /// The number (TID) of the thread that runs the vCPU, while it has one of its own.

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
+from ostler.control.kvm_stats import read_scalars
 from ostler.engine import Vcpu
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -63,7 +64,8 @@ class VcpuStats:
     `guest_s`, `kernel_s` and `user_s` are the CPU time in the three modes; `waiting_s` is the time
     in which it wanted to run and the host had no CPU for it; the rest it slept. `exits` counts by
     reason what the accelerator could not finish by itself, `devices` the accesses among them by
-    who answered; `nobody` is the open bus.
+    who answered; `nobody` is the open bus. `kernel` is what KVM counts, with the kernel's names:
+    all exits (`exits`), and those that it finished itself (`halt_exits`, `irq_exits`...).
     """
 
     id: int
@@ -73,6 +75,7 @@ class VcpuStats:
     waiting_s: float = 0
     exits: dict[str, int] = field(default_factory=dict)
     devices: dict[str, int] = field(default_factory=dict)
+    kernel: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: VcpuStats) -> VcpuStats:
         """Of two boots, or of two vCPUs; the number is the first one's."""
@@ -84,6 +87,7 @@ class VcpuStats:
             self.waiting_s + other.waiting_s,
             dict(Counter(self.exits) + Counter(other.exits)),
             dict(Counter(self.devices) + Counter(other.devices)),
+            dict(Counter(self.kernel) + Counter(other.kernel)),
         )
 
 
@@ -117,9 +121,15 @@ def _vcpu(accelerator: str, vcpu: Vcpu) -> VcpuStats:
     guest_s, kernel_s, user_s = modes(accelerator, times, vcpu.decision_ns / NS_PER_S)
     return VcpuStats(
         vcpu.id, guest_s, kernel_s, user_s, times.waiting_s,
-        {reason: count for reason, count in vcpu.counters.items() if count},
+        _counted(vcpu.counters),
         vcpu.device_accesses,
+        {} if vcpu.statistics_fd is None else _counted(read_scalars(vcpu.statistics_fd)),
     )  # fmt: skip
+
+
+def _counted(counts: dict[str, int]) -> dict[str, int]:
+    """Those that are not zero."""
+    return {name: count for name, count in counts.items() if count}
 
 
 def modes(accelerator: str, times: ThreadTimes, decision_s: float) -> tuple[float, float, float]:
@@ -138,7 +148,9 @@ def format_stats(stats: VmStats) -> str:
     if len(stats.vcpus) > 1:
         rows.append(_row("all", stats.total))
     lines = [f"{name:<8}" + "".join(f"{cell:>11}" for cell in cells) for name, *cells in rows]
-    for title, counts in (("exits", stats.total.exits), ("devices", stats.total.devices)):
+    total = stats.total
+    named = (("exits", total.exits), ("devices", total.devices), ("kernel", total.kernel))
+    for title, counts in named:
         if counts:
             most = sorted(counts.items(), key=lambda entry: -entry[1])
             lines.append(f"{title:<10}" + ", ".join(f"{name} {count:,}" for name, count in most))
