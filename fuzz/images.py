@@ -21,19 +21,25 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 from unittest.mock import patch
 
-from ostler.block.formats.mapped import MappedImage
+from ostler.block import create_image
+from ostler.block.crypto.keys import pbkdf2
+from ostler.block.formats.luks import LuksImage
 from ostler.block.formats.vdi import VdiImage
 from ostler.block.formats.vhdx import VhdxImage
 from ostler.block.formats.vmdk import VmdkImage
 from ostler.block.formats.vpc import VpcImage
+from ostler.block.image import Image, ImageFile, Opening
 from ostler.block.source import ByteSource, MemorySource
 from ostler.errors import DiskError, OstlerError
 
 KIB, MIB = 1 << 10, 1 << 20
 SECONDS_MAX = 2.0
 GROWTH_KIB_MAX = 256 * KIB
+FINDINGS_MAX = 20
+"""Of one target; then it ends."""
 FINDINGS = Path(__file__).resolve().parents[1] / "build/fuzz"
 HURTFUL = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x200, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE,
            0xFFFFFFFF, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 512, (1 << 64) - 1)  # fmt: skip
@@ -42,7 +48,7 @@ HURTFUL = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x200, 0xFFFF, 0x7FFFFFFF, 0x80000000, 
 class Mutant:
     """A seed with patches over it, so that an execution copies no image."""
 
-    name = "mutant"
+    name, readonly = "mutant", True
 
     def __init__(self, seed: bytes, size_bytes: int, patches: list[tuple[int, bytes]]) -> None:
         self.seed, self.size_bytes, self.patches = seed, size_bytes, patches
@@ -65,7 +71,7 @@ class Mutant:
 class Target:
     """A parser: how it is opened, the options of its seeds, and where its tables are."""
 
-    open: Callable[[ByteSource], MappedImage]
+    open: Callable[[ByteSource], Image]
     format: str
     options: tuple[str, ...]
     tables: tuple[tuple[int, int], ...]
@@ -74,6 +80,21 @@ class Target:
     """What a text format is made of."""
 
 
+JSON_WORDS = (
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b":",
+    b",",
+    b"null",
+    b"0",
+    b"-1",
+    b"9" * 30,
+    b"1e9",
+    b'"x"',
+)
 FLAT_EXTENT = MemorySource(bytes(3 * MIB), "extent-flat.vmdk")
 WORDS = (
     b"RW ", b"RDONLY ", b"ZERO", b"FLAT ", b"SPARSE ", b'"', b"\n", b"\0", b"=", b" 0", b"-1",
@@ -89,6 +110,26 @@ def _vmdk(source: ByteSource) -> VmdkImage:
         return FLAT_EXTENT
 
     return VmdkImage(source, beside)
+
+
+def _luks(source: ByteSource) -> LuksImage:
+    return LuksImage(cast(ImageFile, source), Opening(readonly=True, secret=b"passphrase"))
+
+
+def _luks_seeds() -> list[bytes]:
+    """An image of each version, with as little hashing as they may have."""
+    with TemporaryDirectory() as directory:
+        one, two = Path(directory, "one"), Path(directory, "two")
+        secret = b"passphrase"
+        create_image(one, 64 * KIB, format="luks", secret=secret, iter_time=1, cipher_alg="aes-128")
+        key_file = Path(directory, "secret")
+        key_file.write_bytes(secret)
+        with two.open("wb") as file:
+            file.truncate(17 * MIB)
+        quick = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-size", "256")
+        command = ("cryptsetup", "-q", "--key-file", str(key_file), "luksFormat", "--type", "luks2")
+        subprocess.run([*command, *quick, str(two)], check=True)
+        return [one.read_bytes(), two.read_bytes()]
 
 
 TARGETS = {
@@ -115,11 +156,14 @@ TARGETS = {
     "vmdk-descriptor": Target(
         _vmdk, "vmdk", ("subformat=monolithicFlat",), ((0, 280),), WORDS
     ),
+    "luks": Target(_luks, "luks", (), ((0, 256), (0, 256), (4096, 900)), JSON_WORDS),
 }  # fmt: skip
 
 
 def seeds(target: Target) -> list[bytes]:
     """Images of this kind, with data and holes."""
+    if target.format == "luks":
+        return _luks_seeds()
     with TemporaryDirectory() as directory:
         raw = Path(directory, "raw")
         raw.write_bytes(random.Random(1).randbytes(200 * KIB) + bytes(2 * MIB) + b"end" * 1000)
@@ -178,6 +222,10 @@ def execute(target: Target, source: ByteSource) -> None:
             raise AssertionError(f"more than one line: {error}") from error
 
 
+def _pbkdf2_once(name: str, secret: bytes, salt: bytes, iterations: int, length: int) -> bytes:
+    return pbkdf2(name, secret, salt, min(iterations, 1000), length)
+
+
 @contextmanager
 def without_checksums() -> Iterator[None]:
     """Let mutants past the checksums."""
@@ -185,6 +233,12 @@ def without_checksums() -> Iterator[None]:
         for module in ("vhdx", "vhdx_log"):
             name = f"ostler.block.formats.{module}.is_sealed"
             patched.enter_context(patch(name, lambda content: True))
+        # LUKS2's seal, and hashing that takes a second where a header may ask for minutes.
+        luks2 = patch("ostler.block.crypto.luks2.is_sealed", lambda area, name: True)
+        patched.enter_context(luks2)
+        for module in ("luks1", "luks2"):
+            name = f"ostler.block.crypto.{module}.pbkdf2"
+            patched.enter_context(patch(name, _pbkdf2_once))
         checksum = "ostler.block.formats.vpc.checksum_of"
         stored = lambda raw, at: int.from_bytes(raw[at : at + 4], "big")  # noqa: E731 - two words
         patched.enter_context(patch(checksum, stored))
@@ -222,7 +276,8 @@ def main() -> int:
     found = 0
     for name in options.target or TARGETS:
         began = time.monotonic()
-        for damaged, what in run(name, options.executions, options.seed):
+        findings = run(name, options.executions, options.seed)
+        for damaged, what in islice(findings, FINDINGS_MAX):
             found += 1
             FINDINGS.mkdir(parents=True, exist_ok=True)
             path = FINDINGS / f"{name}-{found}"

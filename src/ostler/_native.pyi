@@ -27,6 +27,7 @@ __all__ = [
     "IrqLine",
     "Memory",
     "MsiRoute",
+    "SectorCipher",
     "Threads",
     "Vcpu",
     "VirtioBalloon",
@@ -35,6 +36,7 @@ __all__ = [
     "VirtioWorker",
     "VirtioWorkers",
     "VirtualMachine",
+    "argon2",
 ]
 
 @disjoint_base
@@ -224,3 +226,29 @@ class VirtioFeed:
 class VirtioWorker:
     def position(self) -> tuple[int, int]: ...
     def stop(self) -> tuple[int, int]: ...
+
+@final
+class SectorCipher:
+    def __new__(
+        cls,
+        algorithm: str,
+        mode: str,
+        iv: str,
+        key: bytes,
+        *,
+        essiv_key: bytes | None = None,
+        sector_bytes: int = 512,
+    ) -> Self: ...
+    def encrypt(self, data: bytes, first: int, step: int = 1) -> bytes: ...
+    def decrypt(self, data: bytes, first: int, step: int = 1) -> bytes: ...
+
+def argon2(
+    kind: str,
+    password: bytes,
+    salt: bytes,
+    *,
+    passes: int,
+    memory_kib: int,
+    lanes: int,
+    length: int,
+) -> bytes: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,13 +14,16 @@ from ostler.block.registry import FORMATS
 from ostler.errors import DiskError
 from ostler.testing import check_image_format
 
+# What a format cannot be created or opened without.
+NEEDED: dict[str, dict[str, Any]] = {"luks": {"secret": b"passphrase", "iter_time": 1}}
+
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_format_registered_keeps_the_contract(name: str, tmp_path: Path) -> None:
     sample = None
     if FORMATS[name].load().create is None:
         sample = sample_of(name, tmp_path)
-    check_image_format(name, tmp_path, sample)
+    check_image_format(name, tmp_path, sample, **NEEDED.get(name, {}))
 
 
 def sample_of(name: str, directory: Path) -> Path:

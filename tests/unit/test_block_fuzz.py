@@ -7,8 +7,10 @@ import pytest
 from fuzz.images import TARGETS, run
 
 EXECUTIONS = 3_000
+# Each one that gets that far merges 4000 stripes of a key.
+FEWER = {"luks": 200}
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_mutant_gives_content_or_an_error_of_ours(name: str) -> None:
-    assert [what for _, what in run(name, EXECUTIONS, seed=11)] == []
+    assert [what for _, what in run(name, FEWER.get(name, EXECUTIONS), seed=11)] == []

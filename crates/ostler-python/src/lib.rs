@@ -8,6 +8,7 @@ mod accelerators;
 mod balloon;
 mod bus;
 mod convert;
+mod crypto;
 mod error;
 mod exits;
 mod fd;
@@ -28,6 +29,8 @@ mod _native {
     use crate::balloon::VirtioBalloon;
     #[pymodule_export]
     use crate::bus::Bus;
+    #[pymodule_export]
+    use crate::crypto::{SectorCipher, argon2};
     #[pymodule_export]
     use crate::irq::{IrqLine, MsiRoute};
     #[pymodule_export]

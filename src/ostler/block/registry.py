@@ -72,6 +72,7 @@ _ALL = [
     ),
     FormatEntry("vdi", "ostler.block.formats.vdi", (Magic(64, b"\x7f\x10\xda\xbe"),)),
     FormatEntry("vhdx", "ostler.block.formats.vhdx", (Magic(0, b"vhdxfile"),)),
+    FormatEntry("luks", "ostler.block.formats.luks", (Magic(0, b"LUKS\xba\xbe"),)),
     FormatEntry("vpc", "ostler.block.formats.vpc", (Magic(0, b"conectix"),)),
     # One line each, in the order of probing.
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ostler.block.image import Extent, Image, create_image, open_image
 from ostler.block.registry import find_format
@@ -15,46 +16,58 @@ ROUNDS = 60
 DAMAGES = 40
 
 
-def check_image_format(name: str, directory: Path, sample: Path | None = None) -> None:
+def check_image_format(
+    name: str,
+    directory: Path,
+    sample: Path | None = None,
+    *,
+    secret: bytes | None = None,
+    **options: Any,
+) -> None:
     """Hold the format `name` to the contract, with files made in `directory`.
+
+    An encrypted one needs a `secret`; `options` are for its creation.
 
     A format that cannot be created needs a `sample`: a sound image of it, which is not changed.
     Raises `AssertionError` with what is wrong.
     """
     path = directory / f"contract.{name}"
     if find_format(name).load().create is not None:
-        create_image(path, SIZE, format=name)
-        _check_new(name, path)
-        _check_writes(name, path)
-        _check_readonly(name, path)
+        create_image(path, SIZE, format=name, **({"secret": secret} if secret else {}), **options)
+        _check_new(name, path, secret)
+        _check_writes(name, path, secret)
+        _check_readonly(name, path, secret)
         sample = path
     assert sample is not None, f"{name}: give a sample, for it cannot be created"
-    _check_reads(name, sample)
-    _check_damage(name, sample.read_bytes(), directory / f"damaged.{name}")
+    _check_reads(name, sample, secret)
+    _check_damage(name, sample.read_bytes(), directory / f"damaged.{name}", secret)
 
 
-def _check_new(name: str, path: Path) -> None:
-    with open_image(path, format=name) as image:
+def _check_new(name: str, path: Path, secret: bytes | None) -> None:
+    with open_image(path, format=name, secret=secret) as image:
         assert image.format == name
         assert image.size_bytes == SIZE, f"{name}: created {SIZE} bytes, got {image.size_bytes}"
+        if secret is not None:
+            # What nobody has written to an encrypted disk reads as noise.
+            image.write_zeroes(0, SIZE)
         assert image.read(0, SIZE) == bytes(SIZE), f"{name}: a new image does not read as zeroes"
     image.close()
     if name != "raw":
-        with open_image(path, readonly=True) as image:
+        with open_image(path, readonly=True, secret=secret) as image:
             assert image.format == name, f"{name}: probing says {image.format}"
 
 
-def _check_writes(name: str, path: Path) -> None:
+def _check_writes(name: str, path: Path, secret: bytes | None) -> None:
     """Random writes, zeroes and reopening, against plain bytes."""
     dice, truth = random.Random(5), bytearray(SIZE)
     for _ in range(3):
-        with open_image(path, format=name) as image:
+        with open_image(path, format=name, secret=secret) as image:
             for _ in range(ROUNDS):
                 _change(dice, image, truth)
             image.flush()
             assert image.read(0, SIZE) == truth, f"{name}: reads differ from what was written"
             _check_extents(image, truth)
-        with open_image(path, format=name, readonly=True) as image:
+        with open_image(path, format=name, readonly=True, secret=secret) as image:
             assert image.read(0, SIZE) == truth, f"{name}: differs after reopening"
 
 
@@ -86,8 +99,8 @@ def _whole(image: Image) -> Iterator[Extent]:
     return image.extents(0, image.size_bytes)
 
 
-def _check_readonly(name: str, path: Path) -> None:
-    with open_image(path, format=name, readonly=True) as image:
+def _check_readonly(name: str, path: Path, secret: bytes | None) -> None:
+    with open_image(path, format=name, readonly=True, secret=secret) as image:
         assert image.readonly
         for act in (
             lambda: image.write(0, b"x"),
@@ -97,8 +110,8 @@ def _check_readonly(name: str, path: Path) -> None:
             _must_refuse(act, f"{name}: a read-only image was changed")
 
 
-def _check_reads(name: str, path: Path) -> None:
-    with open_image(path, format=name, readonly=True) as image:
+def _check_reads(name: str, path: Path, secret: bytes | None) -> None:
+    with open_image(path, format=name, readonly=True, secret=secret) as image:
         size = image.size_bytes
         whole = image.read(0, min(size, 64 << 20))
         dice = random.Random(7)
@@ -122,7 +135,7 @@ def _must_refuse(act: object, complaint: str) -> None:
     raise AssertionError(complaint)
 
 
-def _check_damage(name: str, sound: bytes, path: Path) -> None:
+def _check_damage(name: str, sound: bytes, path: Path, secret: bytes | None) -> None:
     """Truncated and scribbled-on images give an error of ours or some content, nothing else."""
     dice = random.Random(9)
     for number in range(DAMAGES):
@@ -135,7 +148,9 @@ def _check_damage(name: str, sound: bytes, path: Path) -> None:
                 damaged[dice.randrange(reach)] = dice.choice((0, 0xFF, dice.randrange(256)))
         path.write_bytes(damaged)
         try:
-            with open_image(path, format=name, readonly=True, backing=False) as image:
+            with open_image(
+                path, format=name, readonly=True, backing=False, secret=secret
+            ) as image:
                 image.read(0, min(image.size_bytes, SIZE))
         except OstlerError as error:
             _is_one_line(error)
