@@ -15,13 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ostler import errors, host
+    from ostler.block.image import create_image, open_image
     from ostler.control.console import SerialConsole
     from ostler.control.outcome import Ending, Outcome
     from ostler.control.vm import VM
 
 __version__ = "0.1.0"
 
-__all__ = ["VM", "Ending", "Outcome", "SerialConsole", "__version__", "errors", "host"]
+__all__ = [
+    "VM",
+    "Ending",
+    "Outcome",
+    "SerialConsole",
+    "__version__",
+    "create_image",
+    "errors",
+    "host",
+    "open_image",
+]
 
 # Looked up when first used, so that `import ostler` and `ostler --help` load next to nothing.
 _HOMES = {
@@ -29,6 +40,8 @@ _HOMES = {
     "SerialConsole": "ostler.control.console",
     "Ending": "ostler.control.outcome",
     "Outcome": "ostler.control.outcome",
+    "create_image": "ostler.block.image",
+    "open_image": "ostler.block.image",
 }
 
 

@@ -1,7 +1,7 @@
 """The extension module. Import it through `ostler.engine`, which documents it."""
 
 from collections.abc import Callable, Iterable
-from typing import Self, final
+from typing import Any, Self, final
 
 from typing_extensions import disjoint_base
 
@@ -22,11 +22,15 @@ from ostler.registers import (
 )
 
 __all__ = [
+    "BlockDisk",
+    "BlockStorage",
     "Bus",
     "Clock",
+    "CopyProgress",
     "IrqLine",
     "Memory",
     "MsiRoute",
+    "Qcow2Disk",
     "SectorCipher",
     "Threads",
     "Vcpu",
@@ -37,6 +41,9 @@ __all__ = [
     "VirtioWorkers",
     "VirtualMachine",
     "argon2",
+    "compare_disks",
+    "copy_disk",
+    "differing_run",
 ]
 
 @disjoint_base
@@ -252,3 +259,99 @@ def argon2(
     lanes: int,
     length: int,
 ) -> bytes: ...
+
+@final
+class BlockStorage:
+    @staticmethod
+    def from_fd(fd: int) -> BlockStorage: ...
+    @staticmethod
+    def from_file(file: object) -> BlockStorage: ...
+
+@disjoint_base
+class BlockDisk:
+    @property
+    def name(self) -> str: ...
+    @staticmethod
+    def from_image(name: str, image: object) -> BlockDisk: ...
+    @staticmethod
+    def raw(
+        name: str,
+        storage: BlockStorage,
+        size: int,
+        *,
+        readonly: bool,
+        guarded: Iterable[tuple[int, bytes]] = ...,
+    ) -> BlockDisk: ...
+    @property
+    def size_bytes(self) -> int: ...
+    def read(self, offset: int, length: int) -> bytes: ...
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None: ...
+    def flush(self) -> None: ...
+    def discard(self, offset: int, length: int) -> None: ...
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None: ...
+    def extent_at(self, offset: int, limit: int) -> tuple[int, str, int | None]: ...
+    def zero_at(self, offset: int, limit: int) -> tuple[bool, int]: ...
+
+@final
+class Qcow2Disk(BlockDisk):
+    def __new__(
+        cls,
+        name: str,
+        storage: BlockStorage,
+        layout: object,
+        *,
+        data: BlockStorage | None,
+        backing: object | None,
+        readonly: bool,
+        l2_cache_bytes: int,
+        is_unsafe: bool,
+        punch_holes: bool,
+    ) -> Qcow2Disk: ...
+    @property
+    def l1(self) -> list[int]: ...
+    def settle(self) -> None: ...
+    def preallocate(self, offset: int, length: int) -> None: ...
+    def share_active(self) -> None: ...
+    def share_tree(self, l1_offset: int, entries: int) -> None: ...
+    def release_tree(self, l1: Iterable[int]) -> None: ...
+    def read_l1(self, offset: int, entries: int) -> list[int]: ...
+    def refresh_flags(self) -> int: ...
+    def allocate(self, length: int) -> int: ...
+    def release(self, offset: int, length: int) -> None: ...
+    def use_l1(self, offset: int, entries: int, size: int) -> None: ...
+    def set_refcounts(self, runs: Iterable[tuple[int, int, int]]) -> None: ...
+    def rebuild_refcounts(
+        self, snapshots: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]
+    ) -> None: ...
+    def unmap_all(self) -> None: ...
+    def clear_l2_entry(self, table: int, index: int) -> None: ...
+    def clear_l1_entry(self, index: int) -> None: ...
+    def check(
+        self, snapshots: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]
+    ) -> dict[str, Any]: ...
+
+@final
+class CopyProgress:
+    def __new__(cls) -> CopyProgress: ...
+    @property
+    def done(self) -> int: ...
+    def set_done(self, bytes: int) -> None: ...
+    @property
+    def cancelled(self) -> bool: ...
+    def cancel(self) -> None: ...
+
+def copy_disk(
+    source: BlockDisk,
+    target: BlockDisk,
+    progress: CopyProgress,
+    *,
+    threads: int,
+    sparse: int,
+    target_is_zero: bool,
+    compression: tuple[str, int] | None = None,
+    limit: int = 0,
+) -> None: ...
+def compare_disks(one: BlockDisk, other: BlockDisk, progress: CopyProgress) -> int | None: ...
+def differing_run(
+    one: BlockDisk, other: BlockDisk, offset: int, limit: int, unit: int
+) -> tuple[bool, int]: ...

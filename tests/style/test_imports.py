@@ -20,7 +20,7 @@ PYTHON_LAYERS = {
     "registers": set[str](),
     "config": {"errors"},
     "devices": LEAVES | {"block", "net"},
-    "block": LEAVES | {"engine"},  # its ciphers, `engine.crypto`; nothing of a machine
+    "block": LEAVES | {"engine"},  # `engine.block`, `engine.crypto`; nothing of a machine
     "net": LEAVES,
     "firmware": LEAVES,
     "image": {"errors"},
@@ -32,7 +32,7 @@ PYTHON_LAYERS = {
     "migration": LEAVES | {"control", "engine", "machine"},
     "testing": LEAVES | PARTS,
     "cli": LEAVES | {"block", "control", "host", "image", "machine", "migration", "__init__"},
-    "__init__": LEAVES | {"control", "host", "machine"},
+    "__init__": LEAVES | {"block", "control", "host", "machine"},
 }
 
 # What each crate may depend on of the others.
@@ -40,11 +40,13 @@ RUST_LAYERS = {
     "ostler-memory": set[str](),
     "ostler-crypto": set[str](),
     "ostler-engine": {"ostler-memory"},
-    "ostler-virtio": {"ostler-memory", "ostler-engine"},
+    "ostler-block": set[str](),
+    "ostler-virtio": {"ostler-block", "ostler-memory", "ostler-engine"},
     "ostler-x86": {"ostler-memory", "ostler-engine"},
     "ostler-kvm": {"ostler-memory", "ostler-engine"},
     "ostler-python": {
-        "ostler-memory", "ostler-crypto", "ostler-engine", "ostler-virtio", "ostler-x86",
+        "ostler-block", "ostler-memory", "ostler-crypto", "ostler-engine", "ostler-virtio",
+        "ostler-x86",
         "ostler-kvm",
     },
 }  # fmt: skip

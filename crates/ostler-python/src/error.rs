@@ -20,16 +20,19 @@ pub enum Kind {
     State,
     /// The call does not fit what the VM is doing right now.
     Usage,
+    /// A disk image is damaged, or cannot do what was asked.
+    Disk,
 }
 
 impl Kind {
     fn class(self, py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
-        static CLASSES: [PyOnceLock<Py<PyType>>; 4] = [const { PyOnceLock::new() }; 4];
+        static CLASSES: [PyOnceLock<Py<PyType>>; 5] = [const { PyOnceLock::new() }; 5];
         let name = match self {
             Self::Config => "ConfigError",
             Self::Host => "HostError",
             Self::State => "StateError",
             Self::Usage => "OstlerError",
+            Self::Disk => "DiskError",
         };
         CLASSES[self as usize].import(py, "ostler.errors", name).cloned()
     }

@@ -6,6 +6,7 @@
 
 mod accelerators;
 mod balloon;
+mod block;
 mod bus;
 mod convert;
 mod crypto;
@@ -27,6 +28,8 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     use crate::balloon::VirtioBalloon;
+    #[pymodule_export]
+    use crate::block::{BlockDisk, BlockStorage, CopyProgress, Qcow2Disk, compare_disks, copy_disk, differing_run};
     #[pymodule_export]
     use crate::bus::Bus;
     #[pymodule_export]

@@ -235,6 +235,10 @@ class Opening:
     """The format was guessed from content that a guest may have written."""
     lock: bool = True
     """Take QEMU's locks. Without, another may write while we read."""
+    unsafe: bool = False
+    """A flush does not wait for stable storage: for images that are made anew if the host dies."""
+    repairing: bool = False
+    """An image that is marked as damaged may be opened for writing."""
     secret: bytes | None = None
     """The passphrase of an encrypted image."""
     chain: tuple[str, ...] = ()
@@ -248,6 +252,8 @@ def open_image(
     readonly: bool = False,
     backing: bool = True,
     lock: bool = True,
+    unsafe: bool = False,
+    repairing: bool = False,
     secret: bytes | None = None,
 ) -> Image:
     """Open the disk image at `path`, a file name or a URL, and lock it against other users.
@@ -258,7 +264,14 @@ def open_image(
 
     Raises `DiskError` when it is missing, in use, damaged, or of a format that is not `format`.
     """
-    how = Opening(readonly=readonly, backing=backing, lock=lock, secret=secret)
+    how = Opening(
+        readonly=readonly,
+        backing=backing,
+        lock=lock,
+        unsafe=unsafe,
+        repairing=repairing,
+        secret=secret,
+    )
     return open_with(str(path), format, how)
 
 

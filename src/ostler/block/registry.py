@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol, cast
 import msgspec
 
 from ostler.block.image import Image, ImageFile, Opening, local_name
+from ostler.config.options import SWITCH
+from ostler.config.size import parse_size
 from ostler.errors import DiskError
 
 PROBED_BYTES = 4096
@@ -39,15 +41,25 @@ class Format:
     def parse_options(self, given: Mapping[str, Any]) -> Any:
         """`Options` from values or their texts; `DiskError` names a wrong one."""
         assert self.Options is not None
-        known = {field.name for field in msgspec.structs.fields(self.Options)}
+        known = {field.name: field.type for field in msgspec.structs.fields(self.Options)}
         for name in given:
             if name not in known:
                 there_is = ", ".join(sorted(known)) or "none"
                 raise DiskError(f"there is no option {name!r} of this format; there is: {there_is}")
+        plain = {name: _plain(known[name], value) for name, value in given.items()}
         try:
-            return msgspec.convert(dict(given), self.Options, strict=False)
+            return msgspec.convert(plain, self.Options, strict=False)
         except msgspec.ValidationError as error:
             raise DiskError(f"option of the disk image: {error}") from None
+
+
+def _plain(kind: Any, value: Any) -> Any:
+    """The text of a size or a switch as what it says."""
+    if not isinstance(value, str):
+        return value
+    if kind is int:
+        return parse_size(value, "size")
+    return SWITCH.get(value, value) if kind is bool else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,7 @@ _ALL = [
     FormatEntry("luks", "ostler.block.formats.luks", (Magic(0, b"LUKS\xba\xbe"),)),
     FormatEntry("vpc", "ostler.block.formats.vpc", (Magic(0, b"conectix"),)),
     # One line each, in the order of probing.
+    FormatEntry("qcow2", "ostler.block.formats.qcow2", (Magic(0, b"QFI\xfb"),)),
 ]
 FORMATS = {entry.name: entry for entry in _ALL}
 

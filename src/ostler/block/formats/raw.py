@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -21,6 +21,9 @@ from ostler.block.image import (
 from ostler.block.registry import Format, Magic, guarded_magics
 from ostler.errors import DiskError
 
+if TYPE_CHECKING:
+    from ostler.engine.block import BlockDisk
+
 
 class RawImage(Closing):
     """An open raw image. Raises `DiskError` when the file cannot be one."""
@@ -33,11 +36,28 @@ class RawImage(Closing):
         self.block_bytes: int = getattr(file, "block_bytes", SECTOR_BYTES)
         self.guarded: tuple[Magic, ...] = guarded_magics() if how.probed else ()
         """What may not be written where it would make the disk look like another format."""
+        self._disk: BlockDisk | None = None
 
     @property
     def fd(self) -> int:
         """The descriptor of a local file; -1 for anything else."""
         return self.file.fd if isinstance(self.file, LocalDescriptor) else -1
+
+    @property
+    def disk(self) -> BlockDisk:
+        """The engine's view of the disk, for bulk work and virtual machines."""
+        if self._disk is None:
+            from ostler.block.data_path import storage_of
+            from ostler.engine.block import BlockDisk
+
+            self._disk = BlockDisk.raw(
+                self.name,
+                storage_of(self.file),
+                self.size_bytes,
+                readonly=self.readonly,
+                guarded=self.guarded,
+            )
+        return self._disk
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes."""
@@ -89,10 +109,11 @@ class RawImage(Closing):
         """Make the disk `size_bytes` long."""
         check_writable(self)
         self.file.truncate(size_bytes)
-        self.size_bytes = size_bytes
+        self.size_bytes, self._disk = size_bytes, None
 
     def close(self) -> None:
         """Release the file; a second call does nothing."""
+        self._disk = None
         self.file.close()
 
 

@@ -1,4 +1,4 @@
-"""`ostler image`: make what a guest starts from."""
+"""`ostler image initramfs`: make what a guest starts from."""
 
 from __future__ import annotations
 
@@ -7,22 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ostler.cli.image_serve import serve
 from ostler.errors import ConfigError
 from ostler.image import COMPRESSIONS, Initramfs, ModuleTree
 
-app = typer.Typer(help="Make images for guests.", no_args_is_help=True)
 
-
-@app.callback()
-def image() -> None:
-    """Make images for guests."""
-
-
-app.command()(serve)
-
-
-@app.command()
 def initramfs(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="OUT", help="Where the image goes.")

@@ -1,0 +1,279 @@
+//! Copies from disk to disk, on several threads.
+
+use std::fmt::Debug;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use flate2::{Compress, Compression, FlushCompress, Status};
+use zstd::zstd_safe::{self, CCtx, CParameter};
+
+use crate::disk::Disk;
+use crate::{BlockError, Result};
+
+/// What is copied at once.
+const PIECE: u64 = 2 << 20;
+/// QEMU unpacks deflate with a window of 4 KiB.
+const WINDOW_BITS: u8 = 12;
+
+/// How clusters are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    Deflate,
+    Zstd,
+}
+
+/// How a copy is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Job {
+    pub threads: usize,
+    /// Runs of zeroes of this many bytes are not written; 0 writes everything.
+    pub sparse_bytes: u64,
+    /// The target reads as zeroes where nothing is written.
+    pub target_is_zero: bool,
+    /// Pack clusters of this many bytes.
+    pub packing: Option<(Packing, u64)>,
+    /// Bytes a second; 0 is no limit.
+    pub limit: u64,
+}
+
+/// How far a copy is; shared with whoever watches or cancels it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes of the disk that are done.
+    pub done: AtomicU64,
+    pub cancelled: AtomicBool,
+}
+
+/// Makes `target` read like `source`, which may be shorter. The rest of the target is left alone.
+pub fn copy(source: &dyn Disk, target: &dyn Disk, job: &Job, progress: &Progress) -> Result<()> {
+    let end = source.size().min(target.size());
+    let next = AtomicU64::new(0);
+    let failure = Mutex::new(None);
+    let work = || {
+        let outcome = Copier::new(source, target, job, progress).and_then(|mut copier| copier.run(&next, end));
+        if let Err(error) = outcome {
+            progress.cancelled.store(true, Ordering::Release);
+            let mut first = failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            if first.is_none() || !matches!(error, BlockError::Cancelled) {
+                *first = Some(error);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..job.threads.max(1) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    failure.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).map_or(Ok(()), Err)
+}
+
+struct Copier<'a> {
+    source: &'a dyn Disk,
+    target: &'a dyn Disk,
+    job: &'a Job,
+    progress: &'a Progress,
+    buffer: Vec<u8>,
+    packer: Option<Packer>,
+    started: std::time::Instant,
+}
+
+impl<'a> Copier<'a> {
+    fn new(source: &'a dyn Disk, target: &'a dyn Disk, job: &'a Job, progress: &'a Progress) -> Result<Self> {
+        let packer = job.packing.map(|(packing, cluster)| Packer::new(packing, cluster)).transpose()?;
+        let buffer = vec![0; PIECE as usize];
+        Ok(Self { source, target, job, progress, buffer, packer, started: std::time::Instant::now() })
+    }
+
+    fn run(&mut self, next: &AtomicU64, end: u64) -> Result<()> {
+        loop {
+            let offset = next.fetch_add(PIECE, Ordering::Relaxed);
+            if offset >= end {
+                return Ok(());
+            }
+            if self.progress.cancelled.load(Ordering::Acquire) {
+                return Err(BlockError::Cancelled);
+            }
+            let stop = end.min(offset + PIECE);
+            self.piece(offset, stop)?;
+            let done = self.progress.done.fetch_add(stop - offset, Ordering::Relaxed) + stop - offset;
+            self.keep_to_the_limit(done);
+            // A long run of zeroes need not be claimed piece by piece.
+            self.skip_zeroes(next, stop, end)?;
+        }
+    }
+
+    fn keep_to_the_limit(&self, done: u64) {
+        if self.job.limit != 0 {
+            let due = std::time::Duration::from_secs_f64(done as f64 / self.job.limit as f64);
+            thread::sleep(due.saturating_sub(self.started.elapsed()));
+        }
+    }
+
+    /// Moves the next piece to be claimed over zeroes that need no writing.
+    fn skip_zeroes(&self, next: &AtomicU64, from: u64, end: u64) -> Result<()> {
+        if !self.job.target_is_zero || self.job.sparse_bytes == 0 || next.load(Ordering::Relaxed) != from {
+            return Ok(());
+        }
+        let mut at = from;
+        while at < end {
+            let (is_zero, len) = self.source.zero_at(at, end - at)?;
+            if !is_zero || len == 0 {
+                break;
+            }
+            at += len;
+        }
+        let target = if at >= end { end } else { at / PIECE * PIECE };
+        if target > from && next.compare_exchange(from, target, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.progress.done.fetch_add(target - from, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn piece(&mut self, offset: u64, stop: u64) -> Result<()> {
+        if self.packer.is_some() {
+            return self.packed(offset, stop);
+        }
+        let mut at = offset;
+        while at < stop {
+            let (is_zero, len) = self.source.zero_at(at, stop - at)?;
+            let len = len.clamp(1, stop - at);
+            if !is_zero || self.job.sparse_bytes == 0 {
+                self.data(at, len)?;
+            } else if !self.job.target_is_zero {
+                self.target.write_zeroes(at, len, true)?;
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Packs the clusters of a piece; those that are zero are left out of the new image.
+    fn packed(&mut self, offset: u64, stop: u64) -> Result<()> {
+        let (is_zero, len) = self.source.zero_at(offset, stop - offset)?;
+        if is_zero && len >= stop - offset {
+            return Ok(());
+        }
+        let bytes = &mut self.buffer[..(stop - offset) as usize];
+        self.source.read_bytes(bytes, offset)?;
+        if let (Some(packer), Some((_, cluster))) = (&mut self.packer, self.job.packing) {
+            for (number, piece) in bytes.chunks(cluster as usize).enumerate() {
+                packer.store(self.target, piece, offset + number as u64 * cluster)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, at: u64, len: u64) -> Result<()> {
+        let bytes = &mut self.buffer[..len as usize];
+        self.source.read_bytes(bytes, at)?;
+        if self.job.sparse_bytes == 0 {
+            return self.target.write_bytes(bytes, at);
+        }
+        write_sparse(self.target, bytes, at, self.job)
+    }
+}
+
+/// Writes `bytes` but for the runs of zeroes in it.
+fn write_sparse(target: &dyn Disk, bytes: &[u8], at: u64, job: &Job) -> Result<()> {
+    let unit = job.sparse_bytes as usize;
+    let mut start = 0;
+    let mut offset = 0;
+    let unit_end = |offset: usize| (offset + unit - (at as usize + offset) % unit).min(bytes.len());
+    while offset < bytes.len() {
+        let end = unit_end(offset);
+        if !is_zero(&bytes[offset..end]) {
+            offset = end;
+            continue;
+        }
+        if start < offset {
+            target.write_bytes(&bytes[start..offset], at + start as u64)?;
+        }
+        let mut stop = end;
+        while stop < bytes.len() && is_zero(&bytes[stop..unit_end(stop)]) {
+            stop = unit_end(stop);
+        }
+        if !job.target_is_zero {
+            target.write_zeroes(at + offset as u64, (stop - offset) as u64, true)?;
+        }
+        (start, offset) = (stop, stop);
+    }
+    if start < bytes.len() { target.write_bytes(&bytes[start..], at + start as u64) } else { Ok(()) }
+}
+
+/// Whether all bytes are zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let (blocks, rest) = bytes.as_chunks::<64>();
+    blocks.iter().all(|block| block.iter().fold(0, |seen, byte| seen | byte) == 0) && rest.iter().all(|byte| *byte == 0)
+}
+
+/// Packs clusters.
+enum Packer {
+    Deflate { stream: Compress, packed: Vec<u8>, cluster: Vec<u8> },
+    Zstd { context: Box<CCtx<'static>>, packed: Vec<u8>, cluster: Vec<u8> },
+}
+
+impl Packer {
+    fn new(packing: Packing, cluster: u64) -> Result<Self> {
+        // Deflate has room to finish even what does not shrink: a stream that is given up half-way
+        // cannot be used again (zlib-rs 0.6 keeps its pending bytes).
+        let (packed, cluster) = (vec![0; (cluster + cluster / 8 + 64) as usize], vec![0; cluster as usize]);
+        Ok(match packing {
+            Packing::Deflate => Self::Deflate { stream: deflater(), packed, cluster },
+            Packing::Zstd => {
+                let mut context = CCtx::create();
+                let level = CParameter::CompressionLevel(zstd_safe::CLEVEL_DEFAULT);
+                context
+                    .set_parameter(level)
+                    .map_err(|code| BlockError::Refused(format!("zstd: {}", zstd_safe::get_error_name(code))))?;
+                Self::Zstd { context: Box::new(context), packed, cluster }
+            }
+        })
+    }
+
+    /// Writes one guest cluster, packed if that makes it smaller, not at all if it is zero.
+    fn store(&mut self, target: &dyn Disk, piece: &[u8], at: u64) -> Result<()> {
+        if is_zero(piece) {
+            return Ok(());
+        }
+        let (packed, whole, len) = match self {
+            Self::Deflate { stream, packed, cluster } => {
+                pad(cluster, piece);
+                (deflate(stream, cluster, packed), &*cluster, &*packed)
+            }
+            Self::Zstd { context, packed, cluster } => {
+                pad(cluster, piece);
+                (context.compress2(packed.as_mut_slice(), cluster).ok(), &*cluster, &*packed)
+            }
+        };
+        match packed {
+            Some(bytes) if bytes < whole.len() => target.write_compressed(whole, &len[..bytes], at),
+            _ => target.write_bytes(piece, at),
+        }
+    }
+}
+
+const DEFLATE_LEVEL: u32 = 6;
+
+fn deflater() -> Compress {
+    Compress::new_with_window_bits(Compression::new(DEFLATE_LEVEL), false, WINDOW_BITS)
+}
+
+/// The last cluster of a disk is packed with zeroes behind its end.
+fn pad(cluster: &mut [u8], piece: &[u8]) {
+    cluster[..piece.len()].copy_from_slice(piece);
+    cluster[piece.len()..].fill(0);
+}
+
+/// The bytes it took, or `None` if they do not fit.
+fn deflate(stream: &mut Compress, cluster: &[u8], packed: &mut [u8]) -> Option<usize> {
+    stream.reset();
+    match stream.compress(cluster, packed, FlushCompress::Finish) {
+        Ok(Status::StreamEnd) => Some(stream.total_out() as usize),
+        _ => {
+            *stream = deflater();
+            None
+        }
+    }
+}

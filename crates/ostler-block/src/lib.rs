@@ -1,0 +1,28 @@
+//! The data path of disk images.
+//!
+//! Two traits, one on the other: a [`Storage`] is bytes somewhere (a host file, or anything Python
+//! can read and write), a [`Disk`] is what a guest sees. [`Raw`] is a storage seen as a disk,
+//! [`Qcow2`] finds the guest's bytes through the tables of that format, and allocates.
+//!
+//! Python decides what an image is to become: it reads headers, lays out new images, takes
+//! snapshots, resizes, repairs. What is here serves requests and walks tables that are too large
+//! to be walked there (`docs/decisions/0007-qcow2-in-two-languages.md`). Whatever an image says is
+//! hostile: each offset is checked before it is used, and caches are bounded.
+
+pub mod compare;
+pub mod copy;
+pub mod disk;
+pub mod error;
+pub mod pieces;
+pub mod qcow2;
+pub mod raw;
+pub mod storage;
+
+pub use disk::{Content, Disk, Extent};
+pub use error::BlockError;
+pub use pieces::{Sink, Source};
+pub use qcow2::Qcow2;
+pub use raw::Raw;
+pub use storage::{FileStorage, Storage};
+
+pub type Result<T> = std::result::Result<T, BlockError>;

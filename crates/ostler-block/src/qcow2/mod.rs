@@ -1,0 +1,267 @@
+//! qcow2 (QEMU's `docs/interop/qcow2`): the guest's bytes found through two levels of tables.
+//!
+//! A request looks its range up ([`tables`]), reads or writes clusters in place, and has the others
+//! allocated ([`write`]). Changed tables stay in memory until [`flush`] writes them in the order
+//! that keeps the image sound whenever the process or the host dies.
+//!
+//! Locks, in this order: the *gate*, shared by requests and held alone while tables are written or
+//! walked as a whole; then the *tables*, held for look-ups and changes in memory, not while data
+//! moves. A cluster that is being allocated is in `Tables::in_flight`; who needs it waits.
+//!
+//! A cluster that lost its last user is free only after the tables that say so are stable: until
+//! then it is in `Tables::unlinked`, so no write can reach data that a crash would bring back.
+
+mod cache;
+pub mod check;
+mod compressed;
+mod discard;
+mod entry;
+mod flush;
+pub mod layout;
+pub mod refcounts;
+mod tables;
+mod tree;
+mod write;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use self::compressed::Unpacked;
+pub use self::layout::Layout;
+use self::tables::{Mapping, Tables};
+use crate::disk::{Content, Disk, Extent, check_range};
+use crate::pieces::{Sink, Source};
+use crate::storage::Storage;
+use crate::{BlockError, Result};
+
+/// Runs shorter than this are not looked at for holes of the file below.
+const HOLE_BYTES: u64 = 64 << 10;
+
+/// How an image is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub readonly: bool,
+    /// Bytes of L2 tables that are kept in memory.
+    pub l2_cache_bytes: u64,
+    /// Flushes do not wait for stable storage.
+    pub is_unsafe: bool,
+    /// Space of discarded clusters is given back to the host.
+    pub punch_holes: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { readonly: false, l2_cache_bytes: 32 << 20, is_unsafe: false, punch_holes: true }
+    }
+}
+
+/// An open qcow2 image.
+#[derive(Debug)]
+pub struct Qcow2 {
+    storage: Arc<dyn Storage>,
+    /// Where the guest's clusters are: the same, or the external data file.
+    data: Arc<dyn Storage>,
+    backing: Option<Arc<dyn Disk>>,
+    options: Options,
+    gate: RwLock<()>,
+    tables: Mutex<Tables>,
+    /// Told when an allocation is no longer in flight.
+    landed: Condvar,
+    /// Data was written since the last flush.
+    is_unsettled: AtomicBool,
+    unpacked: Mutex<Unpacked>,
+}
+
+impl Qcow2 {
+    /// Opens what `layout` says is in `storage`; `data` is the external data file, if it has one.
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        data: Option<Arc<dyn Storage>>,
+        backing: Option<Arc<dyn Disk>>,
+        layout: Layout,
+        options: Options,
+    ) -> Result<Self> {
+        layout.check()?;
+        if layout.external_data != data.is_some() {
+            return Err(BlockError::Refused("the external data file is missing; give it with data_file".into()));
+        }
+        let tables = Tables::open(&layout, storage.as_ref(), options.l2_cache_bytes)?;
+        Ok(Self {
+            data: data.unwrap_or_else(|| Arc::clone(&storage)),
+            storage,
+            backing,
+            options,
+            gate: RwLock::new(()),
+            tables: Mutex::new(tables),
+            landed: Condvar::new(),
+            is_unsettled: AtomicBool::new(false),
+            unpacked: Mutex::new(Unpacked::default()),
+        })
+    }
+
+    pub fn layout(&self) -> Layout {
+        self.tables().layout
+    }
+
+    /// Held by requests: no table is walked or written meanwhile.
+    fn enter(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Held alone: no request is under way.
+    fn close_gate(&self) -> RwLockWriteGuard<'_, ()> {
+        self.gate.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn lookup(&self, offset: u64, limit: u64) -> Result<Mapping> {
+        self.tables().lookup(self.storage.as_ref(), offset, limit)
+    }
+
+    fn check_write(&self) -> Result<()> {
+        if self.options.readonly { Err(BlockError::ReadOnly) } else { Ok(()) }
+    }
+
+    /// Reads with the gate entered; what is after the end of the disk is zero.
+    fn read_entered(&self, into: &Sink<'_>, offset: u64) -> Result<()> {
+        let mut done = 0;
+        while done < into.len() {
+            let at = offset + done as u64;
+            let mapping = self.lookup(at, (into.len() - done) as u64)?;
+            let piece = into.slice(done, mapping.len as usize);
+            self.read_run(&mapping, &piece, at)?;
+            done += mapping.len as usize;
+        }
+        Ok(())
+    }
+
+    fn read_run(&self, mapping: &Mapping, into: &Sink<'_>, offset: u64) -> Result<()> {
+        match mapping.content {
+            Content::Data => Ok(self.data.read(into, mapping.host)?),
+            Content::Compressed => self.read_compressed(mapping, into, offset),
+            Content::Unallocated => self.read_backing(into, offset),
+            Content::Zero => {
+                into.fill_zero();
+                Ok(())
+            }
+        }
+    }
+
+    fn read_backing(&self, into: &Sink<'_>, offset: u64) -> Result<()> {
+        let Some(backing) = &self.backing else {
+            into.fill_zero();
+            return Ok(());
+        };
+        let there = backing.size().saturating_sub(offset).min(into.len() as u64) as usize;
+        if there != 0 {
+            backing.read(&into.slice(0, there), offset)?;
+        }
+        into.slice(there, into.len() - there).fill_zero();
+        Ok(())
+    }
+
+    /// Whether the whole range is known to be zero; the gate is entered.
+    fn is_zero(&self, offset: u64, len: u64) -> Result<bool> {
+        let end = offset + len;
+        let mut at = offset;
+        while at < end {
+            let (is_zero, run) = self.zero_entered(at, end - at)?;
+            if !is_zero || run == 0 {
+                return Ok(false);
+            }
+            at += run;
+        }
+        Ok(true)
+    }
+
+    fn zero_entered(&self, offset: u64, limit: u64) -> Result<(bool, u64)> {
+        let mapping = self.lookup(offset, limit)?;
+        match (mapping.content, &self.backing) {
+            (Content::Zero, _) | (Content::Unallocated, None) => Ok((true, mapping.len)),
+            (Content::Unallocated, Some(backing)) => {
+                let there = backing.size().saturating_sub(offset).min(mapping.len);
+                if there == 0 { Ok((true, mapping.len)) } else { backing.zero_at(offset, there) }
+            }
+            (Content::Data, _) if mapping.len >= HOLE_BYTES => {
+                // Space that was reserved and never written is a hole of the file.
+                let run = self.data.run_at(mapping.host, mapping.len)?;
+                Ok((!run.is_data && self.data.grows_with_zeroes(), run.len.max(1)))
+            }
+            _ => Ok((false, mapping.len)),
+        }
+    }
+}
+
+impl Disk for Qcow2 {
+    fn size(&self) -> u64 {
+        self.tables().layout.size
+    }
+
+    fn read(&self, into: &Sink<'_>, offset: u64) -> Result<()> {
+        let _gate = self.enter();
+        check_range(offset, into.len() as u64, self.size())?;
+        self.read_entered(into, offset)
+    }
+
+    fn write(&self, from: &Source<'_>, offset: u64) -> Result<()> {
+        self.check_write()?;
+        self.relieve()?;
+        let _gate = self.enter();
+        check_range(offset, from.len() as u64, self.size())?;
+        self.is_unsettled.store(true, Ordering::Release);
+        self.write_entered(from, offset)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.flush_all()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_write()?;
+        self.relieve()?;
+        let _gate = self.enter();
+        check_range(offset, len, self.size())?;
+        self.discard_entered(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()> {
+        self.check_write()?;
+        self.relieve()?;
+        let _gate = self.enter();
+        check_range(offset, len, self.size())?;
+        self.is_unsettled.store(true, Ordering::Release);
+        self.zero_range(offset, len, unmap)
+    }
+
+    fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
+        let _gate = self.enter();
+        check_range(offset, limit, self.size())?;
+        let mut run = self.lookup(offset, limit)?.extent();
+        while run.len < limit {
+            let next = self.lookup(offset + run.len, limit - run.len)?.extent();
+            let continues = run.host_offset.map(|host| host + run.len) == next.host_offset;
+            if next.content != run.content || !continues && next.content == Content::Data {
+                break;
+            }
+            run.len += next.len;
+        }
+        Ok(run)
+    }
+
+    fn zero_at(&self, offset: u64, limit: u64) -> Result<(bool, u64)> {
+        let _gate = self.enter();
+        self.zero_entered(offset, limit)
+    }
+
+    fn write_compressed(&self, cluster: &[u8], packed: &[u8], offset: u64) -> Result<()> {
+        self.check_write()?;
+        self.relieve()?;
+        let _gate = self.enter();
+        check_range(offset, 1, self.size())?;
+        self.is_unsettled.store(true, Ordering::Release);
+        self.write_packed(cluster, packed, offset)
+    }
+}

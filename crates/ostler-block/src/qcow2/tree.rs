@@ -1,0 +1,235 @@
+//! What Python builds snapshots, resizes and bitmaps from: whole trees of tables at once, and
+//! clusters for tables of its own.
+//!
+//! Each of these settles the image first and closes the gate, so that the file is what counts.
+
+use super::Qcow2;
+use super::entry::Entry;
+use super::layout::{COPIED, Layout, OFFSET_MASK};
+use super::tables::{L1_WORDS, Tables, Unlinked, read_l1};
+use crate::Result;
+use crate::storage::Storage;
+
+impl Qcow2 {
+    fn alone<T>(&self, act: impl FnOnce(&mut Tables) -> Result<T>) -> Result<T> {
+        self.check_write()?;
+        let _alone = self.close_gate();
+        let mut tables = self.tables();
+        self.settle_tables(&mut tables)?;
+        tables.slices.clear();
+        let done = act(&mut tables)?;
+        self.settle_tables(&mut tables)?;
+        Ok(done)
+    }
+
+    /// The L1 table of the disk, as it is in memory.
+    pub fn l1(&self) -> Vec<u64> {
+        self.tables().l1.clone()
+    }
+
+    /// Counts every cluster of the disk once more, and clears its COPIED flags: a copy of its L1
+    /// table is then a snapshot.
+    pub fn share_active(&self) -> Result<()> {
+        self.alone(|tables| {
+            let l1 = tables.l1.clone();
+            self.count_tree(tables, &l1, 1)?;
+            self.settle_tables(tables)?;
+            self.update_flags(tables)
+        })
+    }
+
+    /// Counts every cluster of a snapshot once more.
+    pub fn share_tree(&self, l1_offset: u64, entries: u32) -> Result<()> {
+        self.alone(|tables| {
+            let l1 = read_l1(&tables.layout, self.storage.as_ref(), l1_offset, entries)?;
+            self.count_tree(tables, &l1, 1)
+        })
+    }
+
+    /// Counts every cluster of a tree once less. Its L1 table is given as words, for it may be gone.
+    pub fn release_tree(&self, l1: &[u64]) -> Result<()> {
+        self.alone(|tables| self.count_tree(tables, l1, -1))
+    }
+
+    /// An L1 table of the file.
+    pub fn read_l1_at(&self, offset: u64, entries: u32) -> Result<Vec<u64>> {
+        read_l1(&self.layout(), self.storage.as_ref(), offset, entries)
+    }
+
+    /// Sets and clears the COPIED flags of the disk's tables by the refcounts: how many changed.
+    pub fn refresh_flags(&self) -> Result<u64> {
+        self.alone(|tables| {
+            let before = self.count_flags(tables, false)?;
+            self.update_flags(tables)?;
+            Ok(before)
+        })
+    }
+
+    /// Clusters in a row for `len` bytes of Python's own, counted once: the offset.
+    pub fn allocate(&self, len: u64) -> Result<u64> {
+        self.check_write()?;
+        let _gate = self.enter();
+        let mut tables = self.tables();
+        let clusters = len.div_ceil(tables.layout.cluster()).max(1);
+        let first = tables.refcounts.allocate_contiguous(self.storage.as_ref(), clusters)?;
+        let offset = first << tables.layout.cluster_bits;
+        tables.check_data_place(offset, clusters << tables.layout.cluster_bits)?;
+        Ok(offset)
+    }
+
+    /// Frees the clusters of `len` bytes at `offset` once what refers to them is not in the file.
+    pub fn release(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_write()?;
+        let _gate = self.enter();
+        let mut tables = self.tables();
+        let bits = tables.layout.cluster_bits;
+        let (first, count) = (offset >> bits, len.div_ceil(1 << bits));
+        tables.unlinked.push(Unlinked { first, count, punch: false });
+        self.is_unsettled.store(true, std::sync::atomic::Ordering::Release);
+        Ok(())
+    }
+
+    /// Uses the L1 table at `offset` from now on; it is in the file already.
+    pub fn use_l1(&self, offset: u64, entries: u32, size: u64) -> Result<()> {
+        self.alone(|tables| {
+            let mut layout = tables.layout;
+            (layout.l1_offset, layout.l1_entries, layout.size) = (offset, entries, size);
+            layout.check()?;
+            tables.l1 = read_l1(&layout, self.storage.as_ref(), offset, entries)?;
+            tables.layout = layout;
+            Ok(())
+        })
+    }
+
+    /// Makes the whole disk unallocated: what is behind it shows through.
+    pub fn unmap_all(&self) -> Result<()> {
+        self.alone(|tables| {
+            let old = tables.l1.clone();
+            tables.l1.fill(0);
+            tables.l1_dirty.extend(0..old.len().div_ceil(L1_WORDS));
+            self.settle_tables(tables)?;
+            self.count_tree(tables, &old, -1)
+        })
+    }
+
+    /// Sets refcounts as a check found them to be: first cluster, how many, and the count.
+    pub fn set_refcounts(&self, runs: &[(u64, u64, u64)]) -> Result<()> {
+        self.alone(|tables| {
+            for &(first, count, value) in runs {
+                for cluster in first..first + count {
+                    tables.refcounts.set(self.storage.as_ref(), cluster, value)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn count_tree(&self, tables: &mut Tables, l1: &[u64], delta: i64) -> Result<()> {
+        let (storage, layout) = (self.storage.as_ref(), tables.layout);
+        let file_end = storage.len()?;
+        for &word in l1.iter().filter(|word| **word & OFFSET_MASK != 0) {
+            let offset = word & OFFSET_MASK;
+            for entry in read_table(&layout, storage, offset, file_end)? {
+                count_entry(tables, storage, entry, delta)?;
+            }
+            tables.refcounts.add(storage, offset >> layout.cluster_bits, 1, delta)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the COPIED flags of the disk's tables up to date; refcounts are as the file has them.
+    fn update_flags(&self, tables: &mut Tables) -> Result<()> {
+        let changed = self.count_flags(tables, true)?;
+        if changed != 0 {
+            let bytes: Vec<u8> = tables.l1.iter().flat_map(|word| word.to_be_bytes()).collect();
+            self.storage.write_bytes(&bytes, tables.layout.l1_offset)?;
+            self.sync()?;
+        }
+        tables.slices.clear();
+        Ok(())
+    }
+
+    /// How many COPIED flags of the disk's tables are wrong; with `fix` they are corrected.
+    pub(super) fn count_flags(&self, tables: &mut Tables, fix: bool) -> Result<u64> {
+        let (storage, layout) = (self.storage.as_ref(), tables.layout);
+        let (bits, file_end) = (layout.cluster_bits, storage.len()?);
+        let mut wrong = 0;
+        for index in 0..tables.l1.len() {
+            let word = tables.l1[index];
+            let offset = word & OFFSET_MASK;
+            if offset == 0 || offset & layout.in_cluster() != 0 {
+                continue;
+            }
+            let right = flagged(word, tables.refcounts.get(storage, offset >> bits)? == 1);
+            wrong += u64::from(right != word);
+            if fix {
+                tables.l1[index] = right;
+            }
+            wrong += self.count_table_flags(tables, offset, file_end, fix)?;
+        }
+        Ok(wrong)
+    }
+
+    fn count_table_flags(&self, tables: &mut Tables, offset: u64, file_end: u64, fix: bool) -> Result<u64> {
+        let (storage, layout) = (self.storage.as_ref(), tables.layout);
+        let mut entries = read_table(&layout, storage, offset, file_end)?;
+        let mut wrong = 0;
+        for entry in &mut entries {
+            let right = if entry.is_compressed() {
+                entry.word & !COPIED
+            } else if layout.external_data {
+                entry.word
+            } else if let Ok(Some(host)) = entry.host(&layout) {
+                flagged(entry.word, tables.refcounts.get(storage, host >> layout.cluster_bits)? == 1)
+            } else {
+                entry.word
+            };
+            wrong += u64::from(right != entry.word);
+            entry.word = right;
+        }
+        if fix && wrong != 0 {
+            write_table(&layout, storage, offset, &entries)?;
+        }
+        Ok(wrong)
+    }
+}
+
+fn flagged(word: u64, is_owned: bool) -> u64 {
+    if is_owned { word | COPIED } else { word & !COPIED }
+}
+
+fn count_entry(tables: &mut Tables, storage: &dyn Storage, entry: Entry, delta: i64) -> Result<()> {
+    let layout = tables.layout;
+    if entry.is_compressed() {
+        let at = layout.compressed(entry.word);
+        return tables.refcounts.add(storage, at.first, at.last - at.first + 1, delta);
+    }
+    match entry.host(&layout)? {
+        Some(host) if !layout.external_data => tables.refcounts.add(storage, host >> layout.cluster_bits, 1, delta),
+        _ => Ok(()),
+    }
+}
+
+/// The entries of the L2 table at `offset`.
+pub fn read_table(layout: &Layout, storage: &dyn Storage, offset: u64, file_end: u64) -> Result<Vec<Entry>> {
+    if offset & layout.in_cluster() != 0 || offset >= file_end {
+        return Err(crate::BlockError::damaged(format!("an L1 entry points to {offset:#x}, where no L2 table can be")));
+    }
+    let mut bytes = vec![0; layout.cluster() as usize];
+    storage.read_bytes(&mut bytes, offset)?;
+    let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
+    if !layout.extended_l2 {
+        return Ok(words.map(|word| Entry { word, bitmap: 0 }).collect());
+    }
+    let words: Vec<u64> = words.collect();
+    Ok(words.as_chunks().0.iter().map(|[word, bitmap]| Entry { word: *word, bitmap: *bitmap }).collect())
+}
+
+fn write_table(layout: &Layout, storage: &dyn Storage, offset: u64, entries: &[Entry]) -> Result<()> {
+    let words = entries.iter().flat_map(|entry| {
+        let words = [entry.word, entry.bitmap];
+        words.into_iter().take(layout.entry_words() as usize)
+    });
+    let bytes: Vec<u8> = words.flat_map(u64::to_be_bytes).collect();
+    Ok(storage.write_bytes(&bytes, offset)?)
+}

@@ -1,0 +1,356 @@
+//! Bytes somewhere: what images are kept in.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::sync::Mutex;
+
+use crate::pieces::{Sink, Source};
+
+/// What kind of bytes follow an offset, and how many of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub is_data: bool,
+    pub len: u64,
+}
+
+/// Positional access to bytes. What lies after the end reads as zeroes; writing there grows it.
+pub trait Storage: Send + Sync + Debug {
+    fn len(&self) -> io::Result<u64>;
+    fn read(&self, into: &Sink<'_>, offset: u64) -> io::Result<()>;
+    fn write(&self, from: &Source<'_>, offset: u64) -> io::Result<()>;
+    /// All that was written is on stable storage afterwards.
+    fn flush(&self) -> io::Result<()>;
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// A hint that the range is not needed.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+    /// What is at `offset`; the run is at most `limit` long and not empty if `limit` is not.
+    fn run_at(&self, offset: u64, limit: u64) -> io::Result<Run>;
+    /// New space is zero without being written.
+    fn grows_with_zeroes(&self) -> bool;
+    /// The file, where the kernel may copy it.
+    fn file(&self) -> Option<&File> {
+        None
+    }
+
+    fn read_bytes(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read(&Sink::new(into), offset)
+    }
+
+    fn write_bytes(&self, from: &[u8], offset: u64) -> io::Result<()> {
+        self.write(&Source::new(from), offset)
+    }
+
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+}
+
+/// A regular file or block device of this host.
+#[derive(Debug)]
+pub struct FileStorage {
+    file: File,
+    is_block_device: bool,
+    device_bytes: u64,
+}
+
+/// `BLKDISCARD`: `_IO(0x12, 119)`.
+const BLKDISCARD: libc::c_ulong = 0x1277;
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+/// The most vectors one call takes (`IOV_MAX` of Linux).
+const MAX_VECTORS: usize = 1024;
+
+impl FileStorage {
+    pub fn new(file: File) -> io::Result<Self> {
+        let is_block_device = file.metadata()?.file_type().is_block_device();
+        // SAFETY: no memory is passed.
+        let end = if is_block_device { unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_END) } } else { 0 };
+        let device_bytes = u64::try_from(end).map_err(|_| io::Error::last_os_error())?;
+        Ok(Self { file, is_block_device, device_bytes })
+    }
+
+    fn allocate(&self, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
+        let (offset, len) = (as_off(offset)?, as_off(len)?);
+        // SAFETY: no memory is passed.
+        let result = unsafe { libc::fallocate(self.file.as_raw_fd(), mode | libc::FALLOC_FL_KEEP_SIZE, offset, len) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    fn discard_blocks(&self, offset: u64, len: u64) -> io::Result<()> {
+        let range = [offset, len];
+        // SAFETY: BLKDISCARD reads two u64 from the pointer.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    fn write_plain_zeroes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
+        while len != 0 {
+            let piece = len.min(ZEROES.len() as u64);
+            self.file.write_all_at(&ZEROES[..piece as usize], offset)?;
+            offset += piece;
+            len -= piece;
+        }
+        Ok(())
+    }
+
+    fn seek(&self, offset: u64, what: libc::c_int) -> io::Result<Option<u64>> {
+        // SAFETY: no memory is passed.
+        let at = unsafe { libc::lseek(self.file.as_raw_fd(), as_off(offset)?, what) };
+        if at >= 0 {
+            return Ok(Some(at as u64));
+        }
+        match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            error => Err(error),
+        }
+    }
+}
+
+impl Storage for FileStorage {
+    fn len(&self) -> io::Result<u64> {
+        if self.is_block_device { Ok(self.device_bytes) } else { Ok(self.file.metadata()?.len()) }
+    }
+
+    fn read(&self, into: &Sink<'_>, offset: u64) -> io::Result<()> {
+        let call = |vectors: &[libc::iovec], offset| {
+            let count = vectors.len() as libc::c_int;
+            // SAFETY: the vectors of a sink are writable memory.
+            unsafe { libc::preadv(self.file.as_raw_fd(), vectors.as_ptr(), count, offset) }
+        };
+        let done = transfer(call, into.vectors(), offset)?;
+        into.slice(done, into.len() - done).fill_zero();
+        Ok(())
+    }
+
+    fn write(&self, from: &Source<'_>, offset: u64) -> io::Result<()> {
+        let call = |vectors: &[libc::iovec], offset| {
+            let count = vectors.len() as libc::c_int;
+            // SAFETY: the vectors of a source are readable memory.
+            unsafe { libc::pwritev(self.file.as_raw_fd(), vectors.as_ptr(), count, offset) }
+        };
+        let done = transfer(call, from.vectors(), offset)?;
+        if done == from.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if !self.is_block_device {
+            return self.file.set_len(len);
+        }
+        if len <= self.device_bytes { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOSPC)) }
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let done = if self.is_block_device {
+            self.discard_blocks(offset, len)
+        } else {
+            self.allocate(libc::FALLOC_FL_PUNCH_HOLE, offset, len)
+        };
+        done.or_else(|error| if is_unsupported(&error) { Ok(()) } else { Err(error) })
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let end = offset.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+        if !self.is_block_device && self.len()? < end {
+            self.file.set_len(end)?;
+        }
+        let mode = if unmap { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
+        match self.allocate(mode, offset, len) {
+            Err(error) if is_unsupported(&error) => self.write_plain_zeroes(offset, len),
+            done => done,
+        }
+    }
+
+    fn run_at(&self, offset: u64, limit: u64) -> io::Result<Run> {
+        if self.is_block_device {
+            return Ok(Run { is_data: true, len: limit });
+        }
+        let data = self.seek(offset, libc::SEEK_DATA)?;
+        if data != Some(offset) {
+            let len = data.map_or(limit, |at| (at - offset).min(limit));
+            return Ok(Run { is_data: false, len });
+        }
+        let hole = self.seek(offset, libc::SEEK_HOLE)?;
+        Ok(Run { is_data: true, len: hole.map_or(limit, |at| (at - offset).min(limit)) })
+    }
+
+    fn grows_with_zeroes(&self) -> bool {
+        !self.is_block_device
+    }
+
+    fn file(&self) -> Option<&File> {
+        Some(&self.file)
+    }
+}
+
+fn as_off(number: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(number).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// The host or its file system has no such operation.
+pub fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV | libc::ENOSYS))
+}
+
+/// Repeats `call` until every byte is transferred or it says that there are no more: how many were.
+fn transfer(
+    call: impl Fn(&[libc::iovec], libc::off_t) -> libc::ssize_t,
+    vectors: &[libc::iovec],
+    offset: u64,
+) -> io::Result<usize> {
+    let mut offset = as_off(offset)?;
+    let first = call(&vectors[..vectors.len().min(MAX_VECTORS)], offset);
+    let total: usize = vectors.iter().map(|vector| vector.iov_len).sum();
+    if first >= 0 && first as usize == total {
+        return Ok(total);
+    }
+    let mut owned = vectors.to_vec();
+    let (mut rest, mut done, mut moved) = (owned.as_mut_slice(), 0, first);
+    loop {
+        match moved {
+            1.. => {
+                done += moved as usize;
+                offset = offset.checked_add(moved as libc::off_t).ok_or(io::ErrorKind::InvalidInput)?;
+                rest = advance(rest, moved as usize);
+            }
+            0 => return Ok(done),
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+        if rest.is_empty() {
+            return Ok(done);
+        }
+        moved = call(&rest[..rest.len().min(MAX_VECTORS)], offset);
+    }
+}
+
+/// The vectors without their first `bytes` bytes.
+fn advance(mut vectors: &mut [libc::iovec], mut bytes: usize) -> &mut [libc::iovec] {
+    while let Some(first) = vectors.first_mut() {
+        if bytes < first.iov_len {
+            first.iov_base = first.iov_base.wrapping_byte_add(bytes);
+            first.iov_len -= bytes;
+            break;
+        }
+        bytes -= first.iov_len;
+        vectors = &mut vectors[1..];
+    }
+    vectors
+}
+
+/// Bytes in memory, for tests and fuzzing. `limit` is how long it may become.
+#[derive(Debug)]
+pub struct MemoryStorage {
+    bytes: Mutex<Vec<u8>>,
+    limit: u64,
+}
+
+impl MemoryStorage {
+    pub fn new(bytes: Vec<u8>, limit: u64) -> Self {
+        Self { bytes: Mutex::new(bytes), limit }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        act(&mut self.bytes.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    fn grow(&self, end: u64) -> io::Result<()> {
+        if end > self.limit {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        self.with(|bytes| {
+            if (bytes.len() as u64) < end {
+                bytes.resize(end as usize, 0);
+            }
+        });
+        Ok(())
+    }
+}
+
+impl Storage for MemoryStorage {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.with(|bytes| bytes.len() as u64))
+    }
+
+    fn read(&self, into: &Sink<'_>, offset: u64) -> io::Result<()> {
+        self.with(|bytes| {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+            let to = from.saturating_add(into.len()).min(bytes.len());
+            into.copy_from(&bytes[from..to]);
+            into.slice(to - from, into.len()).fill_zero();
+        });
+        Ok(())
+    }
+
+    fn write(&self, from: &Source<'_>, offset: u64) -> io::Result<()> {
+        let end = offset.checked_add(from.len() as u64).ok_or(io::ErrorKind::InvalidInput)?;
+        self.grow(end)?;
+        self.with(|bytes| from.copy_to(&mut bytes[offset as usize..end as usize]));
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.grow(len)?;
+        self.with(|bytes| bytes.truncate(len as usize));
+        Ok(())
+    }
+
+    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> io::Result<()> {
+        let end = offset.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+        self.grow(end)?;
+        self.with(|bytes| bytes[offset as usize..end as usize].fill(0));
+        Ok(())
+    }
+
+    fn run_at(&self, offset: u64, limit: u64) -> io::Result<Run> {
+        let len = self.len()?;
+        let is_data = offset < len;
+        Ok(Run { is_data, len: if is_data { limit.min(len - offset) } else { limit } })
+    }
+
+    fn grows_with_zeroes(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advance_over_vectors_stops_inside_one() {
+        let vector = |base: usize, len| libc::iovec { iov_base: base as *mut _, iov_len: len };
+        let mut vectors = [vector(0x1000, 4), vector(0x2000, 4), vector(0x3000, 4)];
+        let rest = advance(&mut vectors, 6);
+        assert_eq!((rest.len(), rest[0].iov_base as usize, rest[0].iov_len), (2, 0x2002, 2));
+        assert!(advance(rest, 6).is_empty());
+    }
+
+    #[test]
+    fn memory_after_its_end_reads_as_zeroes_and_does_not_grow_past_its_limit() {
+        let storage = MemoryStorage::new(vec![7; 4], 8);
+        let mut bytes = [1; 6];
+        storage.read_bytes(&mut bytes, 2).expect("read");
+        assert_eq!(bytes, [7, 7, 0, 0, 0, 0]);
+        assert!(storage.write_bytes(&[1], 8).is_err());
+    }
+}

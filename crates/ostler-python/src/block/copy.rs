@@ -1,0 +1,106 @@
+//! Bulk copies.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ostler_block::compare;
+use ostler_block::copy::{self, Job, Packing, Progress};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use super::{BlockDisk, raise};
+
+/// How far a copy is, and the way to end it early.
+#[pyclass(frozen, module = "ostler.engine.block")]
+#[derive(Debug, Default)]
+pub struct CopyProgress {
+    progress: Arc<Progress>,
+}
+
+#[pymethods]
+impl CopyProgress {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes of the disk that are done.
+    #[getter]
+    fn done(&self) -> u64 {
+        self.progress.done.load(Ordering::Relaxed)
+    }
+
+    /// For work that Python does itself.
+    fn set_done(&self, bytes: u64) {
+        self.progress.done.store(bytes, Ordering::Relaxed);
+    }
+
+    #[getter]
+    fn cancelled(&self) -> bool {
+        self.progress.cancelled.load(Ordering::Acquire)
+    }
+
+    fn cancel(&self) {
+        self.progress.cancelled.store(true, Ordering::Release);
+    }
+}
+
+fn packing(compression: Option<(String, u64)>) -> PyResult<Option<(Packing, u64)>> {
+    let Some((kind, cluster)) = compression else { return Ok(None) };
+    match kind.as_str() {
+        "zlib" => Ok(Some((Packing::Deflate, cluster))),
+        "zstd" => Ok(Some((Packing::Zstd, cluster))),
+        _ => Err(PyValueError::new_err(format!("no compression {kind}"))),
+    }
+}
+
+/// Make `target` read like `source`. `compression` is its kind and the target's cluster size;
+/// `sparse` is how long a run of zeroes is left out; `limit` is in bytes a second, 0 for none.
+#[pyfunction]
+#[pyo3(signature = (source, target, progress, *, threads, sparse, target_is_zero, compression = None, limit = 0))]
+#[expect(clippy::too_many_arguments, reason = "each is a choice of the caller's")]
+pub fn copy_disk(
+    py: Python<'_>,
+    source: &BlockDisk,
+    target: &BlockDisk,
+    progress: &CopyProgress,
+    threads: usize,
+    sparse: u64,
+    target_is_zero: bool,
+    compression: Option<(String, u64)>,
+    limit: u64,
+) -> PyResult<()> {
+    let job = Job { threads, sparse_bytes: sparse, target_is_zero, packing: packing(compression)?, limit };
+    py.detach(|| copy::copy(source.disk.as_ref(), target.disk.as_ref(), &job, &progress.progress))
+        .map_err(|error| raise(&target.name, error))
+}
+
+/// The first byte that differs between two disks, or `None`. A shorter one is as if followed by
+/// zeroes.
+#[pyfunction]
+pub fn compare_disks(
+    py: Python<'_>,
+    one: &BlockDisk,
+    other: &BlockDisk,
+    progress: &CopyProgress,
+) -> PyResult<Option<u64>> {
+    py.detach(|| compare::compare(one.disk.as_ref(), other.disk.as_ref(), &progress.progress))
+        .map_err(|error| raise(&one.name, error))
+}
+
+/// Whether the bytes of two disks differ at `offset`, and for how long that holds, in whole `unit`s.
+#[pyfunction]
+pub fn differing_run(
+    py: Python<'_>,
+    one: &BlockDisk,
+    other: &BlockDisk,
+    offset: u64,
+    limit: u64,
+    unit: u64,
+) -> PyResult<(bool, u64)> {
+    if unit == 0 {
+        return Err(PyValueError::new_err("a unit has a length"));
+    }
+    py.detach(|| compare::run_of_difference(one.disk.as_ref(), other.disk.as_ref(), offset, limit, unit))
+        .map_err(|error| raise(&one.name, error))
+}

@@ -1,0 +1,293 @@
+"""An open qcow2 image: the engine's data path, and what is decided around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+from ostler.block.chain import open_backing, refuse_guessed_chain, resolve
+from ostler.block.data_path import storage_of
+from ostler.block.formats.qcow2 import resize, snapshots
+from ostler.block.formats.qcow2.check import CheckResult, check
+from ostler.block.formats.qcow2.header import (
+    COMPRESSION_TYPES,
+    Autoclear,
+    Compatible,
+    Incompatible,
+    read_header,
+)
+from ostler.block.image import (
+    BackingReference,
+    Buffer,
+    Closing,
+    Extent,
+    Image,
+    ImageFile,
+    Opening,
+    Snapshot,
+    check_range,
+)
+from ostler.engine.block import Qcow2Disk
+from ostler.errors import DiskError
+
+L2_CACHE_BYTES = 32 << 20
+"""As QEMU's default; maps 256 GiB with clusters of 64 KiB."""
+
+
+class Qcow2Image(Closing):
+    """A qcow2 image. See `docs/formats/qcow2.md` for what survives a crash."""
+
+    format = "qcow2"
+
+    def __init__(self, file: ImageFile, how: Opening) -> None:
+        self.file, self.name, self.readonly = file, file.name, file.readonly
+        self.header = read_header(file)
+        self.how = how
+        self._refuse_unsafe_writing()
+        self.backing: Image | None = None
+        self.data_file: ImageFile | None = None
+        try:
+            self._open_others(how)
+            self._open_disk(how)
+        except BaseException:
+            self._close_others()
+            raise
+
+    def _refuse_unsafe_writing(self) -> None:
+        if self.header.crypt_method:
+            raise DiskError(f"{self.name}: encrypted images cannot be opened yet; decrypt it first")
+        is_damaged = self.header.incompatible & Incompatible.CORRUPT
+        if is_damaged and not self.readonly and not self.how.repairing:
+            raise DiskError(
+                f"{self.name}: the image is marked as damaged; run: ostler image check -r all"
+            )
+
+    def _open_others(self, how: Opening) -> None:
+        """The backing image and the external data file, if there are any."""
+        names_others = self.header.backing_file or self.header.incompatible & Incompatible.DATA_FILE
+        if names_others and (how.backing or not self.header.backing_file):
+            refuse_guessed_chain(self.name, how)
+        if self.header.incompatible & Incompatible.DATA_FILE:
+            self._open_data_file(how)
+        reference = self.backing_reference
+        if reference is not None and how.backing:
+            self.backing = open_backing(self.name, reference, how)
+
+    def _open_data_file(self, how: Opening) -> None:
+        from ostler.block.registry import open_file
+
+        if not self.header.data_file:
+            raise DiskError(f"{self.name}: does not say where its external data file is")
+        path = resolve(self.header.data_file, self.name)
+        self.data_file = open_file(path, readonly=self.readonly, lock=how.lock)
+
+    def _open_disk(self, how: Opening) -> None:
+        """Have the data path serve the image; one that was not closed is repaired first."""
+        self.size_bytes = self.header.size
+        if not self.readonly:
+            self._clear_unkept_features()
+        self.disk = self._new_disk()
+        self._snapshots = snapshots.read_table(self.file, self.header)
+        needs_repair = self.header.incompatible & Incompatible.DIRTY and not self.readonly
+        if needs_repair and not self.how.repairing:
+            self.check(repair="all")
+
+    def _new_disk(self) -> Qcow2Disk:
+        current = read_header(self.file)
+        self.header.refcount_table_offset = current.refcount_table_offset
+        self.header.refcount_table_clusters = current.refcount_table_clusters
+        return Qcow2Disk(
+            self.name,
+            storage_of(self.file),
+            self.header.layout(),
+            data=None if self.data_file is None else storage_of(self.data_file),
+            backing=self.backing,
+            readonly=self.readonly,
+            l2_cache_bytes=L2_CACHE_BYTES,
+            is_unsafe=self.how.unsafe,
+            punch_holes=True,
+        )
+
+    def _clear_unkept_features(self) -> None:
+        """What autoclear features promise and we do not keep is not promised any more."""
+        kept = self.header.autoclear & Autoclear.RAW_DATA_FILE
+        if self.header.autoclear != kept:
+            self.header.autoclear = kept
+            self.write_header()
+
+    def detach_backing(self) -> None:
+        """Let go of what is behind: unallocated clusters read as zeroes until it is attached."""
+        self.disk.settle()
+        backing, self.backing, self.disk = self.backing, None, _CLOSED
+        if backing is not None:
+            backing.close()
+        self.disk = self._new_disk()
+
+    def attach_backing(self) -> None:
+        """Open what the header says is behind."""
+        reference = self.backing_reference
+        self.disk.settle()
+        if reference is not None:
+            self.backing = open_backing(self.name, reference, self.how)
+        self.disk = _CLOSED
+        self.disk = self._new_disk()
+
+    @property
+    def backing_reference(self) -> BackingReference | None:
+        """What the header says of the backing image."""
+        if self.header.backing_file is None:
+            return None
+        return BackingReference(self.header.backing_file, self.header.backing_format)
+
+    def write_header(self) -> None:
+        """Put the header into the file, stable. Tables that it refers to must be stable already.
+
+        The refcount table is the data path's, which may have moved it.
+        """
+        if self.header.refcount_table_offset:
+            current = read_header(self.file)
+            self.header.refcount_table_offset = current.refcount_table_offset
+            self.header.refcount_table_clusters = current.refcount_table_clusters
+        self.file.write(0, self.header.pack())
+        self.file.flush()
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes of the disk."""
+        check_range(self, offset, length)
+        return self.disk.read(offset, length)
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write all of `data`."""
+        check_range(self, offset, memoryview(data).nbytes)
+        self.disk.write(offset, data)
+
+    def flush(self) -> None:
+        """All that was written, and the tables that lead to it, are on stable storage."""
+        self.disk.flush()
+
+    def settle(self) -> None:
+        """Leave nothing in memory that the file does not have."""
+        self.disk.settle()
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give up whole clusters of the range; they read as zeroes."""
+        check_range(self, offset, length)
+        self.disk.discard(offset, length)
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool = True) -> None:
+        """Make the range read as zeroes."""
+        check_range(self, offset, length)
+        self.disk.write_zeroes(offset, length, unmap=unmap)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """What this layer holds."""
+        check_range(self, offset, length)
+        end = offset + length
+        while offset < end:
+            run, content, host = self.disk.extent_at(offset, end - offset)
+            yield Extent(
+                offset,
+                run,
+                allocated=content != "unallocated",
+                zero=content == "zero"
+                or (
+                    content == "unallocated"
+                    and self.backing is None
+                    and self.header.backing_file is None
+                ),
+                host_offset=host,
+                compressed=content == "compressed",
+            )
+            offset += run
+
+    def resize(self, size_bytes: int) -> None:
+        """Make the disk `size_bytes` long."""
+        resize.resize(self, size_bytes)
+
+    @property
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """All internal snapshots."""
+        return tuple(entry.public for entry in self._snapshots)
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Keep the disk as it is now under `name`."""
+        return snapshots.create(self, self._snapshots, name)
+
+    def apply_snapshot(self, name: str) -> None:
+        """Make the disk what it was when the snapshot was made."""
+        snapshots.apply(self, self._snapshots, name)
+
+    def delete_snapshot(self, name: str) -> None:
+        """Forget a snapshot and free what only it needed."""
+        snapshots.delete(self, self._snapshots, name)
+
+    def view_snapshot(self, name: str) -> Qcow2Image:
+        """The disk as it was when the snapshot was made, to be read; it is closed on its own."""
+        wanted = snapshots.find(self, self._snapshots, name)
+        from ostler.block.registry import open_file
+
+        view = copy(self)
+        view.file = open_file(self.name, readonly=True, lock=False)
+        view.backing = view.data_file = None
+        view.readonly, view.how = True, replace(self.how, readonly=True, lock=False)
+        view.header = replace(
+            self.header,
+            l1_offset=wanted.l1_offset,
+            l1_entries=wanted.l1_entries,
+            size=wanted.disk_bytes,
+        )
+        view.size_bytes = wanted.disk_bytes
+        try:
+            view._open_others(view.how)
+            view.disk = view._new_disk()
+        except BaseException:
+            view._close_others()
+            view.file.close()
+            raise
+        return view
+
+    def check(self, repair: str | None = None) -> CheckResult:
+        """Hold references against refcounts; `repair` is `"leaks"` or `"all"`."""
+        return check(self, self._snapshots, repair)
+
+    def format_specific(self) -> dict[str, Any]:
+        """What `qemu-img info` shows of the format."""
+        header = self.header
+        if header.version < 3:
+            return {"compat": "0.10", "compression-type": "zlib", "refcount-bits": 16}
+        facts: dict[str, Any] = {
+            "compat": "1.1",
+            "compression-type": COMPRESSION_TYPES[header.compression],
+            "lazy-refcounts": bool(header.compatible & Compatible.LAZY_REFCOUNTS),
+            "refcount-bits": 1 << header.refcount_order,
+            "corrupt": bool(header.incompatible & Incompatible.CORRUPT),
+            "extended-l2": bool(header.incompatible & Incompatible.EXTENDED_L2),
+        }
+        if header.data_file is not None:
+            facts["data-file"] = header.data_file
+            facts["data-file-raw"] = bool(header.autoclear & Autoclear.RAW_DATA_FILE)
+        return facts
+
+    def close(self) -> None:
+        """Write what is in memory and release the files; a second call does nothing."""
+        disk, self.disk = getattr(self, "disk", None), _CLOSED
+        if disk is None or disk is _CLOSED:
+            self._close_others()
+            self.file.close()
+            return
+        try:
+            disk.settle()
+        finally:
+            self._close_others()
+            self.file.close()
+
+    def _close_others(self) -> None:
+        if self.data_file is not None:
+            self.data_file.close()
+        if self.backing is not None:
+            self.backing.close()
+
+
+_CLOSED: Any = None

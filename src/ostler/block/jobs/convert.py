@@ -1,0 +1,90 @@
+"""Make one image read like others, in another format or place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ostler.block.chain import layers
+from ostler.block.data_path import disk_of
+from ostler.block.formats.qcow2 import Qcow2Image
+from ostler.block.formats.qcow2.header import COMPRESSION_TYPES
+from ostler.block.image import Image, create_image, open_image
+from ostler.block.jobs.concat import Concatenated
+from ostler.block.jobs.job import Job
+from ostler.engine.block import copy_disk
+from ostler.errors import DiskError
+
+SPARSE_BYTES = 4096
+THREADS = min(4, os.cpu_count() or 1)
+
+
+def convert(
+    sources: Sequence[Image],
+    target: str | os.PathLike[str],
+    *,
+    format: str = "raw",
+    options: dict[str, Any] | None = None,
+    compress: bool = False,
+    sparse_bytes: int = SPARSE_BYTES,
+    threads: int = THREADS,
+    limit_bytes_s: int = 0,
+    create: bool = True,
+    target_is_zero: bool = False,
+) -> Job[None]:
+    """Write what the sources read as, one after the other, into the image `target`.
+
+    Runs of `sparse_bytes` zeroes are left out; 0 writes everything. Without `create` the target
+    has to be there, and is taken as it is. `limit_bytes_s` of 0 is no limit.
+    """
+    target = os.fspath(target)
+    size = sum(source.size_bytes for source in sources)
+    _refuse_same_file(sources, target)
+    if create:
+        create_image(target, size, format=format, **(options or {}))
+    image = open_image(target, format=format, unsafe=True)
+    try:
+        compression = _compression(image) if compress else None
+        if image.size_bytes < size:
+            raise DiskError(f"{target}: is smaller than what it is to hold, {size} bytes")
+        source = sources[0] if len(sources) == 1 else Concatenated(sources)
+        has_zeroes = target_is_zero or (create and _starts_as_zero(image))
+    except BaseException:
+        image.close()
+        raise
+
+    def work(job: Job[None]) -> None:
+        with image:
+            copy_disk(
+                disk_of(source),
+                disk_of(image),
+                job.progress,
+                threads=threads,
+                sparse=sparse_bytes,
+                target_is_zero=has_zeroes,
+                compression=compression,
+                limit=limit_bytes_s,
+            )
+
+    return Job("convert", size, work)
+
+
+def _refuse_same_file(sources: Sequence[Image], target: str) -> None:
+    for source in sources:
+        for layer in layers(source):
+            both_exist = os.path.exists(layer.name) and os.path.exists(target)
+            if both_exist and os.path.samefile(layer.name, target):
+                raise DiskError(f"{target}: is read by this conversion; give another target")
+
+
+def _compression(image: Image) -> tuple[str, int]:
+    if not isinstance(image, Qcow2Image):
+        raise DiskError(f"{image.name}: {image.format} keeps nothing compressed; leave -c out")
+    return COMPRESSION_TYPES[image.header.compression], image.header.cluster_bytes
+
+
+def _starts_as_zero(image: Image) -> bool:
+    """Whether a new image reads as zeroes: not if it is a device, or has something behind it."""
+    file = getattr(image, "file", None)
+    return not getattr(file, "is_block_device", False) and len(list(layers(image))) == 1

@@ -1,0 +1,43 @@
+"""`ostler image`: disk images and what guests start from, one file per verb.
+
+The verbs for disks take the flags of `qemu-img`, print what it prints and end with its exit codes.
+What they do is in `ostler.block`, which each loads when it runs.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from ostler.cli.image.check import check
+from ostler.cli.image.commit import commit
+from ostler.cli.image.compare import compare
+from ostler.cli.image.convert import convert
+from ostler.cli.image.create import create
+from ostler.cli.image.info import info
+from ostler.cli.image.initramfs import initramfs
+from ostler.cli.image.map import map_image
+from ostler.cli.image.rebase import rebase
+from ostler.cli.image.resize import resize
+from ostler.cli.image.serve import serve
+from ostler.cli.image.snapshot import snapshot
+
+app = typer.Typer(help="Make, inspect and change disk images.", no_args_is_help=True)
+
+
+@app.callback()
+def image() -> None:
+    """Make, inspect and change disk images; the flags are those of qemu-img."""
+
+
+app.command()(create)
+app.command()(info)
+app.command()(check)
+app.command()(convert)
+app.command()(compare)
+app.command("map")(map_image)
+app.command()(resize)
+app.command()(snapshot)
+app.command()(rebase)
+app.command()(commit)
+app.command()(serve)
+app.command()(initramfs)

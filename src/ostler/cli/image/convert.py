@@ -1,0 +1,108 @@
+"""`ostler image convert`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import typer
+
+from ostler.cli.image import options as opt
+from ostler.errors import ConfigError
+
+
+def convert(
+    filenames: Annotated[
+        list[str], typer.Argument(metavar="FILE... TARGET", help="What to read, then the target.")
+    ],
+    format: opt.Format = None,
+    target_format: Annotated[
+        str, typer.Option("-O", "--target-format", metavar="FMT", help="The target's format.")
+    ] = "raw",
+    options: opt.ImageOptions = None,
+    compress: Annotated[bool, typer.Option("-c", help="Keep the data compressed (qcow2).")] = False,
+    backing: Annotated[
+        str | None, typer.Option("-B", metavar="FILE", help="The target is an overlay over this.")
+    ] = None,
+    backing_format: Annotated[
+        str | None, typer.Option("-F", metavar="FMT", help="The format of the backing file.")
+    ] = None,
+    sparse: Annotated[
+        str, typer.Option("-S", metavar="SIZE", help="Zeroes to leave out; 0 writes everything.")
+    ] = "4k",
+    snapshot: Annotated[
+        str | None,
+        typer.Option("-l", "--snapshot", metavar="NAME", help="Read this internal snapshot."),
+    ] = None,
+    no_create: Annotated[
+        bool, typer.Option("-n", help="Do not make the target: it is there.")
+    ] = False,
+    target_is_zero: Annotated[
+        bool, typer.Option("--target-is-zero", help="With -n: the target reads as zeroes.")
+    ] = False,
+    parallel: Annotated[
+        int,
+        typer.Option("-m", metavar="N", help="How many threads work on it; 0 is as many as fit."),
+    ] = 0,
+    unordered: Annotated[bool, typer.Option("-W", help="Out of order: always the case.")] = False,
+    rate: Annotated[
+        str, typer.Option("-r", metavar="RATE", help="At most so many bytes a second: 10M.")
+    ] = "0",
+    progress: opt.Progress = False,
+    quiet: opt.Quiet = False,
+    shared: opt.Shared = False,
+    cache: opt.Cache = "unsafe",
+    source_cache: opt.SourceCache = "writeback",
+) -> int:
+    """Write one image, or several after each other, into another format.
+
+    Example: ostler image convert -O qcow2 -c disk.raw disk.qcow2
+    """
+    if opt.wants_help(options):
+        return opt.show_options(target_format)
+    if len(filenames) < 2:
+        raise ConfigError("convert: give what to read, and the target")
+    from ostler.block.image import open_image
+    from ostler.block.jobs.convert import THREADS, convert
+
+    given: dict[str, Any] = dict(opt.parse_image_options(options))
+    if backing is not None:
+        given["backing_file"] = backing
+    if backing_format is not None:
+        given["backing_fmt"] = backing_format
+    *names, target = filenames
+    with ExitStack() as stack:
+        sources = [
+            stack.enter_context(open_image(name, format=format, readonly=True, lock=not shared))
+            for name in names
+        ]
+        if snapshot is not None:
+            sources = [stack.enter_context(_snapshot(source, snapshot)) for source in sources]
+        job = convert(
+            sources,
+            target,
+            format=target_format,
+            options=given,
+            compress=compress,
+            sparse_bytes=opt.size_option(sparse, "-S"),
+            threads=parallel or THREADS,
+            limit_bytes_s=opt.size_option(rate, "-r"),
+            create=not no_create,
+            target_is_zero=target_is_zero,
+        )
+        opt.finish(job, progress=progress and not quiet)
+    return 0
+
+
+def _snapshot(image: Any, wanted: str) -> Any:
+    """The disk as an internal snapshot of it has it."""
+    from ostler.block.formats.qcow2 import Qcow2Image
+    from ostler.errors import DiskError
+
+    if not isinstance(image, Qcow2Image):
+        raise DiskError(f"{image.name}: images of format {image.format} have no internal snapshots")
+    name = wanted
+    for part in wanted.split(","):
+        if part.startswith(("snapshot.id=", "snapshot.name=")):
+            name = part.split("=", 1)[1]
+    return image.view_snapshot(name)

@@ -1,0 +1,71 @@
+"""`ostler image map`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ostler.cli.image import options as opt
+
+if TYPE_CHECKING:
+    from ostler.block.chain import Mapped
+
+
+def map_image(
+    filename: Annotated[str, typer.Argument(metavar="FILE", help="The image.")],
+    format: opt.Format = None,
+    output: opt.Output = "human",
+    start: Annotated[
+        str, typer.Option("--start-offset", "-s", metavar="OFFSET", help="Where to begin.")
+    ] = "0",
+    length: Annotated[
+        str | None, typer.Option("--max-length", "-l", metavar="LENGTH", help="How much to show.")
+    ] = None,
+    shared: opt.Shared = False,
+) -> int:
+    """Show where an image and those behind it keep their data.
+
+    Example: ostler image map --output json disk.qcow2
+    """
+    from ostler.block.chain import map_chain
+    from ostler.block.image import open_image
+
+    as_json = opt.is_json(output)
+    wanted = None if length is None else opt.size_option(length, "--max-length")
+    with open_image(filename, format=format, readonly=True, lock=not shared) as image:
+        runs = map_chain(image, opt.size_option(start, "--start-offset"), wanted)
+        if as_json:
+            _print_json(runs)
+        else:
+            _print_table(runs)
+    return 0
+
+
+def _facts(run: Mapped) -> dict[str, Any]:
+    facts = {
+        "start": run.start,
+        "length": run.length,
+        "depth": run.depth,
+        "present": run.present,
+        "zero": run.zero,
+        "data": run.data,
+        "compressed": run.compressed,
+    }
+    return facts if run.offset is None else facts | {"offset": run.offset}
+
+
+def _print_json(runs: Any) -> None:
+    lines = [json.dumps(_facts(run)).replace("{", "{ ") for run in runs]
+    typer.echo("[" + ",\n".join(lines) + "]")
+
+
+def _print_table(runs: Any) -> None:
+    typer.echo(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File")
+    for run in runs:
+        if run.data and not run.zero and run.offset is not None:
+            places = (
+                f"{number:#x}" if number else "0" for number in (run.start, run.length, run.offset)
+            )
+            typer.echo("".join(f"{place:<16}" for place in places) + run.name)

@@ -1,0 +1,122 @@
+"""What the verbs share: options, sizes as QEMU writes them, progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from ostler.config.options import split_options
+from ostler.config.size import parse_size
+from ostler.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ostler.block.jobs import Job
+
+T = TypeVar("T")
+
+Format = Annotated[
+    str | None,
+    typer.Option("-f", "--format", metavar="FMT", help="The image's format; guessed if left out."),
+]
+Output = Annotated[str, typer.Option("--output", metavar="HOW", help="human (for people) or json.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
+Shared = Annotated[
+    bool,
+    typer.Option(
+        "-U", "--force-share", help="Read even while another program writes: may be inconsistent."
+    ),
+]
+Progress = Annotated[bool, typer.Option("-p", "--progress", help="Show how far it is.")]
+ImageOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o", metavar="NAME=VALUE,...", help="Options of the format; `-o help` lists them."
+    ),
+]
+Cache = Annotated[
+    str, typer.Option("-t", "--cache", metavar="MODE", help="Accepted as qemu-img has it.")
+]
+SourceCache = Annotated[
+    str, typer.Option("-T", "--source-cache", metavar="MODE", help="Accepted as qemu-img has it.")
+]
+
+
+def parse_image_options(texts: list[str] | None) -> dict[str, str]:
+    """`-o a=b,c=d`, which may be repeated."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        found |= split_options(f",{text}", "-o")[1]
+    return found
+
+
+def wants_help(texts: list[str] | None) -> bool:
+    """Whether `-o help` asks what options there are."""
+    return any(text in ("help", "?") for text in texts or ())
+
+
+def show_options(format: str) -> int:
+    """Print what options images of a format have."""
+    import msgspec
+
+    from ostler.block.registry import find_format
+
+    options = find_format(format).load().Options
+    typer.echo(f"Options of {format}:")
+    for field in msgspec.structs.fields(options) if options else ():
+        default = (
+            "" if field.default in (None, msgspec.NODEFAULT) else f" (default {field.default})"
+        )
+        kind = getattr(field.type, "__name__", str(field.type))
+        typer.echo(f"  {field.name}=<{kind.replace('typing.', '')}>{default}")
+    return 0
+
+
+def is_json(output: str) -> bool:
+    """What `--output` asks for."""
+    if output not in ("human", "json"):
+        raise ConfigError(f"--output {output}: give human or json")
+    return output == "json"
+
+
+def size_option(text: str, what: str) -> int:
+    """A size as qemu-img takes it: `10G`, `512k`, `4096b`."""
+    lower = text.lower()
+    if lower.endswith("b") and not lower.startswith("0x") and lower[:-1].isdigit():
+        text = text[:-1]
+    return parse_size(text.removesuffix("iB"), what)
+
+
+def human_size(size: int) -> str:
+    """`5 MiB`, as QEMU writes it: three significant digits."""
+    value, unit = float(size), 0
+    while value >= 1000 and unit < 6:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.3g} {('', 'Ki', 'Mi', 'Gi', 'Ti', 'Pi', 'Ei')[unit]}B"
+
+
+def print_json(value: Any) -> None:
+    """The value as QEMU prints it."""
+    typer.echo(json.dumps(value, indent=4, ensure_ascii=False))
+
+
+def finish(job: Job[T], *, progress: bool) -> T:
+    """Wait for a job; Ctrl-C cancels it."""
+    try:
+        if not progress:
+            return job.wait()
+        try:
+            return job.watch(_report)
+        finally:
+            sys.stdout.write("\n")
+    except KeyboardInterrupt:
+        job.cancel()
+        raise
+
+
+def _report(done: int, total: int) -> None:
+    share = 100 * done / total if total else 100.0
+    sys.stdout.write(f"    ({share:.2f}/100%)\r")
+    sys.stdout.flush()

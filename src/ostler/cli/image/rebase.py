@@ -1,0 +1,47 @@
+"""`ostler image rebase`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ostler.cli.image import options as opt
+from ostler.errors import DiskError
+
+
+def rebase(
+    filename: Annotated[str, typer.Argument(metavar="FILE", help="The overlay.")],
+    backing: Annotated[
+        str, typer.Option("-b", metavar="FILE", help="The new backing file; empty for none.")
+    ],
+    backing_format: Annotated[
+        str | None, typer.Option("-F", metavar="FMT", help="The format of the backing file.")
+    ] = None,
+    format: opt.Format = None,
+    unsafe: Annotated[
+        bool,
+        typer.Option("-u", help="Only write the name: the old and new backing file are alike."),
+    ] = False,
+    progress: opt.Progress = False,
+    quiet: opt.Quiet = False,
+    shared: opt.Shared = False,
+    cache: opt.Cache = "writeback",
+    source_cache: opt.SourceCache = "writeback",
+) -> int:
+    """Give an overlay another backing file, or none, without changing what it reads as.
+
+    Example: ostler image rebase -b new.qcow2 -F qcow2 overlay.qcow2
+    """
+    from ostler.block.formats.qcow2 import Qcow2Image
+    from ostler.block.image import open_image
+    from ostler.block.jobs.rebase import rebase, set_backing
+
+    with open_image(filename, format=format, backing=not unsafe, lock=not shared) as image:
+        if not isinstance(image, Qcow2Image):
+            raise DiskError(f"{filename}: images of format {image.format} have no backing file")
+        if unsafe:
+            set_backing(image, backing or None, backing_format)
+        else:
+            opt.finish(rebase(image, backing or None, backing_format), progress=progress)
+    return 0

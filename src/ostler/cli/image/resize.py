@@ -1,0 +1,60 @@
+"""`ostler image resize`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ostler.cli.image import options as opt
+from ostler.errors import ConfigError, DiskError
+
+
+def resize(
+    filename: Annotated[str, typer.Argument(metavar="FILE", help="The image.")],
+    size: Annotated[
+        str, typer.Argument(metavar="[+|-]SIZE", help="The new size, or by how much to change it.")
+    ],
+    format: opt.Format = None,
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="Allow a smaller disk: what is cut off is lost.")
+    ] = False,
+    preallocation: Annotated[
+        str, typer.Option("--preallocation", metavar="HOW", help="off, metadata, falloc or full.")
+    ] = "off",
+    quiet: opt.Quiet = False,
+) -> int:
+    """Change the size of a disk. The guest's partitions stay as they are.
+
+    Example: ostler image resize disk.qcow2 +10G
+    """
+    from ostler.block.image import Resizable, open_image
+
+    with open_image(filename, format=format) as image:
+        if not isinstance(image, Resizable):
+            raise DiskError(
+                f"{filename}: images of format {image.format} keep their size; convert it"
+            )
+        old, new = image.size_bytes, _wanted(size, image.size_bytes)
+        if new < old and not shrink:
+            raise DiskError(
+                f"{filename}: {new} bytes are less than the {old} there are; add --shrink to lose"
+                " what is cut off"
+            )
+        image.resize(new)
+        if preallocation != "off" and new > old:
+            from ostler.block.preallocate import preallocate
+
+            preallocate(image, old, new - old, preallocation)
+    if not quiet:
+        typer.echo("Image resized.")
+    return 0
+
+
+def _wanted(text: str, now: int) -> int:
+    number = opt.size_option(text.lstrip("+-"), "size")
+    sign = {"+": 1, "-": -1}.get(text[:1])
+    wanted = number if sign is None else now + sign * number
+    if wanted <= 0:
+        raise ConfigError(f"size {text}: the disk would have {wanted} bytes; give more")
+    return wanted + -wanted % 512
