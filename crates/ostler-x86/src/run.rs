@@ -329,7 +329,7 @@ impl Cpu {
     /// Takes over changes of the memory slots and acknowledges them. What the guest's tables say stays known.
     ///
     /// Only between blocks: it frees them.
-    fn refresh_memory(&mut self) {
+    pub(crate) fn refresh_memory(&mut self) {
         let epoch = self.vm.epoch();
         if self.mmu.physical.refresh() {
             self.code.forget_all();

@@ -133,15 +133,20 @@ impl VmShared {
         self.bus_lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Waits until every other vCPU that runs has dropped its translations. `waiting` is called
-    /// while it waits, so that two vCPUs that wait for each other both go on.
+    /// Waits until every other vCPU that runs has dropped its translations; one that does not run, and is left
+    /// alone, does so before it goes on. `waiting` is called while it waits, so that two vCPUs that wait for each
+    /// other both go on.
     pub fn synchronize(&self, except: Option<u32>, mut waiting: impl FnMut()) {
         let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         let siblings = self.siblings();
         let others = siblings.iter().filter(|sibling| Some(sibling.id) != except);
+        let behind = |sibling: &Sibling| {
+            sibling.running.load(Ordering::SeqCst) && sibling.acknowledged.load(Ordering::SeqCst) < epoch
+        };
+        let others: Vec<_> = others.filter(|sibling| behind(sibling)).collect();
+        others.iter().for_each(|sibling| sibling.signals.raise(signal::MEMORY));
         for sibling in others {
-            sibling.signals.raise(signal::MEMORY);
-            while sibling.running.load(Ordering::SeqCst) && sibling.acknowledged.load(Ordering::SeqCst) < epoch {
+            while behind(sibling) {
                 waiting();
                 std::thread::yield_now();
             }
@@ -196,6 +201,15 @@ mod tests {
         }));
         assert!(panicked.is_err());
         vm.synchronize(None, || panic!("nobody runs"));
+    }
+
+    #[test]
+    fn vcpu_that_sleeps_is_not_woken_to_drop_its_translations() {
+        let vm = vm();
+        let sleeping = vm.add_sibling(0, Arc::default()).expect("the id is free");
+        vm.synchronize(None, || panic!("nobody runs"));
+        assert_eq!(sleeping.signals.pending(), 0);
+        assert_ne!(sleeping.acknowledged.load(Ordering::SeqCst), vm.epoch(), "it has to see to it when it wakes");
     }
 
     #[test]

@@ -98,6 +98,9 @@ impl Cpu {
         self.sibling.running.store(false, Ordering::SeqCst);
         self.signals.wait(None);
         self.sibling.running.store(true, Ordering::SeqCst);
+        if self.sibling.acknowledged.load(Ordering::SeqCst) != self.vm.epoch() {
+            self.refresh_memory();
+        }
     }
 
     /// Whether the next instruction is the one after STI or MOV SS.

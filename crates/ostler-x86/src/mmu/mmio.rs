@@ -185,13 +185,15 @@ impl Cpu {
         self.sibling.running.store(false, Ordering::SeqCst);
         let result = wait(self);
         self.sibling.running.store(true, Ordering::SeqCst);
-        if self.sibling.acknowledged.load(Ordering::SeqCst) != self.vm.epoch() {
+        let epoch = self.vm.epoch();
+        if self.sibling.acknowledged.load(Ordering::SeqCst) != epoch {
             if self.mmu.physical.refresh() {
                 // The running block stays until `bury`.
                 self.code.forget_all();
             }
             self.mmu.tlb.flush();
             self.block_end = self.current_op;
+            self.sibling.acknowledged.store(epoch, Ordering::SeqCst);
         }
         result
     }

@@ -8,6 +8,7 @@ mod descriptors;
 mod guest;
 mod identity;
 mod interrupts;
+mod litmus;
 mod long_mode;
 mod modes;
 mod monitor;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use iced_x86::code_asm::*;
-use ostler_engine::{Exit, IoHandler, Vm};
+use ostler_engine::regs::MsrEntry;
+use ostler_engine::{Exit, IoHandler, Msi, Vm};
 use ostler_memory::{Backing, SlotConfig};
 
 use crate::guest::*;
@@ -90,4 +91,43 @@ fn code_that_another_thread_keeps_changing_is_run_and_can_be_stopped() {
         done.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     assert!((1..20_000).contains(&guest.regs().rax));
+}
+
+#[test]
+fn vcpu_that_slept_while_a_slot_was_replaced_sees_the_new_one() {
+    let mut guest = Guest::with_irqchip();
+    let banks = BankSwitch(Arc::clone(&guest.vm));
+    banks.show(1);
+    let (handler, ready) = (0x1_8000, 0x9_0000);
+    guest.code(64, handler, |a| {
+        a.mov(ebx, dword_ptr(ROM + 1)).unwrap();
+        a.out(0x10, al).unwrap();
+    });
+    guest.set_gate(0x41, handler, 0x8e, 0, 64);
+    guest.vcpu.set_msr(MsrEntry { index: 0x1b, value: 0xfee0_0d00 }).unwrap();
+    guest.code(64, CODE, |a| {
+        a.mov(ecx, 0x80f).unwrap();
+        a.mov(eax, 0x1ff).unwrap();
+        a.xor(edx, edx).unwrap();
+        a.wrmsr().unwrap();
+        a.mov(esi, dword_ptr(ROM + 1)).unwrap();
+        a.mov(dword_ptr(ready), 1).unwrap();
+        a.sti().unwrap();
+        a.hlt().unwrap();
+    });
+    let vm = Arc::clone(&guest.vm);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut word = [0; 4];
+            while word == [0; 4] {
+                vm.memory().read(ready, &mut word).expect("RAM");
+            }
+            // Asleep by now, most likely; what comes out is the same if it is not.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            banks.show(2);
+            assert!(vm.signal_msi(Msi { address: 0xfee0_0000, data: 0x41 }));
+        });
+        assert!(matches!(guest.run(), Exit::IoOut { port: 0x10, .. }));
+    });
+    assert_eq!((guest.regs().rsi, guest.regs().rbx), (1, 2));
 }
