@@ -66,7 +66,7 @@ def test_disk_read_only_has_its_serial_and_refuses_writes(
     boot: Boot, cloud: Kernel, disk: Path
 ) -> None:
     content = disk.read_bytes()
-    only = DiskConfig(path=disk, readonly=True, serial="OST-0001")
+    only = DiskConfig(path=str(disk), readonly=True, serial="OST-0001")
     vm = start_shell(boot, cloud, disks=[only])
     assert vm.serial.run("cat /sys/block/vda/ro /sys/block/vda/serial").split() == ["1", "OST-0001"]
     vm.serial.run("dd if=/dev/zero of=/dev/vda bs=512 count=1", check=False)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from virtio_guest import PAYLOAD, WRITE, Guest
 
-from ostler.block import HostFile, open_image
+from ostler.block import open_image
+from ostler.block.formats.raw import RawImage
 from ostler.devices.virtio.blk import F_DISCARD, F_FLUSH, F_WRITE_ZEROES, VirtioBlk
 from ostler.devices.virtio.device import F_EVENT_IDX, F_VERSION_1
 from ostler.errors import DiskError
@@ -37,7 +38,7 @@ def device(tmp_path: Path) -> Iterator[Path]:
 
 def test_block_device_knows_its_size_and_is_locked(device: Path) -> None:
     with open_image(device) as image:
-        assert isinstance(image, HostFile)
+        assert isinstance(image, RawImage)
         assert (image.size_bytes, image.block_bytes) == (SIZE, 512)
         with pytest.raises(DiskError, match="in use"):
             open_image(device)
@@ -46,7 +47,7 @@ def test_block_device_knows_its_size_and_is_locked(device: Path) -> None:
 def test_block_device_reads_writes_discards_and_zeroes(device: Path) -> None:
     guest = Guest()
     with open_image(device) as image:
-        assert isinstance(image, HostFile)
+        assert isinstance(image, RawImage)
         guest.plug(VirtioBlk(image, guest.workers))
         guest.drive(F_VERSION_1 | F_EVENT_IDX | F_FLUSH | F_DISCARD | F_WRITE_ZEROES)
         guest.vm.memory.write(PAYLOAD, b"\xaa" * 4096)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from virtio_guest import AVAIL, DATA, NEXT, PATIENCE_S, PAYLOAD, TABLE, USED, WRITE, Guest
 
-from ostler.block import HostFile, open_image
+from ostler.block import open_image
+from ostler.block.formats.raw import RawImage
 from ostler.devices.virtio.blk import VirtioBlk
 from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
@@ -36,7 +37,7 @@ def disk(tmp_path: Path) -> Path:
 
 def test_blk_reads_writes_and_flushes_the_image(guest: Guest, disk: Path) -> None:
     with open_image(disk) as image:
-        assert isinstance(image, HostFile)
+        assert isinstance(image, RawImage)
         guest.plug(VirtioBlk(image, guest.workers, serial="serial-7"))
         guest.drive(F_VERSION_1 | F_EVENT_IDX | 1 << 9)
         assert guest.request(0, 5, (PAYLOAD, 1024, WRITE)) == 0
@@ -52,7 +53,7 @@ def test_blk_reads_writes_and_flushes_the_image(guest: Guest, disk: Path) -> Non
 
 def test_blk_saved_while_running_goes_on_where_it_stood(guest: Guest, disk: Path) -> None:
     with open_image(disk) as image:
-        assert isinstance(image, HostFile)
+        assert isinstance(image, RawImage)
         transport = guest.plug(VirtioBlk(image, guest.workers))
         guest.drive()
         guest.request(4, 0)

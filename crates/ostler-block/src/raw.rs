@@ -59,7 +59,7 @@ impl Disk for Raw {
 
     fn read(&self, into: &Sink<'_>, offset: u64) -> Result<()> {
         check_range(offset, into.len() as u64, self.size)?;
-        Ok(self.storage.read(into, offset)?)
+        Ok(self.storage.read_exact(into, offset)?)
     }
 
     fn write(&self, from: &Source<'_>, offset: u64) -> Result<()> {

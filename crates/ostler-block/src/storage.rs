@@ -20,6 +20,10 @@ pub struct Run {
 pub trait Storage: Send + Sync + Debug {
     fn len(&self) -> io::Result<u64>;
     fn read(&self, into: &Sink<'_>, offset: u64) -> io::Result<()>;
+    /// Reads, and fails where the storage has ended.
+    fn read_exact(&self, into: &Sink<'_>, offset: u64) -> io::Result<()> {
+        self.read(into, offset)
+    }
     fn write(&self, from: &Source<'_>, offset: u64) -> io::Result<()>;
     /// All that was written is on stable storage afterwards.
     fn flush(&self) -> io::Result<()>;
@@ -72,6 +76,16 @@ impl FileStorage {
         Ok(Self { file, is_block_device, device_bytes })
     }
 
+    /// How many bytes there were.
+    fn read_some(&self, into: &Sink<'_>, offset: u64) -> io::Result<usize> {
+        let call = |vectors: &[libc::iovec], offset| {
+            let count = vectors.len() as libc::c_int;
+            // SAFETY: the vectors of a sink are writable memory.
+            unsafe { libc::preadv(self.file.as_raw_fd(), vectors.as_ptr(), count, offset) }
+        };
+        transfer(call, into.vectors(), offset)
+    }
+
     fn allocate(&self, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
         let (offset, len) = (as_off(offset)?, as_off(len)?);
         // SAFETY: no memory is passed.
@@ -115,14 +129,13 @@ impl Storage for FileStorage {
     }
 
     fn read(&self, into: &Sink<'_>, offset: u64) -> io::Result<()> {
-        let call = |vectors: &[libc::iovec], offset| {
-            let count = vectors.len() as libc::c_int;
-            // SAFETY: the vectors of a sink are writable memory.
-            unsafe { libc::preadv(self.file.as_raw_fd(), vectors.as_ptr(), count, offset) }
-        };
-        let done = transfer(call, into.vectors(), offset)?;
+        let done = self.read_some(into, offset)?;
         into.slice(done, into.len() - done).fill_zero();
         Ok(())
+    }
+
+    fn read_exact(&self, into: &Sink<'_>, offset: u64) -> io::Result<()> {
+        if self.read_some(into, offset)? == into.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 
     fn write(&self, from: &Source<'_>, offset: u64) -> io::Result<()> {

@@ -14,6 +14,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::balloon::VirtioBalloon;
+use crate::block::BlockDisk;
 use crate::error::Kind;
 use crate::fd;
 use crate::irq::MsiRoute;
@@ -37,15 +38,14 @@ impl VirtioWorkers {
         Self { memory: Arc::clone(memory.ram()) }
     }
 
-    /// A disk that is the first `size_bytes` of the file or block device `fd`; `serial` has up to
-    /// 20 bytes.
-    fn disk(&self, fd: RawFd, size_bytes: u64, readonly: bool, serial: &[u8]) -> PyResult<VirtioDisk> {
+    /// A disk of what `disk` holds; `serial` has up to 20 bytes.
+    fn disk(&self, disk: &BlockDisk, readonly: bool, serial: &[u8]) -> PyResult<VirtioDisk> {
         let mut padded = [0; ostler_virtio::blk::SERIAL_BYTES];
         let room = padded.get_mut(..serial.len()).ok_or_else(|| {
             PyValueError::new_err(format!("a disk's serial has at most 20 bytes, not {}", serial.len()))
         })?;
         room.copy_from_slice(serial);
-        let disk = Disk::new(fd::file(fd)?, size_bytes, readonly, padded)?;
+        let disk = Disk::over(Arc::clone(&disk.disk), readonly, padded);
         Ok(VirtioDisk { memory: Arc::clone(&self.memory), disk: Arc::new(disk) })
     }
 

@@ -1,8 +1,8 @@
-//! Runs of guest memory in pieces, and the host's vectored I/O on them.
+//! Runs of guest memory in pieces, and disks' I/O on them.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 
+use ostler_block::{BlockError, Sink, Source};
 use ostler_memory::{GuestMap, PageLog};
 use vm_memory::bitmap::{BS, Bitmap};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
@@ -124,10 +124,17 @@ impl Buffer {
         Ok(slices)
     }
 
-    /// Fills the whole buffer from `file` at `offset`, and marks its pages dirty.
-    pub fn fill_from(&self, map: &GuestMap, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+    /// Fills the whole buffer by `act`, and marks its pages dirty.
+    pub fn fill(
+        &self,
+        map: &GuestMap,
+        act: impl FnOnce(&Sink<'_>) -> Result<(), BlockError>,
+    ) -> Result<(), BlockError> {
         let slices = self.slices(map).map_err(io::Error::other)?;
-        let result = transfer(libc::preadv, file, &slices, offset);
+        let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
+        let vectors = guards.iter().map(|guard| iovec(guard.as_ptr(), guard.len())).collect();
+        // SAFETY: the vectors are guest memory that the slices, which outlive the sink, keep mapped.
+        let result = act(&unsafe { Sink::from_vectors(vectors) });
         // On an error, some of it may have been written.
         for slice in &slices {
             slice.bitmap().mark_dirty(0, slice.len());
@@ -135,55 +142,22 @@ impl Buffer {
         result
     }
 
-    /// Stores the whole buffer into `file` at `offset`.
-    pub fn store_to(&self, map: &GuestMap, file: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+    /// Has `act` take the whole buffer.
+    pub fn drain(
+        &self,
+        map: &GuestMap,
+        act: impl FnOnce(&Source<'_>) -> Result<(), BlockError>,
+    ) -> Result<(), BlockError> {
         let slices = self.slices(map).map_err(io::Error::other)?;
-        transfer(libc::pwritev, file, &slices, offset)
+        let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard).collect();
+        let vectors = guards.iter().map(|guard| iovec(guard.as_ptr().cast_mut(), guard.len())).collect();
+        // SAFETY: the vectors are guest memory that the slices, which outlive the source, keep mapped.
+        act(&unsafe { Source::from_vectors(vectors) })
     }
 }
 
-type Vectored = unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t;
-
-/// The most vectors one call takes (`IOV_MAX` of Linux).
-const MAX_VECTORS: usize = 1024;
-
-/// Repeats `call` until every byte is transferred.
-fn transfer(call: Vectored, file: BorrowedFd<'_>, slices: &[Slice<'_>], offset: u64) -> io::Result<()> {
-    let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
-    let mut vectors: Vec<_> =
-        guards.iter().map(|guard| libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }).collect();
-    let mut rest = vectors.as_mut_slice();
-    let mut offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-    while !rest.is_empty() {
-        let count = rest.len().min(MAX_VECTORS) as libc::c_int;
-        // SAFETY: the vectors point into guest memory that the slices, which outlive the call, keep
-        // mapped; no Rust reference to that memory exists.
-        let moved = unsafe { call(file.as_raw_fd(), rest.as_ptr(), count, offset) };
-        match moved {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            1.. => rest = advance(rest, moved as usize),
-            _ => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => continue,
-                error => return Err(error),
-            },
-        }
-        offset += moved as libc::off_t;
-    }
-    Ok(())
-}
-
-/// The vectors without their first `bytes` bytes.
-fn advance(mut vectors: &mut [libc::iovec], mut bytes: usize) -> &mut [libc::iovec] {
-    while let Some(first) = vectors.first_mut() {
-        if bytes < first.iov_len {
-            first.iov_base = first.iov_base.wrapping_byte_add(bytes);
-            first.iov_len -= bytes;
-            break;
-        }
-        bytes -= first.iov_len;
-        vectors = &mut vectors[1..];
-    }
-    vectors
+fn iovec(base: *mut u8, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: base.cast(), iov_len: len }
 }
 
 #[cfg(test)]
@@ -204,14 +178,5 @@ mod tests {
         assert_eq!(whole.split(20), Some((buffer(&[(0x1000, 16), (0x3000, 4)]), buffer(&[(0x3004, 4)]))));
         assert_eq!(whole.split(24), Some((whole.clone(), Buffer::default())));
         assert_eq!(whole.split(25), None);
-    }
-
-    #[test]
-    fn advance_over_vectors_stops_inside_one() {
-        let vector = |base: usize, len| libc::iovec { iov_base: base as *mut _, iov_len: len };
-        let mut vectors = [vector(0x1000, 4), vector(0x2000, 4), vector(0x3000, 4)];
-        let rest = advance(&mut vectors, 6);
-        assert_eq!((rest.len(), rest[0].iov_base as usize, rest[0].iov_len), (2, 0x2002, 2));
-        assert!(advance(rest, 6).is_empty());
     }
 }

@@ -6,6 +6,7 @@ byte 200 + p by those who deny it to others. The locks belong to the open file d
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -38,6 +39,13 @@ def lock(name: str, fd: int, *, readonly: bool) -> None:
         raise DiskError(f"{name}: cannot lock disk image: {error.strerror}") from None
     if conflict:
         raise DiskError(f"{name}: disk image is in use by another process; stop it or use a copy")
+
+
+def unlock(fd: int) -> None:
+    """Release all locks, though duplicates of the descriptor may stay open for a while."""
+    span = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, PERMISSION_BASE, 200, 0)
+    with contextlib.suppress(OSError):  # where there are no locks, there is nothing to release
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, span)
 
 
 def _is_locked(fd: int, offset: int) -> bool:

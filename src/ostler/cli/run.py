@@ -59,7 +59,8 @@ def run(
         typer.Option(
             metavar="PATH[,OPTION=...]",
             help="A virtio disk, /dev/vda in Linux; repeat it for more. Options: readonly=on,"
-            " serial=TEXT, format=raw, discard=off, cache=writethrough, packed=off."
+            " overlay=on (throw away what is written), serial=TEXT, format=NAME (else guessed),"
+            " discard=off, cache=writethrough or unsafe, packed=off."
             " Example: --disk root.img --disk data.img,readonly=on",
         ),
     ] = None,

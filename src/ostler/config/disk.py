@@ -1,40 +1,41 @@
-"""A disk of a guest: `PATH[,readonly=on][,serial=TEXT][,discard=off][,cache=writethrough]`."""
+"""A disk of a guest: `PATH[,readonly=on][,overlay=on][,format=NAME][,cache=writethrough]...`."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import msgspec
 
 from ostler.config.options import build, split_options
 from ostler.errors import ConfigError
 
-FORMATS = ("raw",)
-CACHES = ("writeback", "writethrough")
+CACHES = ("writeback", "writethrough", "unsafe")
 SERIAL_BYTES = 20
 
 
 class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An image and how the guest sees it.
 
-    `discard`: what the guest gives up is given back to the host. `cache`: with `writeback` a write
-    is safe once the guest has flushed, with `writethrough` once it is answered. `packed`: packed
-    rings are offered to the driver.
+    `path`: a file, or a URL. `format`: what it is, guessed from its content if empty. `overlay`:
+    what the guest writes is kept apart and thrown away at the end. `discard`: what the guest gives
+    up is given back to the host. `cache`: with `writeback` a write is safe once the guest has
+    flushed, with `writethrough` once it is answered, with `unsafe` never. `packed`: packed rings
+    are offered to the driver.
     """
 
-    path: Path
+    path: str
     readonly: bool = False
     serial: str = ""
-    format: str = "raw"
+    format: str = ""
+    overlay: bool = False
     discard: bool = True
     cache: str = "writeback"
     packed: bool = True
 
     def __post_init__(self) -> None:
-        for what, given, known in (("format", self.format, FORMATS), ("cache", self.cache, CACHES)):
-            if given not in known:
-                there_is = ", ".join(known)
-                raise ConfigError(f"--disk {self.path}: no {what} {given!r}; there is: {there_is}")
+        if self.cache not in CACHES:
+            there_is = ", ".join(CACHES)
+            raise ConfigError(f"--disk {self.path}: no cache {self.cache!r}; there is: {there_is}")
+        if self.overlay and self.readonly:
+            raise ConfigError(f"--disk {self.path}: overlay=on is for writing; drop readonly=on")
         if not self.serial.isascii() or len(self.serial) > SERIAL_BYTES:
             raise ConfigError(
                 f"--disk {self.path}: serial {self.serial!r} is not at most"

@@ -49,7 +49,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     def __post_init__(self) -> None:
         if "\0" in self.append:
             raise ConfigError("--append: a kernel command line holds no NUL; remove it")
-        writable = [disk.path for disk in self.disks if not disk.readonly]
+        writable = [disk.path for disk in self.disks if not (disk.readonly or disk.overlay)]
         for path in {disk.path for disk in self.disks}:
             if path in writable and sum(disk.path == path for disk in self.disks) > 1:
                 raise ConfigError(f"--disk {path} is given twice; make both readonly=on or copy it")

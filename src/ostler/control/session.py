@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ostler.block.image import HostFile
 from ostler.config import MachineConfig, VirtioConsoleConfig
 from ostler.control.console import SerialConsole
 from ostler.control.pipes import ConsolePipes
@@ -21,6 +20,7 @@ from ostler.engine import Exit, Vcpu, VirtioWorkers, VirtualMachine
 from ostler.firmware.plan import BootPlan
 from ostler.machine.board import Host
 from ostler.machine.boot import acpi_tables, plan_boot, write_boot
+from ostler.machine.disks import GuestDisk
 from ostler.machine.plug import Plug, plug_in
 from ostler.machine.virt import VirtBoard
 
@@ -39,7 +39,7 @@ class Session:
         self,
         config: MachineConfig,
         accelerator: str,
-        images: Sequence[HostFile],
+        images: Sequence[GuestDisk],
         console: SerialConsole,
         hvc: SerialConsole,
         requests: MachineRequests,

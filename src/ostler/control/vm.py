@@ -19,7 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ostler.block.image import HostFile
 from ostler.config import (
     AcceleratorChoice,
     CpuConfig,
@@ -53,7 +52,7 @@ from ostler.engine import Exit, InternalError, Shutdown
 from ostler.errors import ConfigError, OstlerError, WaitTimeout
 from ostler.host.admission import admit_memory
 from ostler.host.view import HostView
-from ostler.machine.disks import open_disks
+from ostler.machine.disks import GuestDisk, open_disks
 from ostler.machine.plug import Plug
 
 
@@ -115,7 +114,7 @@ class VM:
         self.balloon = Balloon(self)
         self._mailbox: Mailbox = Mailbox()
         self._open = ExitStack()
-        self._images: list[HostFile] = []
+        self._images: list[GuestDisk] = []
         self._session: Session | None = None
         self._past = VmStats("")  # of the boots that are over
         self._boot = 0

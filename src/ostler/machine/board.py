@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ostler.block.image import HostFile
 from ostler.devices.device import Device, IrqLine
 from ostler.devices.pci.device import ReadWrite
 from ostler.devices.requests import MachineRequests
 from ostler.devices.serial import SerialHost
 from ostler.devices.timer import TimerService, WallClock
 from ostler.devices.virtio.workers import Workers
+from ostler.machine.disks import GuestDisk
 from ostler.machine.hardware import Hardware, RecordedBus, RecordedLines
 from ostler.machine.memory_map import IRQCHIP_RANGES
 
@@ -30,7 +30,7 @@ class Host:
     wall: WallClock
     requests: MachineRequests
     workers: Workers
-    images: Sequence[HostFile] = ()
+    images: Sequence[GuestDisk] = ()
     console_fds: tuple[int, int] | None = None
 
 

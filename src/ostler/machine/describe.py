@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from ostler.block.image import HostFile
 from ostler.config import MachineConfig, format_size
 from ostler.devices.serial import Unplugged
 from ostler.firmware.plan import E820_RAM, BootPlan
 from ostler.machine import memory_map as at
 from ostler.machine.board import Host
 from ostler.machine.boot import plan_boot, unpack_streams
-from ostler.machine.disks import open_disks
+from ostler.machine.disks import GuestDisk, open_disks
 from ostler.machine.paper import PaperHardware, PaperMemory, PaperRequests, PaperTime, PaperWorkers
 from ostler.machine.plug import Plug, plug_in
 from ostler.machine.virt import VirtBoard
@@ -35,7 +34,7 @@ def describe(config: MachineConfig, plugs: Sequence[Plug] = ()) -> str:
             board.close()
 
 
-def draw(config: MachineConfig, images: Sequence[HostFile] = ()) -> VirtBoard:
+def draw(config: MachineConfig, images: Sequence[GuestDisk] = ()) -> VirtBoard:
     """The board on paper."""
     time = PaperTime()
     fds = (NO_FD, NO_FD)

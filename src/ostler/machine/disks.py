@@ -2,24 +2,74 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
-from ostler.block.image import HostFile, open_image
+from ostler.block.chain import identity
+from ostler.block.data_path import disk_of
+from ostler.block.image import SECTOR_BYTES, Image, create_image, open_image
 from ostler.config import DiskConfig, MachineConfig
+from ostler.engine.block import BlockDisk
 from ostler.errors import DiskError
+
+BLOCK_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class GuestDisk:
+    """An open image as a device takes it."""
+
+    image: Image
+    disk: BlockDisk
+    size_bytes: int
+    readonly: bool
+    block_bytes: int
+    """What the host writes without reading first."""
 
 
 @contextmanager
-def open_disks(config: MachineConfig) -> Iterator[list[HostFile]]:
-    """The images in the order of the configuration; `DiskError` when one cannot be had."""
+def open_disks(config: MachineConfig) -> Iterator[list[GuestDisk]]:
+    """The images in the order of the configuration; `DiskError` when one cannot be had.
+
+    At the end they are written out and closed, and overlays are gone.
+    """
     with ExitStack() as opened:
-        yield [opened.enter_context(_open(disk)) for disk in config.disks]
+        disks = [_guest_disk(opened.enter_context(_open(disk))) for disk in config.disks]
+        try:
+            yield disks
+        finally:
+            # Each holds its file open, and whoever keeps the list would keep that.
+            disks.clear()
 
 
-def _open(disk: DiskConfig) -> HostFile:
-    image = open_image(disk.path, format=disk.format, readonly=disk.readonly)
-    if isinstance(image, HostFile):
-        return image
-    image.close()
-    raise DiskError(f"--disk {disk.path}: a guest cannot run from it; convert it to raw first")
+def _guest_disk(image: Image) -> GuestDisk:
+    size = image.size_bytes // SECTOR_BYTES * SECTOR_BYTES
+    if size == 0:
+        raise DiskError(f"--disk {image.name}: the disk has no sectors; resize it")
+    block = getattr(image, "block_bytes", BLOCK_BYTES)
+    return GuestDisk(image, disk_of(image), size, image.readonly, block)
+
+
+def _open(disk: DiskConfig) -> Image:
+    format = disk.format or None
+    if disk.overlay:
+        return _open_overlay(disk.path, format)
+    is_unsafe = disk.cache == "unsafe"
+    return open_image(disk.path, format=format, readonly=disk.readonly, unsafe=is_unsafe)
+
+
+def _open_overlay(path: str, format: str | None) -> Image:
+    """A new image over the one at `path`, which has no name and is gone when it is closed."""
+    with open_image(path, format=format, readonly=True) as base:
+        size, base_format = base.size_bytes, base.format
+    descriptor, name = tempfile.mkstemp(prefix="ostler-overlay-", suffix=".qcow2")
+    os.close(descriptor)
+    try:
+        create_image(name, size, backing_file=identity(path), backing_fmt=base_format)
+        return open_image(name, format="qcow2", unsafe=True)
+    finally:
+        Path(name).unlink()

@@ -164,7 +164,7 @@ class PaperFeed:
 class PaperWorkers:
     """Makes disks for devices to be built with; no queue is ever started."""
 
-    def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> BlkBackend:
+    def disk(self, disk: object, readonly: bool, serial: bytes) -> BlkBackend:
         return PaperBackend()
 
     def calls(self, queue: Queue, handler: Handler) -> Worker:

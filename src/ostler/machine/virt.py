@@ -143,7 +143,7 @@ class VirtBoard(Board):
             self.host.workers,
             serial=config.serial,
             discard=config.discard,
-            cache=config.cache == "writeback",
+            cache=config.cache != "writethrough",
         )
         self.plug_virtio(f"disk{number}", device, packed=config.packed)
 

@@ -132,7 +132,7 @@ class FakeWorker:
 class FakeImage:
     """A disk image that no worker opens."""
 
-    fd: int = 3
+    disk: object = None
     size_bytes: int = 1 << 20
     readonly: bool = False
     block_bytes: int = 4096
@@ -143,8 +143,7 @@ class FakeDisk:
     """What the workers know of a disk."""
 
     workers: FakeWorkers
-    fd: int
-    size_bytes: int
+    disk: object
     readonly: bool
     serial: bytes
     writeback: bool = True
@@ -223,9 +222,9 @@ class FakeWorkers:
     balloons: list[FakeBalloon] = field(default_factory=list)
     refuse: bool = False
 
-    def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> BlkBackend:
+    def disk(self, disk: object, readonly: bool, serial: bytes) -> BlkBackend:
         """A disk."""
-        self.disks.append(FakeDisk(self, fd, size_bytes, readonly, serial))
+        self.disks.append(FakeDisk(self, disk, readonly, serial))
         return self.disks[-1]
 
     def calls(self, queue: Queue, handler: Handler) -> FakeWorker:

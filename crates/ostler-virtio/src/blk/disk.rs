@@ -1,11 +1,11 @@
-//! A disk over a file or a block device of the host.
+//! A disk of a guest: requests checked, then given to the block layer.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use ostler_block::{BlockError, Disk as Image, FileStorage, Raw};
 use ostler_memory::GuestMap;
 
 use crate::blk::request::{Request, SECTOR_BYTES, SectorRange, Status};
@@ -13,17 +13,12 @@ use crate::buffer::Buffer;
 
 pub const SERIAL_BYTES: usize = 20;
 
-/// `BLKDISCARD`: `_IO(0x12, 119)`.
-const BLKDISCARD: libc::c_ulong = 0x1277;
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
-
 /// A disk, shared by its queues.
 #[derive(Debug)]
 pub struct Disk {
-    file: File,
+    image: Arc<dyn Image>,
     bytes: u64,
     readonly: bool,
-    is_block_device: bool,
     serial: [u8; SERIAL_BYTES],
     writeback: AtomicBool,
     host_errors: AtomicU64,
@@ -33,28 +28,32 @@ pub struct Disk {
 enum Failure {
     /// The request is outside the disk, or writes to one that is read-only.
     Refused,
-    Host(io::Error),
+    /// The host failed, or the image is damaged.
+    Host,
 }
 
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Self::Host(error)
+impl From<BlockError> for Failure {
+    fn from(error: BlockError) -> Self {
+        match error {
+            BlockError::Range { .. } | BlockError::ReadOnly | BlockError::Refused(_) => Self::Refused,
+            BlockError::Host(_) | BlockError::Damaged(_) | BlockError::Cancelled => Self::Host,
+        }
     }
 }
 
 impl Disk {
     /// A disk of the first `bytes` bytes of `file`.
     pub fn new(file: File, bytes: u64, readonly: bool, serial: [u8; SERIAL_BYTES]) -> io::Result<Self> {
-        let is_block_device = file.metadata()?.file_type().is_block_device();
-        Ok(Self {
-            file,
-            bytes,
-            readonly,
-            is_block_device,
-            serial,
-            writeback: AtomicBool::new(true),
-            host_errors: AtomicU64::new(0),
-        })
+        let image = Raw::new(Arc::new(FileStorage::new(file)?), bytes, readonly);
+        Ok(Self::over(Arc::new(image), readonly, serial))
+    }
+
+    /// A disk of whatever an image holds.
+    pub fn over(image: Arc<dyn Image>, readonly: bool, serial: [u8; SERIAL_BYTES]) -> Self {
+        let (writeback, host_errors) = (AtomicBool::new(true), AtomicU64::new(0));
+        // The guest is told of sectors only.
+        let bytes = image.size() / SECTOR_BYTES * SECTOR_BYTES;
+        Self { image, bytes, readonly, serial, writeback, host_errors }
     }
 
     /// Whether a write may be answered before it is on stable storage.
@@ -76,7 +75,7 @@ impl Disk {
         match self.try_execute(request, map) {
             Ok(bytes) => (Status::Ok, bytes),
             Err(Failure::Refused) => (Status::IoError, 0),
-            Err(Failure::Host(_error)) => {
+            Err(Failure::Host) => {
                 self.host_errors.fetch_add(1, Ordering::Relaxed);
                 (Status::IoError, 0)
             }
@@ -87,19 +86,19 @@ impl Disk {
         match request {
             Request::Read { sector, into } => {
                 let offset = self.offset(*sector, into.len())?;
-                into.fill_from(map, self.file.as_fd(), offset)?;
+                into.fill(map, |sink| self.image.read(sink, offset))?;
                 // A chain is shorter than 4 GiB.
                 return Ok(into.len() as u32);
             }
             Request::Write { sector, from } => self.write(map, *sector, from)?,
-            Request::Flush => self.file.sync_data()?,
+            Request::Flush => self.image.flush()?,
             Request::Identify { into } => {
                 into.write(map, &self.serial).map_err(|_| Failure::Refused)?;
                 return Ok(into.len().min(SERIAL_BYTES as u64) as u32);
             }
-            Request::Discard(ranges) => self.for_each(ranges, |offset, len, _| self.discard(offset, len))?,
+            Request::Discard(ranges) => self.for_each(ranges, |offset, len, _| self.image.discard(offset, len))?,
             Request::WriteZeroes(ranges) => {
-                self.for_each(ranges, |offset, len, unmap| self.zero(offset, len, unmap))?
+                self.for_each(ranges, |offset, len, unmap| self.image.write_zeroes(offset, len, unmap))?
             }
         }
         Ok(0)
@@ -115,7 +114,7 @@ impl Disk {
     fn write(&self, map: &GuestMap, sector: u64, from: &Buffer) -> Result<(), Failure> {
         let offset = self.offset(sector, from.len())?;
         self.refuse_if_readonly()?;
-        from.store_to(map, self.file.as_fd(), offset)?;
+        from.drain(map, |source| self.image.write(source, offset))?;
         self.settle()
     }
 
@@ -126,12 +125,16 @@ impl Disk {
     /// Without a write cache, a write is on stable storage before it is answered.
     fn settle(&self) -> Result<(), Failure> {
         if !self.writeback() {
-            self.file.sync_data()?;
+            self.image.flush()?;
         }
         Ok(())
     }
 
-    fn for_each(&self, ranges: &[SectorRange], act: impl Fn(u64, u64, bool) -> io::Result<()>) -> Result<(), Failure> {
+    fn for_each(
+        &self,
+        ranges: &[SectorRange],
+        act: impl Fn(u64, u64, bool) -> Result<(), BlockError>,
+    ) -> Result<(), Failure> {
         self.refuse_if_readonly()?;
         // All are checked before the first is touched.
         let mut places = Vec::with_capacity(ranges.len());
@@ -144,51 +147,4 @@ impl Disk {
         }
         self.settle()
     }
-
-    /// A hint: a host that cannot discard has not failed.
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        let done = if self.is_block_device {
-            self.discard_blocks(offset, len)
-        } else {
-            self.allocate(libc::FALLOC_FL_PUNCH_HOLE, offset, len)
-        };
-        done.or_else(|error| if is_unsupported(&error) { Ok(()) } else { Err(error) })
-    }
-
-    fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        let mode = if unmap { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
-        match self.allocate(mode, offset, len) {
-            Err(error) if is_unsupported(&error) => self.write_zeroes(offset, len),
-            done => done,
-        }
-    }
-
-    fn write_zeroes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
-        while len != 0 {
-            let piece = len.min(ZEROES.len() as u64);
-            self.file.write_all_at(&ZEROES[..piece as usize], offset)?;
-            offset += piece;
-            len -= piece;
-        }
-        Ok(())
-    }
-
-    fn allocate(&self, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
-        let place = (libc::off_t::try_from(offset), libc::off_t::try_from(len));
-        let (Ok(offset), Ok(len)) = place else { return Err(io::ErrorKind::InvalidInput.into()) };
-        // SAFETY: no memory is passed.
-        let result = unsafe { libc::fallocate(self.file.as_raw_fd(), mode | libc::FALLOC_FL_KEEP_SIZE, offset, len) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
-
-    fn discard_blocks(&self, offset: u64, len: u64) -> io::Result<()> {
-        let range = [offset, len];
-        // SAFETY: BLKDISCARD reads two u64 from the pointer.
-        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
-}
-
-fn is_unsupported(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV | libc::ENOSYS))
 }

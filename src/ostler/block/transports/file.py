@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ostler.block.image import Buffer, Closing, Extent
 from ostler.block.locks import lock as take_locks
+from ostler.block.locks import unlock
 from ostler.errors import DiskError, HostError
 
 # _IO(0x12, 123): BLKPBSZGET; _IO(0x12, 119): BLKDISCARD
@@ -171,6 +172,7 @@ class LocalFile(Closing):
         """Release the file and its locks; a second call does nothing."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
+            unlock(fd)
             os.close(fd)
 
 

@@ -45,12 +45,23 @@ HEADS, SECTORS_PER_TRACK = 16, 63
 
 
 class Disk(Protocol):
-    """A disk image whose byte n is byte n of a host file or block device."""
+    """An open disk image."""
 
-    fd: int
-    size_bytes: int
-    readonly: bool
-    block_bytes: int
+    @property
+    def disk(self) -> object:
+        """Its data path, which the workers take."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Whole sectors."""
+
+    @property
+    def readonly(self) -> bool:
+        """The guest may not write."""
+
+    @property
+    def block_bytes(self) -> int:
+        """What is best written at once."""
 
 
 @dataclass(slots=True)
@@ -93,7 +104,7 @@ class VirtioBlk(VirtioDevice[BlkState]):
         self.features |= F_DISCARD if discard and not disk.readonly else 0
         self.features |= F_MQ if queues > 1 else 0
         self._backend = workers.disk(
-            disk.fd, disk.size_bytes, disk.readonly, serial.encode().ljust(SERIAL_BYTES, b"\0")
+            disk.disk, disk.readonly, serial.encode().ljust(SERIAL_BYTES, b"\0")
         )
 
     def config(self) -> bytes:

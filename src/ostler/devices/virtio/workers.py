@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ostler.devices.pci.msix import MsiRoute
 
@@ -121,8 +121,8 @@ class Workers(Protocol):
     def balloon(self) -> BalloonBackend:
         """A memory balloon."""
 
-    def disk(self, fd: int, size_bytes: int, readonly: bool, serial: bytes) -> BlkBackend:
-        """A disk that is `size_bytes` of the file or block device `fd` from its start."""
+    def disk(self, disk: Any, readonly: bool, serial: bytes) -> BlkBackend:
+        """A disk of what the data path `disk` of an image holds."""
 
     def rng(self, queue: Queue) -> Worker:
         """Fill buffers with random bytes."""

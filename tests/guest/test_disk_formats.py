@@ -1,0 +1,82 @@
+"""A guest on disks of every kind: qcow2, over a backing file, thrown away at the end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from stock import Boot, process, start_shell
+
+from guests.fetch import Kernel
+from ostler.block import create_image, open_image
+from ostler.block.formats.qcow2 import Qcow2Image
+from ostler.block.jobs.convert import convert
+
+pytestmark = pytest.mark.guest
+
+WRITE = (
+    "mount /dev/vda /mnt; dd if=/dev/urandom of=/mnt/data bs=64k count=48 2>/dev/null;"
+    " sync; sha256sum /mnt/data; echo syn''ced"
+)
+
+
+@pytest.fixture
+def qcow2(disk: Path, tmp_path: Path) -> Path:
+    """The disk with a file system as qcow2."""
+    path = tmp_path / "disk.qcow2"
+    with open_image(disk, format="raw", readonly=True) as source:
+        convert([source], path, format="qcow2").wait()
+    return path
+
+
+def check(path: Path) -> None:
+    """Neither we nor QEMU find anything wrong."""
+    with open_image(path, readonly=True) as image:
+        assert isinstance(image, Qcow2Image)
+        assert image.check().is_sound
+    subprocess.run(["qemu-img", "check", path], check=True, capture_output=True)
+
+
+def test_guest_keeps_what_it_wrote_to_qcow2(boot: Boot, cloud: Kernel, qcow2: Path) -> None:
+    vm = start_shell(boot, cloud, disks=[qcow2])
+    vm.serial.run("mount /dev/vda /mnt")
+    vm.serial.run("dd if=/dev/urandom of=/mnt/data bs=64k count=48; sync")
+    digest = vm.serial.run("sha256sum /mnt/data").split()[0]
+    vm.serial.run("umount /mnt")
+    vm.stop()
+    check(qcow2)
+    overlay = qcow2.with_name("overlay.qcow2")
+    create_image(overlay, 1 << 40, backing_file="disk.qcow2", backing_fmt="qcow2")
+    vm = start_shell(boot, cloud, disks=[overlay, f"{qcow2},overlay=on"])
+    vm.serial.run("mount /dev/vda /mnt")
+    assert vm.serial.run("sha256sum /mnt/data").split()[0] == digest
+    vm.serial.run("rm /mnt/data; sync; mkdir /b; mount /dev/vdb /b; rm /b/data; sync")
+    assert "No such file" in vm.serial.run("cat /b/data", check=False)
+    vm.stop()
+    check(overlay)
+    vm = start_shell(boot, cloud, disks=[qcow2])
+    vm.serial.run("mount /dev/vda /mnt")
+    assert vm.serial.run("sha256sum /mnt/data").split()[0] == digest
+
+
+def test_qcow2_after_sigkill_has_what_was_synced_and_is_sound(
+    boot: Boot, cloud: Kernel, qcow2: Path
+) -> None:
+    with process(cloud, "--disk", str(qcow2)) as guest:
+        guest.wait_until_ready()
+        guest.type(WRITE)
+        digest = ""
+        for line in guest.lines():
+            if line.endswith("/mnt/data") and len(line.split()[0]) == 64:
+                digest = line.split()[0]
+            if line == "synced":
+                guest.popen.send_signal(signal.SIGKILL)
+                break
+    assert digest
+    code = subprocess.run(["qemu-img", "check", qcow2], capture_output=True, check=False).returncode
+    assert code in (0, 3)  # sound, or leaks only
+    vm = start_shell(boot, cloud, disks=[qcow2])
+    vm.serial.run("mount /dev/vda /mnt")
+    assert vm.serial.run("sha256sum /mnt/data").split()[0] == digest
