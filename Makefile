@@ -13,7 +13,7 @@ TO_FETCH := dpkg-deb=dpkg mke2fs=e2fsprogs
 TO_TEST := cpio=cpio lz4=lz4 iasl=acpica-tools mmdebstrap=mmdebstrap ps=procps qemu-img=qemu-utils \
 	vmdkinfo=libvmdk-utils vhdiinfo=libvhdi-utils nbdinfo=libnbd-bin nbdsh=python3-libnbd nbdkit=nbdkit \
 	openssl=openssl cryptsetup=cryptsetup-bin
-TO_BENCH := qemu-system-x86_64=qemu-system-x86
+TO_BENCH := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils nbdcopy=libnbd-bin
 
 .PHONY: help demo test bench lint format build wheel clean
 .DEFAULT_GOAL := help
@@ -33,6 +33,7 @@ test: build lint ## lint, then every test: Rust, Python, conformance, guests
 bench: build ## measure boot and guest speed beside qemu -accel tcg; writes build/bench.json
 	@tools/need $(TO_FETCH) $(TO_BENCH)
 	$(BIN)/python -m benches
+	$(BIN)/python -m benches.nbd
 
 lint: .venv/.installed ## formatting, ruff, mypy, clippy
 	@tools/need $(TO_LINT)

@@ -60,11 +60,11 @@ class EntryTable:
         at = index
         while at < end:
             page, slot = divmod(at, self._per_page)
-            entries = self._page(page)
-            for entry in entries[slot : slot + end - at]:
-                if entry != value:
-                    return at - index
-                at += 1
+            entries = self._page(page)[slot : slot + end - at]
+            if entries.count(value) == len(entries):
+                at += len(entries)
+                continue
+            return at - index + next(n for n, entry in enumerate(entries) if entry != value)
         return at - index
 
     def _page(self, number: int) -> array[int]:

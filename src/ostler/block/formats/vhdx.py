@@ -61,6 +61,7 @@ _KNOWN_ITEMS = {*_NAMES, PAGE_83_DATA, PARENT_LOCATOR}
 # BAT entries: the state in the lowest three bits, the place in MiB from bit 20 on.
 NOT_PRESENT, UNDEFINED, BLOCK_ZERO, UNMAPPED, UNMAPPED_BEFORE_V1 = 0, 1, 2, 3, 5
 FULLY_PRESENT, PARTIALLY_PRESENT = 6, 7
+_ABSENT, _ZEROED = (NOT_PRESENT, UNDEFINED), (BLOCK_ZERO, UNMAPPED, UNMAPPED_BEFORE_V1)
 _STATE_MASK, _PLACE_MASK = 7, ~0xFFFFF & (1 << 64) - 1
 
 
@@ -231,18 +232,22 @@ class VhdxImage(MappedImage):
         """Where the guest's bytes at `offset` are."""
         block_size = self.parameters.block_size
         block, within = divmod(offset, block_size)
-        entry = self._bat[block + block // self.parameters.chunk_ratio]
-        length = min(block_size - within, limit)
-        match entry & _STATE_MASK:
-            case 6:
-                at = (entry & _PLACE_MASK) + within
-                return Stored(length, self.file, at, f"block {block}")
-            case 0 | 1:
-                return Zero(length, allocated=False)
-            case 2 | 3 | 5:
-                return Zero(length, allocated=True)
-            case state:
-                raise damaged(self.file, f"BAT entry of block {block}", f"has state {state}")
+        entry = self._bat[self._index(block)]
+        state = entry & _STATE_MASK
+        if state == FULLY_PRESENT:
+            at = (entry & _PLACE_MASK) + within
+            return Stored(min(block_size - within, limit), self.file, at, f"block {block}")
+        if state not in _ABSENT and state not in _ZEROED:
+            raise damaged(self.file, f"BAT entry of block {block}", f"has state {state}")
+        # Equal entries up to the chunk's end, where the sector bitmap's is in between.
+        ratio = self.parameters.chunk_ratio
+        blocks = min(-(-(within + limit) // block_size), ratio - block % ratio)
+        run = self._bat.run(self._index(block), blocks) * block_size - within
+        return Zero(min(run, limit), allocated=state in _ZEROED)
+
+    def _index(self, block: int) -> int:
+        """The place of a block's entry in the BAT."""
+        return block + block // self.parameters.chunk_ratio
 
     def _open_bat(self, offset: int, length: int) -> EntryTable:
         blocks = -(-self.size_bytes // self.parameters.block_size)

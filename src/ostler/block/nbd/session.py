@@ -40,15 +40,21 @@ SENDFILE_BYTES = 32 << 10
 SPARSE_BYTES = 32 << 10
 """From here on it pays to ask for holes first, if the client can be told of them."""
 
-_FLAGS = {
-    Command.READ: CommandFlag.DF | CommandFlag.FUA,
-    Command.WRITE: CommandFlag.FUA,
-    Command.FLUSH: CommandFlag.FUA,
-    Command.TRIM: CommandFlag.FUA,
-    Command.CACHE: CommandFlag.FUA,
-    Command.WRITE_ZEROES: CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
-    Command.BLOCK_STATUS: CommandFlag.FUA | CommandFlag.REQ_ONE,
+# Plain numbers: flag types cost more than the rest of a small request.
+_FUA, _DF = int(CommandFlag.FUA), int(CommandFlag.DF)
+_ALLOWED = {
+    int(command): int(flags | CommandFlag.FUA)
+    for command, flags in {
+        Command.READ: CommandFlag.DF,
+        Command.FLUSH: CommandFlag.FUA,
+        Command.TRIM: CommandFlag.FUA,
+        Command.CACHE: CommandFlag.FUA,
+        Command.WRITE_ZEROES: CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
+        Command.BLOCK_STATUS: CommandFlag.REQ_ONE,
+    }.items()
 }
+_READ, _WRITE, _DISC = int(Command.READ), int(Command.WRITE), int(Command.DISC)
+_DATA_CHUNK, _NONE_CHUNK = int(Chunk.OFFSET_DATA), int(Chunk.NONE)
 
 
 class Session:
@@ -69,7 +75,8 @@ class Session:
             magic, flags, command, cookie, offset, length = REQUEST.unpack(wire.read(REQUEST.size))
             if magic != REQUEST_MAGIC:
                 raise ProtocolError(f"request magic {magic:#x}")
-            if command == Command.DISC:
+            if command == _DISC:
+                wire.flush()
                 return
             try:
                 self._serve(command, flags, cookie, offset, length)
@@ -83,21 +90,23 @@ class Session:
                 self._fail(cookie, wire_error(error.errno), error.strerror or "")
 
     def _serve(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
-        if command == Command.WRITE:
+        if command == _WRITE:
             self._write(flags, cookie, offset, length)
             return
-        allowed = _FLAGS.get(Command(command)) if command in _KNOWN else None
+        allowed = _ALLOWED.get(command)
         if allowed is None:
             raise RequestError(errno.EINVAL, f"command {command} is not known here")
-        if flags & ~int(allowed):
+        if flags & ~allowed:
             raise RequestError(errno.EINVAL, f"flags {flags:#x} with command {command}")
-        fua = bool(flags & CommandFlag.FUA)
-        export = self.export
+        if command == _READ:
+            self.export.check(offset, length, writes=False)
+            self._read(cookie, offset, length, whole=bool(flags & _DF))
+            return
+        self._serve_rarer(command, flags, cookie, offset, length)
+
+    def _serve_rarer(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
+        fua, export = bool(flags & _FUA), self.export
         match command:
-            case Command.READ:
-                export.check(offset, length, writes=False)
-                self._read(cookie, offset, length, whole=bool(flags & CommandFlag.DF))
-                return
             case Command.BLOCK_STATUS:
                 self._status(flags, cookie, offset, length)
                 return
@@ -122,14 +131,14 @@ class Session:
             raise ProtocolError(f"a write of {length} bytes")
         rest = length
         try:
-            if flags & ~int(CommandFlag.FUA):
+            if flags & ~_FUA:
                 raise RequestError(errno.EINVAL, f"flags {flags:#x} with a write")
             self.export.check(offset, length, writes=True)
             while rest:
                 piece = self._buffer[: min(rest, PIECE_BYTES)]
                 self.wire.read_into(piece)
                 rest -= len(piece)
-                self.export.write(offset, piece, fua=not rest and bool(flags & CommandFlag.FUA))
+                self.export.write(offset, piece, fua=not rest and bool(flags & _FUA))
                 offset += len(piece)
         except (ProtocolError, PeerGone):
             raise
@@ -161,22 +170,35 @@ class Session:
             self._done(cookie)
             return
         size = OFFSET_DATA.size + length
-        head = CHUNK.pack(CHUNK_MAGIC, flags, Chunk.OFFSET_DATA, cookie, size)
+        head = CHUNK.pack(CHUNK_MAGIC, flags, _DATA_CHUNK, cookie, size)
         self._send(head + OFFSET_DATA.pack(offset), offset, length)
 
     def _send(self, head: bytes, offset: int, length: int) -> None:
         """`head` and then the bytes. Once the head is sent, failing ends the connection."""
         export = self.export
-        if export.fd is not None and length >= SENDFILE_BYTES and not self.wire.encrypted:
-            self.wire.send_file(head, export.fd, offset, length)
-        elif export.fd is not None and length <= PIECE_BYTES:
-            piece = self._buffer[:length]
-            done = os.preadv(export.fd, [piece], offset)
-            # A file that was cut behind our back reads as zeros.
-            piece[done:] = bytes(length - done)
-            self.wire.write(head, piece)
+        wire, size = self.wire, len(head) + length
+        if export.fd is None:
+            wire.write(head, export.read(offset, length))
+        elif length < SENDFILE_BYTES:
+            room = wire.room(size)
+            room[: len(head)] = head
+            _read_exactly(export.fd, room[len(head) :], offset)
+            wire.queued(size)
+        elif wire.encrypted:
+            wire.write(head)
+            self._send_pieces(export.fd, offset, length)
         else:
-            self.wire.write(head, export.read(offset, length))
+            wire.send_file(head, export.fd, offset, length)
+
+    def _send_pieces(self, fd: int, offset: int, length: int) -> None:
+        for start in range(offset, offset + length, PIECE_BYTES):
+            piece = self._buffer[: min(PIECE_BYTES, offset + length - start)]
+            try:
+                _read_exactly(fd, piece, start)
+            except OSError as error:
+                # The head promised bytes: there is no room for an error any more.
+                raise PeerGone(f"cannot read the image: {error.strerror}") from None
+            self.wire.write(piece)
 
     def _read_sparse(self, cookie: int, offset: int, length: int) -> None:
         last = b""
@@ -224,20 +246,24 @@ class Session:
 
     def _done(self, cookie: int) -> None:
         if self.structured:
-            self.wire.write(CHUNK.pack(CHUNK_MAGIC, CHUNK_DONE, Chunk.NONE, cookie, 0))
+            self.wire.queue(CHUNK.pack(CHUNK_MAGIC, CHUNK_DONE, _NONE_CHUNK, cookie, 0))
         else:
-            self.wire.write(SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, 0, cookie))
+            self.wire.queue(SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, 0, cookie))
 
     def _fail(self, cookie: int, code: int, text: str) -> None:
         if not self.structured:
-            self.wire.write(SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, code, cookie))
+            self.wire.queue(SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, code, cookie))
             return
         message = text.encode()[:4000]
         body = CHUNK_ERROR.pack(code, len(message)) + message
-        self.wire.write(CHUNK.pack(CHUNK_MAGIC, CHUNK_DONE, Chunk.ERROR, cookie, len(body)) + body)
+        self.wire.queue(CHUNK.pack(CHUNK_MAGIC, CHUNK_DONE, Chunk.ERROR, cookie, len(body)) + body)
 
 
-_KNOWN = frozenset(_FLAGS)
+def _read_exactly(fd: int, target: memoryview, offset: int) -> None:
+    """Fill `target`; a file that was cut behind our back reads as zeros."""
+    done = os.preadv(fd, [target], offset)
+    if done < len(target):
+        target[done:] = bytes(len(target) - done)
 
 
 def _code(error: OstlerError) -> int:

@@ -16,6 +16,8 @@ import time
 from ostler.block.nbd.protocol import PeerGone
 
 BUFFER_BYTES = 64 << 10
+QUEUE_BYTES = 128 << 10
+"""Answers that are sent together, once the requests that have come are done."""
 _TIMEVAL = struct.Struct("@ll")
 _TIMED_OUT = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -34,6 +36,8 @@ class Wire:
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
+        self._queue = memoryview(bytearray(QUEUE_BYTES))
+        self._queued = 0
         self.limit(timeout_s)
 
     def limit(self, timeout_s: float) -> None:
@@ -103,8 +107,32 @@ class Wire:
             self._end += received
         return True
 
+    def room(self, length: int) -> memoryview:
+        """Where the next `length` bytes to send go, at most `QUEUE_BYTES`; then call `queued`."""
+        if self._queued + length > QUEUE_BYTES:
+            self.flush()
+        return self._queue[self._queued : self._queued + length]
+
+    def queued(self, length: int) -> None:
+        """`room` was filled: it is sent before this side waits for the other again."""
+        self._queued += length
+
+    def queue(self, content: bytes) -> None:
+        """Send `content`, at most `QUEUE_BYTES`, before this side waits for the other again."""
+        self.room(len(content))[:] = content
+        self._queued += len(content)
+
+    def flush(self) -> None:
+        """Send what is queued."""
+        queued, self._queued = self._queued, 0
+        if queued:
+            self.write(self._queue[:queued])
+
     def write(self, *parts: bytes | bytearray | memoryview) -> None:
-        """Send all parts, in one call where that works."""
+        """Send what is queued and then all parts, in one call where that works."""
+        if self._queued:
+            parts = (self._queue[: self._queued], *parts)
+            self._queued = 0
         try:
             if len(parts) == 1 or self.encrypted:
                 for part in parts:
@@ -126,6 +154,7 @@ class Wire:
 
     def send_file(self, head: bytes, fd: int, offset: int, length: int) -> None:
         """Send `head`, then bytes of the file `fd`, without bringing them here."""
+        self.flush()
         end = offset + length
         try:
             self.socket.sendall(head, socket.MSG_MORE)
@@ -161,6 +190,8 @@ class Wire:
     def _received(self, target: memoryview) -> int:
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise PeerGone("takes too long for the handshake")
+        if self._queued:
+            self.flush()
         try:
             return self.socket.recv_into(target)
         except _TIMED_OUT:
