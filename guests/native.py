@@ -22,6 +22,11 @@ def bench() -> Path:
     return _made("bench", ["-O2", "-static"], SOURCES / "bench/bench.c")
 
 
+def vsock() -> Path:
+    """The Linux guest's end of a vsock, static."""
+    return _made("vsock", ["-O1", "-static"], SOURCES / "vsock/vsock.c")
+
+
 def system() -> Path:
     """The system-mode tests: a multiboot image that needs no operating system."""
     folder = SOURCES / "system"

@@ -16,6 +16,7 @@ from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.device import VirtioDevice
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.transport import VirtioPci
+from ostler.devices.virtio.vsock import VirtioVsock
 from ostler.testing import FakeMachine, check_device
 from ostler.testing.pci import FakeBus, FakeImage, FakeRoute, FakeWorkers
 
@@ -25,6 +26,7 @@ DEVICES: tuple[Callable[[], VirtioDevice[Any]], ...] = (
     lambda: VirtioConsole(0, 1, FakeWorkers()),
     lambda: VirtioRng(FakeWorkers()),
     lambda: VirtioBalloon(FakeWorkers(), 1 << 30),
+    lambda: VirtioVsock(FakeWorkers(), 3, -1, "vsock"),
 )
 
 

@@ -21,6 +21,7 @@ mod threads;
 mod vcpu;
 mod virtio;
 mod vm;
+mod vsock;
 
 use pyo3::prelude::*;
 
@@ -48,4 +49,6 @@ mod _native {
     use crate::virtio::{VirtioDisk, VirtioWorker, VirtioWorkers};
     #[pymodule_export]
     use crate::vm::{Clock, VirtualMachine};
+    #[pymodule_export]
+    use crate::vsock::VirtioVsock;
 }

@@ -1,6 +1,7 @@
 //! The workers that serve virtqueues.
 
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use ostler_engine::irq::Interrupt;
@@ -20,6 +21,7 @@ use crate::fd;
 use crate::irq::MsiRoute;
 use crate::memory::Memory;
 use crate::queues::{VirtioFeed, call_worker};
+use crate::vsock::VirtioVsock;
 
 /// Starts the threads that serve a VM's virtqueues: `VirtioWorkers(virtual_machine.memory)`.
 ///
@@ -52,6 +54,12 @@ impl VirtioWorkers {
     /// A memory balloon.
     fn balloon(&self) -> VirtioBalloon {
         VirtioBalloon::new(Arc::clone(&self.memory))
+    }
+
+    /// Sockets of the guest `cid`. Host programs call at the listening unix socket `listener_fd`; a
+    /// guest that calls port n of the host reaches the one at `path`, `_` and n.
+    fn vsock(&self, cid: u64, listener_fd: RawFd, path: PathBuf) -> PyResult<VirtioVsock> {
+        VirtioVsock::new(Arc::clone(&self.memory), cid, listener_fd, path)
     }
 
     /// Messages for a driver, from Python.

@@ -10,6 +10,7 @@
 //! * [`rng`]: random bytes;
 //! * [`console`]: a byte stream each way;
 //! * [`balloon`]: memory that the guest can spare;
+//! * [`vsock`]: sockets between the guest and the host;
 //! * [`host`]: whatever devices outside this crate answer.
 
 pub mod balloon;
@@ -20,6 +21,7 @@ pub mod console;
 pub mod host;
 pub mod ring;
 pub mod rng;
+pub mod vsock;
 pub mod worker;
 
 pub use blk::{BlkService, Disk};

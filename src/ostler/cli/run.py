@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from ostler.cli import DEBUG_VARIABLE, output_closed
@@ -23,6 +24,7 @@ from ostler.config import (
     SerialConfig,
     SerialKind,
     VirtioConsoleConfig,
+    VirtioVsockConfig,
     parse_device,
 )
 from ostler.errors import ConfigError, HostError
@@ -95,6 +97,15 @@ def run(
             help="Give memory that the guest frees back to the host, with a virtio-balloon.",
         ),
     ] = False,
+    vsock: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CID[,path=PATH]",
+            help="Sockets between the guest, of the context id CID, and the host: write"
+            " 'CONNECT <port>' to the unix socket PATH (NAME.vsock) to reach the guest; its"
+            " connections to port n arrive at PATH_n. Example: --vsock 3",
+        ),
+    ] = None,
     plug: Annotated[
         list[str] | None,
         typer.Option(
@@ -161,12 +172,20 @@ def run(
         memory=MemoryConfig.parse(memory),
         disks=tuple(DiskConfig.parse(text) for text in disk or ()),
         serial=SerialConfig.parse(serial),
-        devices=tuple(parse_device(text) for text in [*(device or ()), *also]),
+        devices=(*(parse_device(text) for text in [*(device or ()), *also]), *_vsock(vsock, name)),
         accelerator=AcceleratorChoice.parse(accel),
         reboot=not no_reboot,
     )
     plugs = _load_plugs(plug or [])
     return show(config, plugs) if dry_run else start(config, plugs, print_stats=stats)
+
+
+def _vsock(text: str | None, name: str) -> list[VirtioVsockConfig]:
+    """The device for `--vsock`, its socket in the working directory unless told otherwise."""
+    if text is None:
+        return []
+    config = VirtioVsockConfig.parse(text)
+    return [msgspec.structs.replace(config, path=config.path or f"{name}.vsock")]
 
 
 def _load_plugs(texts: list[str]) -> list[Plug]:

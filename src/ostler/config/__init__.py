@@ -10,6 +10,7 @@ from ostler.config.devices import (
     VirtioBalloonConfig,
     VirtioConsoleConfig,
     VirtioRngConfig,
+    VirtioVsockConfig,
     parse_device,
 )
 from ostler.config.disk import DiskConfig
@@ -31,6 +32,7 @@ __all__ = [
     "VirtioBalloonConfig",
     "VirtioConsoleConfig",
     "VirtioRngConfig",
+    "VirtioVsockConfig",
     "format_size",
     "parse_device",
     "parse_size",

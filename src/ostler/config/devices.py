@@ -10,6 +10,9 @@ import msgspec
 from ostler.config.options import build, split_options
 from ostler.errors import ConfigError
 
+# virtio 1.2, section 5.10.4: the context ids that are not reserved.
+FIRST_GUEST_CID, LAST_GUEST_CID = 3, 0xFFFF_FFFE
+
 
 class DebugExitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="debug-exit"):
     """A port to which a write of V ends the VM with exit code V << 1 | 1."""
@@ -51,13 +54,43 @@ class VirtioBalloonConfig(
     packed: bool = True
 
 
-DeviceConfig = DebugExitConfig | VirtioRngConfig | VirtioConsoleConfig | VirtioBalloonConfig
+class VirtioVsockConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="virtio-vsock"
+):
+    """Sockets between the guest, by its context id `cid`, and unix sockets at `path`."""
+
+    cid: int
+    path: str = ""
+    packed: bool = True
+
+    def __post_init__(self) -> None:
+        if not FIRST_GUEST_CID <= self.cid <= LAST_GUEST_CID:
+            raise ConfigError(
+                f"--vsock {self.cid}: a guest's context id is {FIRST_GUEST_CID} to"
+                f" {LAST_GUEST_CID}; 0 to 2 are taken"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> VirtioVsockConfig:
+        """From what follows `--vsock`: `CID[,path=PATH]`."""
+        cid, values = split_options(text, "--vsock")
+        return build(cls, {"cid": cid, **values}, f"--vsock {cid}")
+
+
+DeviceConfig = (
+    DebugExitConfig
+    | VirtioRngConfig
+    | VirtioConsoleConfig
+    | VirtioBalloonConfig
+    | VirtioVsockConfig
+)
 
 KINDS: dict[str, type[DeviceConfig]] = {
     "debug-exit": DebugExitConfig,
     "virtio-rng": VirtioRngConfig,
     "virtio-console": VirtioConsoleConfig,
     "virtio-balloon": VirtioBalloonConfig,
+    "virtio-vsock": VirtioVsockConfig,
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ostler.config import MachineConfig, VirtioConsoleConfig
 from ostler.control.console import SerialConsole
@@ -32,6 +32,17 @@ class HostTime:
         return time.time_ns()
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What the owner has of a machine and every boot of it shares."""
+
+    images: Sequence[GuestDisk]
+    serial: SerialConsole
+    hvc: SerialConsole
+    vsock: tuple[int, str] | None = None
+    plugs: Sequence[Plug] = ()
+
+
 class Session:
     """A machine that is built and stands still until `start`; `close` takes it apart."""
 
@@ -39,25 +50,31 @@ class Session:
         self,
         config: MachineConfig,
         accelerator: str,
-        images: Sequence[GuestDisk],
-        console: SerialConsole,
-        hvc: SerialConsole,
+        outside: Outside,
         requests: MachineRequests,
-        plugs: Sequence[Plug] = (),
     ) -> None:
-        self.config, self.console = config, console
-        self.printed_before = console.position()
+        self.config, self.console = config, outside.serial
+        self.printed_before = self.console.position()
         plan = plan_boot(config)
         self.vm = VirtualMachine(accelerator)
         self.timers = TimerThread(self.vm.clock)
         workers = VirtioWorkers(self.vm.memory)
         wants_hvc = any(isinstance(device, VirtioConsoleConfig) for device in config.devices)
-        self._hvc = ConsolePipes(hvc) if wants_hvc else None
+        self._hvc = ConsolePipes(outside.hvc) if wants_hvc else None
         fds = self._hvc.fds if self._hvc else None
-        host = Host(console, self.timers, HostTime(), requests, workers, images, fds)
+        host = Host(
+            self.console,
+            self.timers,
+            HostTime(),
+            requests,
+            workers,
+            outside.images,
+            fds,
+            outside.vsock,
+        )
         try:
             self.board = VirtBoard(config, self.vm, host)
-            plug_in(plugs, self.board)
+            plug_in(outside.plugs, self.board)
             write_boot(plan, acpi_tables(config), self.vm.memory)
             self._vcpus = [self.vm.create_vcpu(number) for number in range(config.cpu.count)]
             enter(self._vcpus[0], plan)

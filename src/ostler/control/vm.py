@@ -45,8 +45,9 @@ from ostler.control.requests import (
     SessionRequests,
     VcpuExit,
 )
-from ostler.control.session import Session
+from ostler.control.session import Outside, Session
 from ostler.control.stats import VmStats
+from ostler.control.vsock import Vsock, open_vsock
 from ostler.devices.device import GuestMemory
 from ostler.engine import Exit, InternalError, Shutdown
 from ostler.errors import ConfigError, OstlerError, WaitTimeout
@@ -63,7 +64,8 @@ class VM:
     (`disk.img,readonly=on`), `devices` as `--device` does, `memory` is `512M`, `4G` or bytes. With
     `reboot` false, a reset ends the machine. `ConfigError` and `HostError` come from `start`, or
     from here where a value alone is wrong. `serial` is the first serial port, `hvc` the console of
-    a `virtio-console` device, `balloon` the memory balloon of a `virtio-balloon`.
+    a `virtio-console` device, `balloon` the memory balloon of a `virtio-balloon`, `vsock`
+    the sockets of a `virtio-vsock`.
     Each of `plug` is called with the board at every boot, to add devices of your own to it.
     """
 
@@ -112,6 +114,7 @@ class VM:
         self.serial = SerialConsole()
         self.hvc = SerialConsole()
         self.balloon = Balloon(self)
+        self.vsock = Vsock()
         self._mailbox: Mailbox = Mailbox()
         self._open = ExitStack()
         self._images: list[GuestDisk] = []
@@ -133,6 +136,7 @@ class VM:
         admit_memory(self.config.memory.size_bytes, HostView())
         try:
             self._images = self._open.enter_context(open_disks(self.config))
+            self.vsock.end = self._open.enter_context(open_vsock(self.config))
             self._session = self._new_session()
             self._control.start()
         except BaseException:
@@ -258,15 +262,9 @@ class VM:
         self._boot += 1
         requests = SessionRequests(self._mailbox, self._boot)
         accelerator = accelerator_name(self.config.accelerator)
-        session = Session(
-            self.config,
-            accelerator,
-            self._images,
-            self.serial,
-            self.hvc,
-            requests,
-            self._plugs,
-        )
+        end = self.vsock.end
+        outside = Outside(self._images, self.serial, self.hvc, end, self._plugs)
+        session = Session(self.config, accelerator, outside, requests)
         session.start(requests.on_exit)
         return session
 

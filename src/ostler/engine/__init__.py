@@ -33,6 +33,7 @@ from ostler._native import (
     VirtioBalloon,
     VirtioDisk,
     VirtioFeed,
+    VirtioVsock,
     VirtioWorker,
     VirtioWorkers,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "VirtioBalloon",
     "VirtioDisk",
     "VirtioFeed",
+    "VirtioVsock",
     "VirtioWorker",
     "VirtioWorkers",
     "VirtualMachine",

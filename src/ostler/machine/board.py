@@ -22,7 +22,8 @@ class Host:
     """What the host side hands a board: the outer ends of its devices.
 
     `images` are the open disks in the order of the configuration; `console_fds` are the input and
-    the output end of the virtio console.
+    the output end of the virtio console, `vsock` the listening unix socket of the virtio-vsock
+    device and its path.
     """
 
     serial: SerialHost
@@ -32,6 +33,7 @@ class Host:
     workers: Workers
     images: Sequence[GuestDisk] = ()
     console_fds: tuple[int, int] | None = None
+    vsock: tuple[int, str] | None = None
 
 
 class Shifted:

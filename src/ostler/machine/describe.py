@@ -38,7 +38,7 @@ def draw(config: MachineConfig, images: Sequence[GuestDisk] = ()) -> VirtBoard:
     """The board on paper."""
     time = PaperTime()
     fds = (NO_FD, NO_FD)
-    host = Host(Unplugged(), time, time, PaperRequests(), PaperWorkers(), images, fds)
+    host = Host(Unplugged(), time, time, PaperRequests(), PaperWorkers(), images, fds, (NO_FD, ""))
     return VirtBoard(config, PaperHardware(), host)
 
 

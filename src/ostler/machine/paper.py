@@ -161,6 +161,18 @@ class PaperFeed:
         raise RuntimeError("a machine on paper does not run")
 
 
+class PaperVsock:
+    """Sockets nobody calls at."""
+
+    def reset(self) -> None:
+        pass
+
+    def receive(self, queue: Queue) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
+
+    transmit = receive
+
+
 class PaperWorkers:
     """Makes disks for devices to be built with; no queue is ever started."""
 
@@ -169,6 +181,9 @@ class PaperWorkers:
 
     def calls(self, queue: Queue, handler: Handler) -> Worker:
         raise RuntimeError("a machine on paper does not run")
+
+    def vsock(self, cid: int, listener_fd: int, path: str) -> PaperVsock:
+        return PaperVsock()
 
     def feed(self) -> PaperFeed:
         return PaperFeed()

@@ -15,6 +15,7 @@ from ostler.config import (
     VirtioBalloonConfig,
     VirtioConsoleConfig,
     VirtioRngConfig,
+    VirtioVsockConfig,
     format_size,
 )
 from ostler.devices import acpi_pm, debug_exit, fw_cfg, pvpanic, reset_control, rtc, serial
@@ -27,6 +28,7 @@ from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.device import F_RING_PACKED, VirtioDevice
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.transport import VirtioPci
+from ostler.devices.virtio.vsock import VirtioVsock
 from ostler.devices.vmgenid import Vmgenid
 from ostler.errors import ConfigError, HostError
 from ostler.machine import memory_map as at
@@ -157,6 +159,8 @@ class VirtBoard(Board):
                 self._add_console(device)
             case VirtioBalloonConfig():
                 self._add_balloon(device)
+            case VirtioVsockConfig():
+                self._add_vsock(device)
 
     def _add_console(self, config: VirtioConsoleConfig) -> None:
         if self.host.console_fds is None:
@@ -174,6 +178,12 @@ class VirtBoard(Board):
             reporting=config.reporting,
         )
         self.plug_virtio("balloon", balloon, packed=config.packed)
+
+    def _add_vsock(self, config: VirtioVsockConfig) -> None:
+        if self.host.vsock is None:
+            raise ConfigError("--vsock: this host side has no socket for it; leave it out")
+        device = VirtioVsock(self.host.workers, config.cid, *self.host.vsock)
+        self.plug_virtio("vsock", device, packed=config.packed)
 
     def _add_debug_exit(self, iobase: int) -> None:
         device = debug_exit.DebugExit(self.host.requests)

@@ -214,6 +214,26 @@ class FakeFeed:
 
 
 @dataclass
+class FakeVsock:
+    """Connections that are only counted away."""
+
+    workers: FakeWorkers
+    resets: int = 0
+
+    def reset(self) -> None:
+        """Remember it."""
+        self.resets += 1
+
+    def receive(self, queue: Queue) -> FakeWorker:
+        """A worker."""
+        return self.workers.start("vsock-receive", queue)
+
+    def transmit(self, queue: Queue) -> FakeWorker:
+        """A worker."""
+        return self.workers.start("vsock-transmit", queue)
+
+
+@dataclass
 class FakeWorkers:
     """Starts `FakeWorker`s and remembers them; `refuse` makes it find no memory at the rings."""
 
@@ -232,6 +252,10 @@ class FakeWorkers:
         worker = self.start("calls", queue)
         worker.handler = handler
         return worker
+
+    def vsock(self, cid: int, listener_fd: int, path: str) -> FakeVsock:
+        """Connections."""
+        return FakeVsock(self)
 
     def feed(self) -> FakeFeed:
         """Messages."""

@@ -6,3 +6,4 @@ mod host;
 mod hostile;
 mod packed;
 mod ring;
+mod vsock;

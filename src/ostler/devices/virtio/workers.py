@@ -101,6 +101,19 @@ class Feed(Protocol):
         """Fill the driver's buffers, one message each; what does not fit is cut off."""
 
 
+class VsockHub(Protocol):
+    """The connections of a virtio-vsock device."""
+
+    def reset(self) -> None:
+        """Close all of them."""
+
+    def receive(self, queue: Queue) -> Worker:
+        """Serve the queue on which the guest receives."""
+
+    def transmit(self, queue: Queue) -> Worker:
+        """Serve the queue on which the guest sends."""
+
+
 Handler = Callable[[bytes, int], bytes]
 """Answers a request of the driver, given its bytes and the most that the answer may have."""
 
@@ -114,6 +127,9 @@ class Workers(Protocol):
         An exception there is a defect of the device: it is reported, and the driver sees a device
         that needs a reset.
         """
+
+    def vsock(self, cid: int, listener_fd: int, path: str) -> VsockHub:
+        """Sockets of guest `cid`: it is called at `listener_fd` and calls at `path`_port."""
 
     def feed(self) -> Feed:
         """Messages for the driver."""
