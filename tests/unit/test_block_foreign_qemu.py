@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ostler.block import open_image
 from ostler.block.image import Image
+from ostler.cli.image.info import describe
 
 MIB = 1 << 20
 # Subformats and options of qemu-img create, per format.
@@ -147,3 +150,30 @@ def test_size_is_what_a_reader_other_than_qemu_says(
     told = subprocess.run([command, path], check=True, capture_output=True, text=True).stdout
     with open_image(path, readonly=True) as image:
         assert f"({image.size_bytes} bytes)" in told
+
+
+@pytest.mark.parametrize(("format", "options"), CASES, ids=lambda value: value or "default")
+def test_facts_are_those_that_qemu_shows(format: str, options: str, tmp_path: Path) -> None:
+    path = tmp_path / f"disk.{format}"
+    qemu_img("create", "-f", format, *(["-o", options] if options else []), path, 7 * MIB)
+    theirs = json.loads(qemu_img("info", "--output=json", "-f", format, path))
+    with open_image(path, format=format, readonly=True) as image:
+        ours = describe(image)
+    # Fixed images have no blocks that matter; QEMU shows what the header has.
+    for name in ("virtual-size", "cluster-size", "format", "format-specific"):
+        assert ours.get(name) == theirs.get(name), name
+
+
+def test_many_threads_read_what_one_does(tmp_path: Path) -> None:
+    raw, path = tmp_path / "disk.raw", tmp_path / "disk.vmdk"
+    raw.write_bytes(random.Random(8).randbytes(6 * MIB))
+    qemu_img("convert", "-O", "vmdk", "-o", "subformat=streamOptimized", raw, path)
+    wanted = raw.read_bytes()
+    with open_image(path, readonly=True) as image, ThreadPoolExecutor(8) as pool:
+
+        def reads_right(seed: int) -> bool:
+            dice = random.Random(seed)
+            offsets = [dice.randrange(6 * MIB - 100_000) for _ in range(20)]
+            return all(image.read(at, 100_000) == wanted[at : at + 100_000] for at in offsets)
+
+        assert all(pool.map(reads_right, range(8)))

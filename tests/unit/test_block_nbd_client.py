@@ -17,6 +17,8 @@ from tls_certificates import make_certificates
 
 from ostler.block import open_image
 from ostler.block.image import Image
+from ostler.block.jobs.compare import compare
+from ostler.block.jobs.convert import convert
 from ostler.block.nbd.export import Export
 from ostler.block.nbd.server import Server
 from ostler.block.nbd.tls import server_context
@@ -278,3 +280,26 @@ def test_tls_of_nbdkit_is_spoken(disk: Path, tmp_path: Path, certificates: Path)
         target = f"nbds+unix:///?socket={where}&tls-certificates={certificates}"
         with open_image(target, readonly=True) as image:
             assert image.read(0, SIZE) == disk.read_bytes()
+
+
+def test_image_written_onto_an_export_leaves_nothing_of_what_was_there(
+    disk: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target.raw"
+    target.write_bytes(b"old" * (SIZE // 3))
+    with ostler(target, tmp_path / "s"), open_image(disk, format="raw", readonly=True) as source:
+        convert([source], url(tmp_path / "s"), format="raw").wait()
+    assert target.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.parametrize("format", ["qcow2", "raw"])
+def test_export_is_converted_and_compared(format: str, disk: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with (
+        qemu_nbd(disk, tmp_path / "s"),
+        open_image(url(tmp_path / "s"), format="raw", readonly=True) as source,
+    ):
+        convert([source], target, format=format).wait()
+        with open_image(target, format=format, readonly=True) as copy:
+            assert compare(source, copy).wait() is None
+    subprocess.run(["qemu-img", "compare", "-f", "raw", str(disk), str(target)], check=True)

@@ -7,6 +7,7 @@ encrypted disk has no holes to tell.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -42,8 +43,10 @@ class LuksImage(Closing):
         if how.secret is None:
             raise DiskError(
                 f"{file.name}: is encrypted and needs a passphrase; in Python give secret=, on the"
-                " command line --object secret,id=s0,file=PATH and key-secret=s0"
+                " command line --key-file PATH, with a guest's disk key_file=PATH"
             )
+        # Two writes into one sector must not both begin with what was in it before.
+        self._around = threading.Lock()
         self.header: luks1.Luks1Header | luks2.Luks2Header
         if luks2.is_luks2(file):
             self._open_luks2(file, how.secret)
@@ -101,11 +104,14 @@ class LuksImage(Closing):
     def _write(self, offset: int, piece: memoryview) -> None:
         start, end = self._sectors(offset, len(piece))
         if (start, end) == (offset, offset + len(piece)):
-            content = bytes(piece)
-        else:
+            self._store(start, bytes(piece))
+            return
+        with self._around:
             around = bytearray(self._decrypted(start, end - start))
             around[offset - start : offset - start + len(piece)] = piece
-            content = bytes(around)
+            self._store(start, bytes(around))
+
+    def _store(self, start: int, content: bytes) -> None:
         encrypted = self._cipher.encrypt(content, self._number(start), self._step)
         self.file.write(self.payload_offset + start, encrypted)
 

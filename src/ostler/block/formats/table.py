@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections import OrderedDict
 
+from ostler.block.formats.kept import Kept
 from ostler.block.source import ByteSource, damaged, read_field
 
 PAGE_BYTES = 64 << 10
@@ -47,11 +47,11 @@ class EntryTable:
         self._entry_bytes = entry_bytes
         self._swapped = byteorder != sys.byteorder
         self._per_page = PAGE_BYTES // entry_bytes
-        self._pages: OrderedDict[int, array[int]] = OrderedDict()
+        self._pages = Kept(PAGES_KEPT, self._load)
 
     def __getitem__(self, index: int) -> int:
         page, slot = divmod(index, self._per_page)
-        return self._page(page)[slot]
+        return self._pages.get(page)[slot]
 
     def run(self, index: int, limit: int) -> int:
         """How many entries from `index` on, at most `limit`, equal the one at `index`."""
@@ -60,23 +60,12 @@ class EntryTable:
         at = index
         while at < end:
             page, slot = divmod(at, self._per_page)
-            entries = self._page(page)[slot : slot + end - at]
+            entries = self._pages.get(page)[slot : slot + end - at]
             if entries.count(value) == len(entries):
                 at += len(entries)
                 continue
             return at - index + next(n for n, entry in enumerate(entries) if entry != value)
         return at - index
-
-    def _page(self, number: int) -> array[int]:
-        page = self._pages.get(number)
-        if page is None:
-            page = self._load(number)
-            self._pages[number] = page
-            if len(self._pages) > PAGES_KEPT:
-                self._pages.popitem(last=False)
-        else:
-            self._pages.move_to_end(number)
-        return page
 
     def _load(self, number: int) -> array[int]:
         first = number * self._per_page

@@ -47,6 +47,11 @@ class Header:
     block_extra: int
     blocks_in_image: int
 
+    @property
+    def cluster_bytes(self) -> int:
+        """A block, as `info` calls it."""
+        return self.block_size
+
 
 def parse_header(source: ByteSource) -> Header:
     """The header, checked. Raises `DiskError` naming the field that is wrong."""

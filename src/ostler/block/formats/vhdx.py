@@ -87,6 +87,11 @@ class Parameters:
     physical_sector_size: int
 
     @property
+    def cluster_bytes(self) -> int:
+        """A block, as `info` calls it."""
+        return self.block_size
+
+    @property
     def chunk_ratio(self) -> int:
         """Payload entries for each entry of a sector bitmap."""
         return SECTORS_PER_CHUNK * self.logical_sector_size // self.block_size
@@ -220,17 +225,17 @@ class VhdxImage(MappedImage):
 
     def __init__(self, source: ByteSource) -> None:
         super().__init__(source)
-        header = parse_header(source)
-        self.log_replayed = any(header.log_guid)
-        self.file = replayed(source, header.log_offset, header.log_length, header.log_guid)
+        newest = parse_header(source)
+        self.log_replayed = any(newest.log_guid)
+        self.file = replayed(source, newest.log_offset, newest.log_length, newest.log_guid)
         regions = parse_regions(self.file)
-        self.parameters = parse_metadata(self.file, *regions[METADATA_REGION])
-        self.size_bytes = self.parameters.disk_size
+        self.header = parse_metadata(self.file, *regions[METADATA_REGION])
+        self.size_bytes = self.header.disk_size
         self._bat = self._open_bat(*regions[BAT_REGION])
 
     def locate(self, offset: int, limit: int) -> Place:
         """Where the guest's bytes at `offset` are."""
-        block_size = self.parameters.block_size
+        block_size = self.header.block_size
         block, within = divmod(offset, block_size)
         entry = self._bat[self._index(block)]
         state = entry & _STATE_MASK
@@ -240,18 +245,18 @@ class VhdxImage(MappedImage):
         if state not in _ABSENT and state not in _ZEROED:
             raise damaged(self.file, f"BAT entry of block {block}", f"has state {state}")
         # Equal entries up to the chunk's end, where the sector bitmap's is in between.
-        ratio = self.parameters.chunk_ratio
+        ratio = self.header.chunk_ratio
         blocks = min(-(-(within + limit) // block_size), ratio - block % ratio)
         run = self._bat.run(self._index(block), blocks) * block_size - within
         return Zero(min(run, limit), allocated=state in _ZEROED)
 
     def _index(self, block: int) -> int:
         """The place of a block's entry in the BAT."""
-        return block + block // self.parameters.chunk_ratio
+        return block + block // self.header.chunk_ratio
 
     def _open_bat(self, offset: int, length: int) -> EntryTable:
-        blocks = -(-self.size_bytes // self.parameters.block_size)
-        count = blocks + max(0, blocks - 1) // self.parameters.chunk_ratio
+        blocks = -(-self.size_bytes // self.header.block_size)
+        count = blocks + max(0, blocks - 1) // self.header.chunk_ratio
         if count * 8 > length:
             raise damaged(self.file, "BAT region", f"has {length} bytes for {count} entries")
         return EntryTable(

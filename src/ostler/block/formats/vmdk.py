@@ -33,7 +33,7 @@ from ostler.block.formats.vmdk_descriptor import (
     ExtentLine,
     read_descriptor,
 )
-from ostler.block.formats.vmdk_sparse import SparseExtent, is_sparse, parse_header
+from ostler.block.formats.vmdk_sparse import SparseExtent, SparseHeader, is_sparse, parse_header
 from ostler.block.image import BackingReference, Image, ImageFile, Opening, open_with
 from ostler.block.registry import Format, open_file
 from ostler.block.source import ByteSource, damaged
@@ -61,6 +61,10 @@ class FlatExtent(PlaceMap):
                 f" {source.size_bytes} (truncated?)",
             )
 
+    def facts(self) -> dict[str, Any]:
+        """By the names of QEMU's `VmdkExtentInfo`."""
+        return {"virtual-size": self.size_bytes, "filename": self._source.name, "format": "FLAT"}
+
     def locate(self, offset: int, limit: int) -> Place:
         """All of it is there."""
         return Stored(limit, self._source, self._offset + offset, "flat extent")
@@ -72,9 +76,16 @@ class EmptyExtent(PlaceMap):
     def __init__(self, line: ExtentLine) -> None:
         self.size_bytes = line.sectors * SECTOR_BYTES
 
+    def facts(self) -> dict[str, Any]:
+        """As of the other extents; there is no file."""
+        return {"virtual-size": self.size_bytes, "filename": "", "format": EMPTY_TYPE}
+
     def locate(self, offset: int, limit: int) -> Place:
         """None of it is there."""
         return Zero(limit, allocated=True)
+
+
+ExtentMap = FlatExtent | EmptyExtent | SparseExtent
 
 
 class VmdkImage(MappedImage):
@@ -97,6 +108,12 @@ class VmdkImage(MappedImage):
         self.size_bytes = self._starts.pop()
 
     @property
+    def header(self) -> SparseHeader | None:
+        """Of the first extent, if that is sparse."""
+        first = self._extent_maps[0]
+        return first.header if isinstance(first, SparseExtent) else None
+
+    @property
     def backing_reference(self) -> BackingReference | None:
         """The image below, as the descriptor names it: always another VMDK."""
         hint = self.descriptor.parent_hint if self.descriptor else None
@@ -104,14 +121,14 @@ class VmdkImage(MappedImage):
 
     def format_specific(self) -> dict[str, Any]:
         """What `qemu-img info` shows of a VMDK."""
-        descriptor = self.descriptor
-        if descriptor is None:
-            return {"create-type": "monolithicSparse"}
-        return {
-            "cid": descriptor.cid,
-            "parent-cid": descriptor.parent_cid,
-            "create-type": descriptor.create_type,
-        }
+        facts: dict[str, Any] = {"create-type": "monolithicSparse"}
+        if (descriptor := self.descriptor) is not None:
+            facts = {
+                "cid": descriptor.cid,
+                "parent-cid": descriptor.parent_cid,
+                "create-type": descriptor.create_type,
+            }
+        return facts | {"extents": [extent.facts() for extent in self._extent_maps]}
 
     def close(self) -> None:
         """Close the backing image and all files; a second call does nothing."""
@@ -140,7 +157,7 @@ class VmdkImage(MappedImage):
         while self._opened:
             self._opened.pop().close()
 
-    def _open(self) -> tuple[Descriptor | None, list[PlaceMap]]:
+    def _open(self) -> tuple[Descriptor | None, list[ExtentMap]]:
         file = self.file
         if not is_sparse(file.read(0, 4)):
             length = min(file.size_bytes, DESCRIPTOR_FILE_BYTES)
@@ -155,12 +172,12 @@ class VmdkImage(MappedImage):
             return descriptor, self._open_extents(descriptor)
         return descriptor, [SparseExtent(file, header)]
 
-    def _open_extents(self, descriptor: Descriptor) -> list[PlaceMap]:
+    def _open_extents(self, descriptor: Descriptor) -> list[ExtentMap]:
         if not descriptor.extents:
             raise damaged(self.file, "extent description", "names no extent")
         return [self._open_extent(line) for line in descriptor.extents]
 
-    def _open_extent(self, line: ExtentLine) -> PlaceMap:
+    def _open_extent(self, line: ExtentLine) -> ExtentMap:
         if line.kind == EMPTY_TYPE:
             return EmptyExtent(line)
         source = self._open_file(line.file)
@@ -174,7 +191,7 @@ class VmdkImage(MappedImage):
                 "capacity",
                 f"is {header.capacity} sectors, not {line.sectors} as described",
             )
-        return SparseExtent(source, header)
+        return SparseExtent(source, header, line.kind)
 
 
 def beside(base: str, name: str) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
+from ostler.block.formats.kept import Kept
 from ostler.block.formats.mapped import Inherited, Packed, Place, PlaceMap, Stored, Zero
 from ostler.block.formats.table import EntryTable
 from ostler.block.source import ByteSource, damaged, read_field, unsupported
@@ -56,6 +57,11 @@ class SparseHeader:
     zero_grains: bool
     descriptor_offset: int
     descriptor_sectors: int
+
+    @property
+    def cluster_bytes(self) -> int:
+        """A grain, as `info` calls it."""
+        return self.grain_sectors * SECTOR_BYTES
 
 
 def is_sparse(start: bytes) -> bool:
@@ -140,7 +146,8 @@ def _checked(source: ByteSource, header: SparseHeader) -> SparseHeader:
 class SparseExtent(PlaceMap):
     """A sparse extent; what it does not have is `Inherited`, if there is a parent or not."""
 
-    def __init__(self, source: ByteSource, header: SparseHeader) -> None:
+    def __init__(self, source: ByteSource, header: SparseHeader, kind: str = "") -> None:
+        self.kind = kind
         self.size_bytes = header.capacity * SECTOR_BYTES
         self.header = header
         self._source = source
@@ -153,17 +160,26 @@ class SparseExtent(PlaceMap):
             byteorder="little",
         )
         self._grain_bytes = header.grain_sectors * SECTOR_BYTES
-        self._tables: OrderedDict[int, EntryTable] = OrderedDict()
-        self._grains: OrderedDict[int, bytes] = OrderedDict()
+        self._tables = Kept(TABLES_KEPT, self._open_table)
+        self._grains = Kept(GRAINS_KEPT, self._inflate)
+
+    def facts(self) -> dict[str, Any]:
+        """By the names of QEMU's `VmdkExtentInfo`."""
+        facts: dict[str, Any] = {"compressed": True} if self.header.compressed else {}
+        return facts | {
+            "virtual-size": self.size_bytes,
+            "filename": self._source.name,
+            "cluster-size": self._grain_bytes,
+            "format": self.kind,
+        }
 
     def locate(self, offset: int, limit: int) -> Place:
         """Where the guest's bytes at `offset` are."""
         grain, within = divmod(offset, self._grain_bytes)
         directory_index, index = divmod(grain, self.header.entries_per_table)
-        table_sector = self._directory[directory_index]
-        if table_sector == 0:
+        if self._directory[directory_index] == 0:
             return Inherited(min(limit, self._gap(directory_index, index, within, limit)))
-        table = self._table(table_sector, directory_index)
+        table = self._tables.get(directory_index)
         entry = table[index]
         zeroed = entry == GTE_ZEROED and self.header.zero_grains
         if entry == 0 or zeroed:
@@ -177,13 +193,7 @@ class SparseExtent(PlaceMap):
 
     def unpack(self, key: int) -> bytes:
         """The grain's bytes; the last `GRAINS_KEPT` stay in memory."""
-        grain = self._grains.get(key)
-        if grain is None:
-            grain = self._inflate(key)
-            self._grains[key] = grain
-            if len(self._grains) > GRAINS_KEPT:
-                self._grains.popitem(last=False)
-        return grain
+        return self._grains.get(key)
 
     def _gap(self, directory_index: int, index: int, within: int, limit: int) -> int:
         """Bytes from here to the next grain table that exists."""
@@ -192,25 +202,19 @@ class SparseExtent(PlaceMap):
         tables = self._directory.run(directory_index, -(-(before + limit) // table_bytes))
         return tables * table_bytes - before
 
-    def _table(self, sector: int, directory_index: int) -> EntryTable:
-        table = self._tables.get(sector)
-        if table is None:
-            table = EntryTable(
-                self._source,
-                f"grain table {directory_index}",
-                offset=sector * SECTOR_BYTES,
-                count=self.header.entries_per_table,
-                entry_bytes=4,
-                byteorder="little",
-            )
-            self._tables[sector] = table
-            if len(self._tables) > TABLES_KEPT:
-                self._tables.popitem(last=False)
-        return table
+    def _open_table(self, directory_index: int) -> EntryTable:
+        return EntryTable(
+            self._source,
+            f"grain table {directory_index}",
+            offset=self._directory[directory_index] * SECTOR_BYTES,
+            count=self.header.entries_per_table,
+            entry_bytes=4,
+            byteorder="little",
+        )
 
     def _inflate(self, grain: int) -> bytes:
         directory_index, index = divmod(grain, self.header.entries_per_table)
-        sector = self._table(self._directory[directory_index], directory_index)[index]
+        sector = self._tables.get(directory_index)[index]
         field = f"compressed grain {grain}"
         packed = self._packed(grain, sector * SECTOR_BYTES, field)
         content = _inflated(self._source, field, packed, self._grain_bytes)

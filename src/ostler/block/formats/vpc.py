@@ -74,6 +74,11 @@ class Header:
     max_table_entries: int
     block_size: int
 
+    @property
+    def cluster_bytes(self) -> int:
+        """A block, as `info` calls it."""
+        return self.block_size
+
 
 def parse_footer(source: ByteSource) -> Footer:
     """The footer: its copy at the start, or else the one at the end."""

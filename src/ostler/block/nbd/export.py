@@ -1,17 +1,15 @@
 """An image as an NBD server offers it: requests become calls of the image.
 
-Images are not made for several threads; a lock lets in one request at a time. A `HostFile` needs
-none: its requests are system calls on one descriptor, which the kernel orders.
+Images take requests of many threads at once. A `HostFile` is bypassed: its requests become system
+calls on one descriptor.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ostler.block.image import Extent, HostFile, Image, Layered
@@ -47,7 +45,6 @@ class Export:
     description: str = ""
     readonly: bool = False
     preferred_block_bytes: int = BLOCK_BYTES_PREFERRED
-    lock: contextlib.AbstractContextManager[object] = field(init=False)
 
     def __post_init__(self) -> None:
         self.readonly = self.readonly or self.image.readonly
@@ -55,7 +52,6 @@ class Export:
         fd = self.image.fd if isinstance(self.image, HostFile) else -1
         self.fd: int | None = fd if fd >= 0 else None
         """The descriptor that has the bytes as they are, if there is one."""
-        self.lock = contextlib.nullcontext() if self.fd is not None else threading.Lock()
 
     @property
     def flags(self) -> Transmission:
@@ -79,15 +75,13 @@ class Export:
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes of a range that was checked."""
-        with self.lock:
-            return self.image.read(offset, length)
+        return self.image.read(offset, length)
 
     def write(self, offset: int, data: memoryview, *, fua: bool) -> None:
         """Write, and with `fua` make it durable."""
-        with self.lock:
-            self._write(offset, data)
-            if fua:
-                self.image.flush()
+        self._write(offset, data)
+        if fua:
+            self.image.flush()
 
     def _write(self, offset: int, data: memoryview) -> None:
         # A raw disk that was probed guards its first sector: that is the image's own business.
@@ -100,22 +94,19 @@ class Export:
 
     def flush(self) -> None:
         """Make all that was written durable."""
-        with self.lock:
-            self.image.flush()
+        self.image.flush()
 
     def trim(self, offset: int, length: int, *, fua: bool) -> None:
         """The client does not need the range."""
-        with self.lock:
-            self.image.discard(offset, length)
-            if fua:
-                self.image.flush()
+        self.image.discard(offset, length)
+        if fua:
+            self.image.flush()
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool, fua: bool) -> None:
         """Make the range read as zeros."""
-        with self.lock:
-            self.image.write_zeroes(offset, length, unmap=unmap)
-            if fua:
-                self.image.flush()
+        self.image.write_zeroes(offset, length, unmap=unmap)
+        if fua:
+            self.image.flush()
 
     def cache(self, offset: int, length: int) -> None:
         """The client will read the range soon."""
@@ -125,15 +116,14 @@ class Export:
     def states(self, offset: int, length: int, limit: int) -> list[State]:
         """At most `limit` states from `offset` on, neighbours merged."""
         states: list[State] = []
-        with self.lock:
-            for extent in chain_extents(self.image, offset, length):
-                flags = self._state(extent)
-                if states and states[-1].flags == flags:
-                    states[-1] = State(states[-1].length + extent.length, flags)
-                elif len(states) == limit:
-                    break
-                else:
-                    states.append(State(extent.length, flags))
+        for extent in chain_extents(self.image, offset, length):
+            flags = self._state(extent)
+            if states and states[-1].flags == flags:
+                states[-1] = State(states[-1].length + extent.length, flags)
+            elif len(states) == limit:
+                break
+            else:
+                states.append(State(extent.length, flags))
         return states
 
     def _state(self, extent: Extent) -> int:

@@ -223,9 +223,7 @@ class Session:
         if self.export.fd is not None and _has_no_hole(self.export.fd, offset, end):
             yield offset, length, False
             return
-        with self.export.lock:
-            extents = list(chain_extents(self.export.image, offset, length))
-        for extent in extents:
+        for extent in chain_extents(self.export.image, offset, length):
             if extent.zero:
                 yield extent.offset, extent.length, True
                 continue

@@ -33,6 +33,9 @@ _ZEROES = memoryview(bytes(1 << 20))
 class NbdFile(Closing):
     """An export of an NBD server."""
 
+    is_block_device = True
+    """As a device, and unlike a file, it keeps its content when an image is made on it."""
+
     def __init__(self, url: str, *, readonly: bool, answer_s: float = ANSWER_SECONDS) -> None:
         self.name, self.readonly = url, readonly
         self._address, self._answer_s = parse_url(url), answer_s
