@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from typing import NoReturn
+
+import pytest
+
 from ostler.engine import Vcpu, VirtualMachine
 
 ENTRY = 0x1000
@@ -12,6 +17,21 @@ IN = bytes.fromhex("e410")  # in al, 0x10
 HLT = bytes.fromhex("f4")  # hlt
 SPIN = bytes.fromhex("ebfe")  # jmp $
 UD2 = bytes.fromhex("0f0b")  # ud2: a triple fault where there is no IDT
+
+# What `machine` makes machines of; the fixture of the same name sets it.
+accelerator = "soft"
+
+
+def machine() -> VirtualMachine:
+    """A VM of the accelerator under test."""
+    return VirtualMachine(accelerator)
+
+
+def lacks(what: str) -> NoReturn:
+    """Skip the test: this host's KVM `what`. The lab's, which is the real one, must not."""
+    if "OSTLER_LAB" in os.environ:
+        pytest.fail(f"the lab's KVM {what}")
+    pytest.skip(f"this host's KVM {what}")
 
 
 def enter_real_mode(vcpu: Vcpu, rip: int = ENTRY) -> None:
@@ -25,7 +45,7 @@ def enter_real_mode(vcpu: Vcpu, rip: int = ENTRY) -> None:
 
 def guest(code: bytes, *, open_bus: bool = False) -> tuple[VirtualMachine, Vcpu]:
     """A VM with 64 KiB of memory whose one vCPU starts at `code`."""
-    vm = VirtualMachine()
+    vm = machine()
     vm.bus.open_bus = open_bus
     vm.memory.add_slot(0, gpa=0, size=RAM_BYTES)
     vm.memory.write(ENTRY, code)

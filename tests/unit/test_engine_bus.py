@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 
 import pytest
-from engine_guest import HLT, IN, OUT, SPIN, Register, guest
+from engine_guest import HLT, IN, OUT, SPIN, Register, guest, machine
 
-from ostler.engine import Bus, Hlt, IoIn, IoOut, Space, VirtualMachine
+from ostler.engine import Bus, Hlt, IoIn, IoOut, Space
 from ostler.errors import ConfigError
+
+pytest_plugins = ["accelerators"]
+pytestmark = pytest.mark.usefixtures("accelerator")
 
 
 @pytest.fixture
 def bus() -> Bus:
-    return VirtualMachine().bus
+    return machine().bus
 
 
 @pytest.mark.parametrize("space", ["pio", "mmio"])
@@ -55,7 +58,7 @@ def test_range_removed_is_nobodys_and_removing_it_again_is_refused(bus: Bus) -> 
 
 
 def test_close_lets_go_of_every_device() -> None:
-    vm = VirtualMachine()
+    vm = machine()
     vm.bus.add("pio", 0x60, 1, Register())
     vm.bus.add("mmio", 0x60, 1, Register())
     vm.close()

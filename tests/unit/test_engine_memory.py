@@ -6,14 +6,18 @@ import mmap
 import os
 
 import pytest
+from engine_guest import machine
 
-from ostler.engine import Memory, VirtualMachine
+from ostler.engine import Memory
 from ostler.errors import ConfigError
+
+pytest_plugins = ["accelerators"]
+pytestmark = pytest.mark.usefixtures("accelerator")
 
 
 @pytest.fixture
 def memory() -> Memory:
-    return VirtualMachine().memory
+    return machine().memory
 
 
 def test_memory_written_reads_back_and_new_memory_is_zero(memory: Memory) -> None:

@@ -23,6 +23,8 @@ from engine_guest import (
     Register,
     enter_real_mode,
     guest,
+    lacks,
+    machine,
 )
 
 from ostler.engine import (
@@ -35,9 +37,11 @@ from ostler.engine import (
     Shutdown,
     Threads,
     Vcpu,
-    VirtualMachine,
 )
 from ostler.errors import OstlerError
+
+pytest_plugins = ["accelerators"]
+pytestmark = pytest.mark.usefixtures("accelerator")
 
 PATIENCE_S = 10.0
 
@@ -119,9 +123,14 @@ def test_exit_nobody_answers_pauses_the_vm_and_can_be_answered() -> None:
 
 def test_triple_fault_is_reported_and_a_reset_vcpu_runs_again() -> None:
     vm, vcpu = guest(UD2)
+    vm.memory.write(0, HLT)  # where vector 6 leads, if the IDT's limit of 0 is overlooked
     exits = Exits()
     threads = vm.start([vcpu], exits)
-    assert exits.next() == (0, Shutdown())
+    first = exits.next()
+    if first == (0, Hlt()):
+        threads.stop()
+        lacks("emulates kernel mode without the IDT's limit")
+    assert first == (0, Shutdown())
     vm.memory.write(ENTRY, HLT)
     enter_real_mode(vcpu)
     vcpu.mp_state = MpState.RUNNABLE
@@ -186,7 +195,7 @@ def test_exit_callback_may_stop_the_threads() -> None:
 
 
 def test_many_vcpus_pause_resume_and_stop() -> None:
-    vm = VirtualMachine()
+    vm = machine()
     vm.memory.add_slot(0, gpa=0, size=RAM_BYTES)
     vm.memory.write(ENTRY, SPIN)
     vcpus: list[Vcpu] = [vm.create_vcpu(number) for number in range(16)]
@@ -202,7 +211,7 @@ def test_many_vcpus_pause_resume_and_stop() -> None:
 
 
 def test_slots_change_while_other_vcpus_run() -> None:
-    vm = VirtualMachine()
+    vm = machine()
     vm.memory.add_slot(0, gpa=0, size=RAM_BYTES)
     vm.memory.write(ENTRY, bytes.fromhex("fe0600e0") + bytes.fromhex("ebfa"))  # inc [0xe000]; jmp
     vcpus = [vm.create_vcpu(number) for number in range(2)]
@@ -219,7 +228,7 @@ def test_slots_change_while_other_vcpus_run() -> None:
 
 
 def test_interrupt_line_wakes_a_halted_vcpu() -> None:
-    vm = VirtualMachine()
+    vm = machine()
     vm.create_irqchip()
     vm.memory.add_slot(0, gpa=0, size=RAM_BYTES)
     vm.bus.add("pio", 0x10, 1, device := Register())
@@ -273,7 +282,7 @@ def test_clock_stands_still_while_paused() -> None:
 
 
 def test_msi_route_masked_keeps_one_interrupt_pending() -> None:
-    vm = VirtualMachine()
+    vm = machine()
     vm.create_irqchip()
     vm.create_vcpu(0)
     route = vm.msi_route()
@@ -288,7 +297,7 @@ def test_msi_route_masked_keeps_one_interrupt_pending() -> None:
 
 
 def test_msi_route_pending_bit_can_be_restored() -> None:
-    route = VirtualMachine().msi_route()
+    route = machine().msi_route()
     route.pending = True
     assert route.pending
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from engine_guest import ENTRY, HLT, IN, OUT, SPIN, UD2, guest
+from engine_guest import ENTRY, HLT, IN, OUT, SPIN, UD2, guest, lacks, machine
 
 from ostler.engine import (
     CpuidEntry,
@@ -34,6 +34,9 @@ from ostler.engine import (
     XsaveArea,
 )
 from ostler.errors import ConfigError, OstlerError, StateError
+
+pytest_plugins = ["accelerators"]
+pytestmark = pytest.mark.usefixtures("accelerator")
 
 
 @pytest.fixture
@@ -152,7 +155,7 @@ def test_msr_that_does_not_exist_is_a_state_error(vcpu: Vcpu) -> None:
 
 
 def test_cpuid_written_reads_back(vcpu: Vcpu) -> None:
-    supported = VirtualMachine().supported_cpuid()
+    supported = machine().supported_cpuid()
     assert any(entry.function == 0 and entry.eax >= 1 for entry in supported)
     entries = [*supported, CpuidEntry(function=0x4000_0F00, eax=7)]
     vcpu.cpuid = entries
@@ -174,7 +177,7 @@ def test_mp_state_written_reads_back(vcpu: Vcpu) -> None:
 
 
 def test_irqchip_and_lapic_written_read_back() -> None:
-    vm = VirtualMachine()
+    vm = machine()
     vm.create_irqchip()
     vcpu = vm.create_vcpu(0)
     state = vm.irqchip_state
@@ -191,7 +194,7 @@ def test_irqchip_and_lapic_written_read_back() -> None:
 
 
 def test_vcpu_number_taken_or_too_large_is_refused() -> None:
-    vm = VirtualMachine()
+    vm = machine()
     first = vm.create_vcpu(0)
     assert first.id == 0
     with pytest.raises(ConfigError, match="vCPU 0 exists already"):
@@ -201,7 +204,7 @@ def test_vcpu_number_taken_or_too_large_is_refused() -> None:
 
 
 def test_accelerator_unknown_is_refused_with_the_names_that_exist() -> None:
-    with pytest.raises(ConfigError, match="this build has: soft"):
+    with pytest.raises(ConfigError, match="this build has: kvm, soft"):
         VirtualMachine("hard")
     assert VirtualMachine("soft").accelerator == "soft"
 
@@ -251,25 +254,36 @@ def test_supply_read_of_the_wrong_size_is_refused() -> None:
 
 
 def test_run_ends_at_a_triple_fault() -> None:
-    assert guest(UD2)[1].run() == Shutdown()
+    vm, vcpu = guest(UD2)
+    vm.memory.write(0, HLT)  # where vector 6 leads, if the IDT's limit of 0 is overlooked
+    exit_ = vcpu.run()
+    if exit_ == Hlt():
+        lacks("emulates kernel mode without the IDT's limit")
+    assert exit_ == Shutdown()
 
 
 def test_single_step_and_breakpoint_exit_to_the_debugger() -> None:
-    _, vcpu = guest(bytes.fromhex("9090cc"))  # nop; nop; int3
+    vm, vcpu = guest(bytes.fromhex("9090cc"))  # nop; nop; int3
+    vm.memory.write(0, HLT)  # where vector 3 leads
     vcpu.set_guest_debug(GuestDebug(single_step=True))
     stepped = vcpu.run()
     assert isinstance(stepped, Debug)
     assert (stepped.rip, stepped.exception) == (ENTRY + 1, 1)
     vcpu.set_guest_debug(GuestDebug(software_breakpoints=True))
     stopped = vcpu.run()
+    if stopped == Hlt():
+        lacks("emulates kernel mode without breakpoints")
     assert isinstance(stopped, Debug)
     assert (stopped.rip, stopped.exception) == (ENTRY + 2, 3)
 
 
-def test_instructions_are_counted() -> None:
+def test_instructions_are_counted_where_the_accelerator_can(accelerator: str) -> None:
     _, vcpu = guest(bytes.fromhex("9090") + HLT)
     before = vcpu.instructions
     assert vcpu.run() == Hlt()
+    if accelerator == "kvm":
+        assert before is None
+        return
     assert before is not None
     assert (vcpu.instructions or 0) - before == 3
 

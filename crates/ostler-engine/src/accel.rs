@@ -1,6 +1,6 @@
 //! The accelerator contract: `/dev/kvm`'s, as traits.
 //!
-//! `soft` implements it in `ostler-x86`, `kvm` will in `ostler-kvm`; nothing above knows which runs.
+//! `soft` implements it in `ostler-x86`, `kvm` in `ostler-kvm`; nothing above knows which runs.
 //! One thing is gentler than the ioctls: a vCPU asks its [`IoHandler`] for an answer before it
 //! exits, so an access that a device answers never leaves [`Vcpu::run`].
 
@@ -35,6 +35,9 @@ pub enum AccelError {
     WrongAnswer { expected: usize, got: usize },
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The host has no such accelerator, or not all that it needs: cause and cure.
+    #[error("{0}")]
+    Unavailable(String),
     #[error("{what}")]
     Host {
         what: &'static str,
@@ -63,15 +66,15 @@ pub struct Msi {
 
 /// One virtual machine of an accelerator.
 pub trait Vm: Send + Sync + Debug {
-    /// The VM's slots. Changes are made there and seen by running vCPUs before `set_slot` of a
-    /// running VM is acknowledged by [`Vm::synchronize`].
+    /// The VM's slots. vCPUs, running ones too, see a change once [`Vm::synchronize`] has returned.
     fn memory(&self) -> &Arc<GuestRam>;
     /// Returns when no vCPU uses a translation from before the last change to the memory slots,
-    /// and every store a vCPU has retired is in the dirty log.
-    fn synchronize(&self);
+    /// and every store a vCPU has retired is in the dirty log. An error is the accelerator's refusal
+    /// of a slot: take it back and call again.
+    fn synchronize(&self) -> Result<()>;
     fn max_vcpus(&self) -> u32;
-    /// Creates the vCPU with APIC id `id`, in the state after power-up. Vector of `id` 0 is the
-    /// boot processor; the others wait for INIT and SIPI when there is an irqchip.
+    /// Creates the vCPU with APIC id `id`, in the state after power-up. `id` 0 is the boot processor;
+    /// the others wait for INIT and SIPI when there is an irqchip. A number can be used once.
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>>;
 
     /// PIC, IOAPIC, PIT and a local APIC per vCPU. Without it, external interrupts come by
@@ -140,7 +143,7 @@ pub trait Vcpu: Send + Debug {
     fn set_guest_debug(&mut self, debug: GuestDebug) -> Result<()>;
     /// Guest-linear to guest-physical, without side effects; `None` where nothing is mapped.
     fn translate(&self, linear: u64) -> Option<u64>;
-    /// Instructions retired, where the accelerator counts them.
+    /// Instructions retired; `None` where the accelerator does not count them.
     fn instructions(&self) -> Option<u64>;
     /// A descriptor of the kernel's own statistics of this vCPU (`KVM_GET_STATS_FD`), where the kernel
     /// runs it. It can be read while the vCPU runs.

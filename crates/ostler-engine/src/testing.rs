@@ -91,7 +91,9 @@ impl Vm for ToyVm {
         &self.memory
     }
 
-    fn synchronize(&self) {}
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
 
     fn max_vcpus(&self) -> u32 {
         64

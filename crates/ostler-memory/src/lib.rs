@@ -21,7 +21,7 @@ mod sparse;
 pub use discard::discard;
 pub use log::{LINE_BYTES, PageLog, WatchedWrite, WriteWatch};
 pub use monitor::{LineMonitors, Waiter};
-pub use ram::{Backing, GuestMap, GuestRam, HostPage, MemoryError, Region, SlotConfig};
+pub use ram::{Backing, GuestMap, GuestRam, HostPage, MemoryError, Region, SlotConfig, SlotView};
 
 /// The unit of the dirty log and of address translation.
 pub const PAGE_BYTES: u64 = 4096;

@@ -115,6 +115,20 @@ impl PageLog {
         (0..self.pages.div_ceil(64)).map(|word| self.dirty.take(word)).collect()
     }
 
+    /// Marks pages as dirty that somebody else logged: bit `n` of word `n / 64` of `words` is page
+    /// `64 * first_word + n`.
+    pub fn merge_dirty(&self, first_word: u64, words: &[u64]) {
+        if !self.is_enabled() {
+            return;
+        }
+        let known = self.pages.div_ceil(64);
+        for (word, bits) in (first_word..known).zip(words) {
+            if *bits != 0 {
+                self.dirty.or(word, *bits);
+            }
+        }
+    }
+
     /// Whether a write to `page` (an index into the slot) has to be announced to this log
     /// because it would change the log, a watched line or a monitored one.
     pub fn must_note(&self, page: u64) -> bool {
@@ -229,6 +243,16 @@ mod tests {
         log.note_write(129 * PAGE_BYTES, 1);
         assert_eq!(log.take_dirty(), [0b11, 0, 0b10]);
         assert_eq!(log.take_dirty(), [0, 0, 0]);
+    }
+
+    #[test]
+    fn dirty_log_merged_adds_to_what_is_there_within_the_slot() {
+        let log = log(130);
+        log.merge_dirty(0, &[1]);
+        log.set_enabled(true);
+        log.note_write(0, 1);
+        log.merge_dirty(1, &[0b10, 1, 7]);
+        assert_eq!(log.take_dirty(), [1, 0b10, 1]);
     }
 
     #[test]

@@ -69,6 +69,18 @@ struct Slot {
     read_only: bool,
 }
 
+/// A slot as an accelerator that maps it elsewhere has to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotView {
+    pub slot: u32,
+    pub gpa: u64,
+    pub size: u64,
+    pub read_only: bool,
+    pub log_dirty: bool,
+    /// Address of the first byte in this process.
+    pub host_address: u64,
+}
+
 /// A page of the guest as the host sees it; valid while the map it was taken from is held.
 #[derive(Clone, Copy, Debug)]
 pub struct HostPage<'a> {
@@ -123,6 +135,32 @@ impl GuestRam {
     /// The address space in the form `vm-memory`'s users take.
     pub fn address_space(&self) -> &GuestMemoryAtomic<GuestMap> {
         &self.map
+    }
+
+    /// All slots by number, and the map that keeps their host memory mapped.
+    pub fn layout(&self) -> (Arc<GuestMap>, Vec<SlotView>) {
+        let slots = self.slots();
+        let map = self.map();
+        let view = |(number, slot): (&u32, &Slot)| {
+            let region = map.find_region(GuestAddress(slot.gpa))?;
+            Some(SlotView {
+                slot: *number,
+                gpa: slot.gpa,
+                size: slot.size,
+                read_only: slot.read_only,
+                log_dirty: bitmap(region).is_enabled(),
+                host_address: region.as_ptr() as u64,
+            })
+        };
+        let views = slots.iter().filter_map(view).collect();
+        (map, views)
+    }
+
+    /// Adds what an accelerator's own log says to the dirty log of a slot: bit `n` of word `n / 64` of
+    /// `words` is page `64 * first_word + n`. Nothing where the slot is not logged, or gone.
+    pub fn merge_dirty_log(&self, slot: u32, first_word: u64, words: &[u64]) {
+        // A slot that went meanwhile has no log to add to.
+        let _gone = self.with_log(slot, |log| log.merge_dirty(first_word, words));
     }
 
     fn slots(&self) -> MutexGuard<'_, BTreeMap<u32, Slot>> {

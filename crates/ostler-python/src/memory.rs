@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use ostler_engine::Vm;
+use ostler_engine::{AccelError, Vm};
 use ostler_memory::{Backing, GuestRam, MemoryError, SlotConfig};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
@@ -51,7 +51,11 @@ impl Memory {
             Some(fd) => Backing::Shared { file: fd::file(fd)?, offset },
         };
         let config = SlotConfig { slot, gpa, size, read_only, log_dirty, backing };
-        self.change(py, |ram| ram.set_slot(config))
+        py.detach(|| {
+            self.ram().set_slot(config)?;
+            self.vm.synchronize().inspect_err(|_| self.take_back(slot))
+        })
+        .map_err(raise)
     }
 
     /// Unmap a slot; returns when no vCPU uses it any more.
@@ -81,8 +85,8 @@ impl Memory {
     /// Read and clear the dirty log of a slot: bit `n % 8` of byte `n // 8` is its page `n`.
     fn dirty_log<'py>(&self, py: Python<'py>, slot: u32) -> PyResult<Bound<'py, PyBytes>> {
         let words = py.detach(|| {
-            self.vm.synchronize();
-            self.ram().take_dirty_log(slot)
+            self.vm.synchronize()?;
+            Ok::<_, AccelError>(self.ram().take_dirty_log(slot)?)
         });
         let bytes: Vec<u8> = words.map_err(raise)?.into_iter().flat_map(u64::to_le_bytes).collect();
         Ok(PyBytes::new(py, &bytes))
@@ -117,9 +121,14 @@ impl Memory {
     fn change(&self, py: Python<'_>, change: impl FnOnce(&GuestRam) -> Result<(), MemoryError> + Send) -> PyResult<()> {
         py.detach(|| {
             change(self.ram())?;
-            self.vm.synchronize();
-            Ok(())
+            self.vm.synchronize()
         })
-        .map_err(raise::<MemoryError>)
+        .map_err(raise)
+    }
+
+    /// After the accelerator refused a slot. What it says of the rest was said before.
+    fn take_back(&self, slot: u32) {
+        let _gone = self.ram().remove_slot(slot);
+        let _refused = self.vm.synchronize();
     }
 }

@@ -11,7 +11,7 @@ use pyo3::types::PyList;
 use crate::accelerators;
 use crate::bus::Bus;
 use crate::convert::Mirror;
-use crate::error::{Kind, raise};
+use crate::error::raise;
 use crate::irq::{IrqLine, MsiRoute};
 use crate::memory::Memory;
 use crate::threads::{Threads, on_exit};
@@ -35,7 +35,7 @@ impl VirtualMachine {
     #[new]
     #[pyo3(signature = (accelerator="soft"))]
     fn new(py: Python<'_>, accelerator: &str) -> PyResult<Self> {
-        let accelerator = accelerators::by_name(accelerator).map_err(|message| Kind::Config.error(message))?;
+        let accelerator = accelerators::by_name(accelerator)?;
         let vm = accelerator.create_vm(Arc::new(GuestRam::new())).map_err(raise)?;
         let clock = Arc::new(VmClock::new(Arc::clone(&vm)));
         Ok(Self {

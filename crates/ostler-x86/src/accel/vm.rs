@@ -40,8 +40,9 @@ impl Vm for SoftVm {
         self.shared.memory()
     }
 
-    fn synchronize(&self) {
+    fn synchronize(&self) -> Result<()> {
         self.shared.synchronize(None, || {});
+        Ok(())
     }
 
     fn max_vcpus(&self) -> u32 {

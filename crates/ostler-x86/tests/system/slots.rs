@@ -25,7 +25,7 @@ impl BankSwitch {
             a.ret().unwrap();
         });
         self.0.memory().write(ROM, &function).expect("the slot");
-        self.0.synchronize();
+        self.0.synchronize().expect("synchronized");
     }
 }
 

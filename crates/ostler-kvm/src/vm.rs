@@ -1,0 +1,188 @@
+//! A virtual machine of KVM.
+
+use std::collections::BTreeSet;
+use std::fmt::{self, Debug};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use kvm_bindings::{
+    KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_clock_data,
+    kvm_enable_cap,
+};
+use kvm_ioctls::VmFd;
+use ostler_engine::accel::Result;
+use ostler_engine::regs::IrqchipState;
+use ostler_engine::{AccelError, Msi, Vcpu, Vm};
+use ostler_memory::GuestRam;
+
+use crate::accelerator::Host;
+use crate::ioctl::host;
+use crate::slots::Slots;
+use crate::vcpu::KvmVcpu;
+use crate::{dirty, irqchip};
+
+/// Four pages below the end of 4 GiB that Intel's KVM needs in real mode; no board has memory there.
+const IDENTITY_MAP_GPA: u64 = 0xfffb_c000;
+const TSS_GPA: u64 = 0xfffb_d000;
+
+/// One virtual machine.
+#[derive(Debug)]
+pub struct KvmVm {
+    shared: Arc<Shared>,
+}
+
+/// What the vCPUs share. They keep the VM, and the memory it uses, alive.
+pub struct Shared {
+    pub fd: VmFd,
+    pub host: Arc<Host>,
+    memory: Arc<GuestRam>,
+    slots: Mutex<Slots>,
+    dirty: dirty::Log,
+    irqchip: AtomicBool,
+    vcpus: Mutex<BTreeSet<u32>>,
+    /// Counts how often the clock was set: a guest may ask whether it was stopped.
+    clock_sets: AtomicU64,
+}
+
+impl Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("vcpus", &self.vcpus).field("irqchip", &self.irqchip).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Shared {
+    pub fn has_irqchip(&self) -> bool {
+        self.irqchip.load(Ordering::Acquire)
+    }
+
+    pub fn clock_sets(&self) -> u64 {
+        self.clock_sets.load(Ordering::Acquire)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        let mut slots = lock(&self.slots);
+        slots.follow(&self.fd, &self.memory, self.host.capabilities.memory_slots, &self.dirty)?;
+        for (slot, pieces) in slots.logged() {
+            self.dirty.collect(&self.fd, slot, &pieces, &self.memory)?;
+        }
+        Ok(())
+    }
+}
+
+impl KvmVm {
+    pub(crate) fn new(fd: VmFd, memory: Arc<GuestRam>, host: Arc<Host>) -> Result<Self> {
+        prepare(&fd, &host)?;
+        let dirty = dirty::Log::new(&fd, &host.capabilities)?;
+        let shared = Shared {
+            fd,
+            host,
+            memory,
+            slots: Mutex::default(),
+            dirty,
+            irqchip: AtomicBool::new(false),
+            vcpus: Mutex::default(),
+            clock_sets: AtomicU64::new(0),
+        };
+        shared.synchronize()?;
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    fn irqchip(&self) -> Result<&VmFd> {
+        if self.shared.has_irqchip() { Ok(&self.shared.fd) } else { Err(AccelError::NoIrqchip) }
+    }
+}
+
+/// What has to be said before there is a vCPU.
+fn prepare(fd: &VmFd, host: &Host) -> Result<()> {
+    let capabilities = &host.capabilities;
+    if capabilities.identity_map {
+        fd.set_identity_map_address(IDENTITY_MAP_GPA).map_err(self::host("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    }
+    if capabilities.set_tss {
+        fd.set_tss_address(TSS_GPA as usize).map_err(self::host("KVM_SET_TSS_ADDR"))?;
+    }
+    if capabilities.x2apic_api {
+        let mut cap = kvm_enable_cap { cap: KVM_CAP_X2APIC_API, ..Default::default() };
+        cap.args[0] = (KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK).into();
+        fd.enable_cap(&cap).map_err(self::host("KVM_CAP_X2APIC_API"))?;
+    }
+    Ok(())
+}
+
+impl Vm for KvmVm {
+    fn memory(&self) -> &Arc<GuestRam> {
+        &self.shared.memory
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.shared.synchronize()
+    }
+
+    fn max_vcpus(&self) -> u32 {
+        self.shared.host.capabilities.max_vcpus
+    }
+
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
+        let capabilities = &self.shared.host.capabilities;
+        let mut vcpus = lock(&self.shared.vcpus);
+        if vcpus.contains(&id) {
+            return Err(AccelError::VcpuExists(id));
+        }
+        if id >= capabilities.max_vcpu_id.min(capabilities.max_vcpus) || vcpus.len() as u32 == capabilities.max_vcpus {
+            return Err(AccelError::TooManyVcpus { id, limit: capabilities.max_vcpus });
+        }
+        let fd = self.shared.fd.create_vcpu(id.into()).map_err(host("KVM_CREATE_VCPU"))?;
+        vcpus.insert(id);
+        drop(vcpus);
+        Ok(Box::new(KvmVcpu::new(id, fd, Arc::clone(&self.shared))?))
+    }
+
+    fn create_irqchip(&self) -> Result<()> {
+        let vcpus = lock(&self.shared.vcpus);
+        if self.shared.has_irqchip() {
+            return Ok(());
+        }
+        if !vcpus.is_empty() {
+            return Err(AccelError::VcpusExist);
+        }
+        irqchip::create(&self.shared.fd)?;
+        self.shared.irqchip.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn set_irq_line(&self, gsi: u32, level: bool) {
+        if self.shared.has_irqchip() && irqchip::has_line(gsi) {
+            // The line is one of those that `create_irqchip` wired: there is nothing to refuse.
+            let _level = self.shared.fd.set_irq_line(gsi, level);
+        }
+    }
+
+    fn signal_msi(&self, msi: Msi) -> bool {
+        let delivered = |number| number > 0;
+        self.shared.has_irqchip() && self.shared.fd.signal_msi(irqchip::kvm_msi_of(msi)).is_ok_and(delivered)
+    }
+
+    fn irqchip_state(&self) -> Result<IrqchipState> {
+        irqchip::state(self.irqchip()?, self.clock_ns())
+    }
+
+    fn set_irqchip_state(&self, state: &IrqchipState) -> Result<()> {
+        irqchip::set_state(self.irqchip()?, state)
+    }
+
+    fn clock_ns(&self) -> u64 {
+        // The ioctl has nothing to fail at but its argument.
+        self.shared.fd.get_clock().map_or(0, |clock| clock.clock)
+    }
+
+    fn set_clock_ns(&self, ns: u64) {
+        let clock = kvm_clock_data { clock: ns, ..Default::default() };
+        // As above.
+        let _set = self.shared.fd.set_clock(&clock);
+        self.shared.clock_sets.fetch_add(1, Ordering::AcqRel);
+    }
+}
