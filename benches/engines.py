@@ -44,7 +44,7 @@ def ostler(kernel: Path, initrd: Path) -> Sample:
     return _guest(
         [
             str(program), "run", "--kernel", str(kernel), "--initrd", str(initrd),
-            "--append", APPEND, "--memory", MEMORY, "--cpus", "1",
+            "--append", APPEND, "--memory", MEMORY, "--cpus", "1", "--accel", "soft",
         ]
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ OSTLER = Path(sysconfig.get_path("scripts"), "ostler")
 BOOT_S = 180
 END_S = 60
 READY = "ostler: ready"
+# The same tests run on another accelerator where a host has one.
+ACCELERATOR = os.environ.get("OSTLER_TEST_ACCELERATOR", "soft")
 GREETING = bytes(range(256)) * 8192
 FLAVOURS: tuple[Flavour, ...] = ("cloud", "full")
 
@@ -26,7 +29,7 @@ Boot = Callable[..., ostler.VM]
 
 def start_shell(boot: Boot, stock: Kernel, append: str = "", **options: Any) -> ostler.VM:
     """Start `stock` with the demo's initramfs and wait for its shell."""
-    settings = {"memory": "512M", "initrd": initrd(stock), **options}
+    settings = {"memory": "512M", "initrd": initrd(stock), "accelerator": ACCELERATOR, **options}
     vm = boot(kernel=stock.image, append=f"console=ttyS0 {append}", **settings)
     vm.serial.wait_for(READY, timeout=BOOT_S)
     return vm
@@ -40,7 +43,7 @@ class Process:
             [
                 str(OSTLER), "run", "--kernel", str(kernel.image),
                 "--initrd", str(initrd(kernel)), "--memory", "256M",
-                "--append", f"console=ttyS0 quiet {append}", *options,
+                "--append", f"console=ttyS0 quiet {append}", "--accel", ACCELERATOR, *options,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

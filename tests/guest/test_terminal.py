@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from stock import BOOT_S, END_S, OSTLER, READY
+from stock import ACCELERATOR, BOOT_S, END_S, OSTLER, READY
 
 from guests.fetch import Kernel
 from guests.images import initrd
@@ -31,7 +31,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [
                 str(OSTLER), "run", "--kernel", str(kernel.image), "--initrd", str(initrd(kernel)),
-                "--append", "console=ttyS0 quiet", "--memory", "256M",
+                "--append", "console=ttyS0 quiet", "--memory", "256M", "--accel", ACCELERATOR,
             ],
             stdin=self.tty,
             stdout=self.tty,

@@ -58,7 +58,7 @@ def test_run_without_kernel_names_the_option(refused: Refused) -> None:
         (["--cpus", "many"], "--cpus 'many': give a number from 1 to 512"),
         (["--memory", "lots"], "--memory 'lots' is not a size; write 512M or 4G"),
         (["--memory", "1000T"], "--memory 1000T: a guest has 2M to 32T"),
-        (["--accel", "warp"], "--accel 'warp': there is: auto, soft"),
+        (["--accel", "warp"], "--accel 'warp': there is: auto, kvm, soft"),
         (["--serial", "tcp:1"], "give stdio, none or file:PATH"),
         (["--device", "floppy"], "there is no such device"),
         (["--device", "debug-exit,iobase=0x3f8"], "0x3f8 belongs to serial already; try 0xf4"),
@@ -124,7 +124,7 @@ def test_run_with_more_memory_than_the_host_maps_is_refused(kernel: Path) -> Non
 def run_printer(kernel: Path, stdout: int) -> subprocess.Popen[str]:
     """`ostler run` of a guest that prints y without end."""
     kernel.write_bytes(small_kernel(PRINT_Y_FOR_EVER))
-    command = [sys.executable, "-c", PROGRAM, "run", "--kernel", str(kernel)]
+    command = [sys.executable, "-c", PROGRAM, "run", "--kernel", str(kernel), "--accel", "soft"]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True
     )
@@ -154,7 +154,10 @@ def test_run_with_more_memory_than_is_free_warns_and_runs(tmp_path: Path) -> Non
     kernel.write_bytes(small_kernel(EXIT_1))
     command = [sys.executable, "-c", PROGRAM, "run", "--kernel", str(kernel), "--memory", "16T"]
     ended = subprocess.run(
-        [*command, "--device", "debug-exit"], capture_output=True, text=True, check=False
+        [*command, "--device", "debug-exit", "--accel", "soft"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 1
     assert ended.stderr.startswith("ostler: warning: --memory 16T is more than the ")

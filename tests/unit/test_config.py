@@ -104,8 +104,16 @@ def test_serial_of_unknown_kind_is_refused(text: str) -> None:
 
 
 def test_accelerator_unknown_lists_what_there_is() -> None:
-    with pytest.raises(ConfigError, match="there is: auto, soft"):
+    with pytest.raises(ConfigError, match="there is: auto, kvm, soft, or a list"):
         AcceleratorChoice.parse("warp")
+
+
+def test_accelerator_list_keeps_its_order_and_auto_is_no_part_of_one() -> None:
+    assert AcceleratorChoice.parse("kvm,soft").candidates == ("kvm", "soft")
+    assert AcceleratorChoice.parse("auto").is_auto
+    for text in ("kvm,auto", "kvm,", "soft,soft"):
+        with pytest.raises(ConfigError, match="--accel"):
+            AcceleratorChoice.parse(text)
 
 
 def test_machine_with_a_writable_disk_twice_is_refused() -> None:

@@ -215,7 +215,17 @@ def test_vm_not_started_cannot_be_waited_for(kernel: Kernel) -> None:
 
 
 def command(path: Path, *options: str) -> list[str]:
-    return [sys.executable, "-c", PROGRAM, "run", "--kernel", str(path), "--memory=16M", *options]
+    return [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "run",
+        "--kernel",
+        str(path),
+        "--memory=16M",
+        "--accel=soft",
+        *options,
+    ]
 
 
 def test_run_copies_output_and_gives_the_guests_exit_code(kernel: Kernel) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
+from msgspec.structs import replace
 
 from ostler.cli import DEBUG_VARIABLE, output_closed
 from ostler.config import (
@@ -126,8 +127,9 @@ def run(
         str,
         typer.Option(
             metavar="NAME",
-            help="What runs the guest's instructions: soft (the software CPU) or auto (the best"
-            " there is). Example: --accel soft",
+            help="What runs the guest's instructions: kvm (the host's CPU), soft (the software"
+            " CPU), auto (kvm if it runs at the speed of a CPU, else soft), or a list of which the"
+            " first that works is taken. Example: --accel kvm,soft",
         ),
     ] = "auto",
     name: Annotated[
@@ -206,6 +208,7 @@ def show(config: MachineConfig, plugs: Sequence[Plug]) -> int:
 
 def start(config: MachineConfig, plugs: Sequence[Plug], *, print_stats: bool = False) -> int:
     """Run the machine to its end."""
+    from ostler.control.accelerator import choose
     from ostler.control.outcome import Ending
     from ostler.control.stdio import OutputCopy
     from ostler.control.vm import VM
@@ -215,6 +218,10 @@ def start(config: MachineConfig, plugs: Sequence[Plug], *, print_stats: bool = F
     warning = admit_memory(config.memory.size_bytes, HostView())
     if warning is not None:
         sys.stderr.write(f"ostler: warning: {warning}\n")
+    chosen = choose(config.accelerator)
+    if chosen.note is not None:
+        sys.stderr.write(f"ostler: {chosen.note}\n")
+    config = replace(config, accelerator=AcceleratorChoice((chosen.name,)))
     vm = VM.from_config(config, plugs)
     with ExitStack() as stack:
         output_fd = stack.enter_context(_output(config.serial))

@@ -3,6 +3,7 @@
 Whatever is wrong is a `ConfigError`: one line with the option, the cause and the cure.
 """
 
+from ostler.config.accelerator import AcceleratorChoice
 from ostler.config.cpu import CpuConfig
 from ostler.config.devices import (
     DebugExitConfig,
@@ -14,7 +15,7 @@ from ostler.config.devices import (
     parse_device,
 )
 from ostler.config.disk import DiskConfig
-from ostler.config.machine import AcceleratorChoice, MachineConfig
+from ostler.config.machine import MachineConfig
 from ostler.config.memory import MemoryConfig
 from ostler.config.serial import SerialConfig, SerialKind
 from ostler.config.size import format_size, parse_size

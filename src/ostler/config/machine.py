@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 
 import msgspec
 
+from ostler.config.accelerator import AcceleratorChoice
 from ostler.config.cpu import CpuConfig
 from ostler.config.devices import DeviceConfig
 from ostler.config.disk import DiskConfig
 from ostler.config.memory import MemoryConfig
 from ostler.config.serial import SerialConfig
 from ostler.errors import ConfigError
-
-
-class AcceleratorChoice(Enum):
-    """What runs the guest's instructions."""
-
-    AUTO = "auto"
-    SOFT = "soft"
-
-    @classmethod
-    def parse(cls, text: str) -> AcceleratorChoice:
-        """From what follows `--accel`."""
-        try:
-            return cls(text)
-        except ValueError:
-            known = ", ".join(choice.value for choice in cls)
-            raise ConfigError(f"--accel {text!r}: there is: {known}") from None
 
 
 class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,7 +27,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     disks: tuple[DiskConfig, ...] = ()
     serial: SerialConfig = SerialConfig()
     devices: tuple[DeviceConfig, ...] = ()
-    accelerator: AcceleratorChoice = AcceleratorChoice.AUTO
+    accelerator: AcceleratorChoice = AcceleratorChoice()
     reboot: bool = True
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ from ostler.config import (
     MemoryConfig,
     parse_device,
 )
+from ostler.control.accelerator import choose
 from ostler.control.balloon import Balloon
 from ostler.control.console import SerialConsole
 from ostler.control.outcome import Ending, Outcome
@@ -118,6 +119,7 @@ class VM:
         self._mailbox: Mailbox = Mailbox()
         self._open = ExitStack()
         self._images: list[GuestDisk] = []
+        self._accelerator = ""
         self._session: Session | None = None
         self._past = VmStats("")  # of the boots that are over
         self._boot = 0
@@ -135,6 +137,7 @@ class VM:
             raise ConfigError("this VM has been started already; make another one")
         admit_memory(self.config.memory.size_bytes, HostView())
         try:
+            self._accelerator = choose(self.config.accelerator).name
             self._images = self._open.enter_context(open_disks(self.config))
             self.vsock.end = self._open.enter_context(open_vsock(self.config))
             self._session = self._new_session()
@@ -261,10 +264,9 @@ class VM:
     def _new_session(self) -> Session:
         self._boot += 1
         requests = SessionRequests(self._mailbox, self._boot)
-        accelerator = accelerator_name(self.config.accelerator)
         end = self.vsock.end
         outside = Outside(self._images, self.serial, self.hvc, end, self._plugs)
-        session = Session(self.config, accelerator, outside, requests)
+        session = Session(self.config, self._accelerator, outside, requests)
         session.start(requests.on_exit)
         return session
 
@@ -369,9 +371,3 @@ class VM:
             self.serial.end(f"the guest has ended ({outcome})")
             self.hvc.end(f"the guest has ended ({outcome})")
             self._done.set()
-
-
-def accelerator_name(choice: AcceleratorChoice) -> str:
-    """The engine's name for what `choice` comes to on this host."""
-    # Only the software CPU is there to choose from.
-    return AcceleratorChoice.SOFT.value if choice is AcceleratorChoice.AUTO else choice.value

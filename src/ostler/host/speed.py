@@ -15,9 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ostler.engine import Interrupted, Segment, Vcpu, VirtualMachine
+from ostler.host.accelerator import EMULATED_MIPS
 
-# Emulators reach a few million instructions a second, hardware more than a thousand million.
-EMULATED_MIPS = 100
 # A measurement takes this long where the accelerator is fast enough, and never more than the limit.
 ENOUGH_NS = 2_000_000
 LIMIT_S = 0.5

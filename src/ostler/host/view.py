@@ -109,6 +109,15 @@ class HostView:
             return str(error)
 
 
+def cpu_mhz(host: HostView) -> float | None:
+    """The clock of the first processor at this moment, in MHz."""
+    for line in (host.text("/proc/cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "cpu MHz":
+            return float(value) if value.strip().replace(".", "", 1).isdecimal() else None
+    return None
+
+
 def meminfo(host: HostView) -> dict[str, int]:
     """`/proc/meminfo` in bytes (counts, as `HugePages_Total`, as they are)."""
     found: dict[str, int] = {}
