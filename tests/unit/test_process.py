@@ -131,9 +131,12 @@ def test_nice_reaches_every_thread_and_renice_changes_one(start: Start) -> None:
 
 def test_kill_stop_holds_the_guest_and_cont_lets_it_go_on(start: Start) -> None:
     machine = start(SPIN)
-    said_by("ps", "-o", "pid=", "-p", machine.pid)
+
+    def states() -> list[str]:
+        return said_by("ps", "-L", "-o", "stat=", "-p", machine.pid).split()
+
     machine.process.send_signal(signal.SIGSTOP)
-    until(lambda: said_by("ps", "-o", "stat=", "-p", machine.pid).startswith("T"))
+    until(lambda: all(state.startswith("T") for state in states()))
     held = machine.cpu_s()
     assert machine.share(over_s=0.1) == 0
     assert machine.cpu_s() == held
