@@ -3,6 +3,7 @@
 //! Each test assembles a few instructions, runs them, and looks at registers and memory. Handlers
 //! that [`guest`] installs put their vector where a test finds it, and halt.
 
+mod atomics;
 mod debugging;
 mod descriptors;
 mod guest;

@@ -14,6 +14,7 @@ use crate::exec::far::descriptor::selector_error;
 use crate::exec::far::jump::real_code;
 use crate::exec::far::stack::FarStack;
 use crate::exec::far::task::TaskSource;
+use crate::exec::system::tlb::serialize;
 
 pub fn select(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
     op.size = match instruction.code() {
@@ -34,6 +35,7 @@ fn iret(cpu: &mut Cpu, op: &Op) -> Exec {
         _ => iret_protected(cpu, op)?,
     }
     cpu.unmask_nmi();
+    serialize();
     Err(Stop::Jump)
 }
 

@@ -8,6 +8,7 @@ use crate::cpu::segment::CS;
 use crate::cpu::stop::{Exec, Stop};
 use crate::decode::op::{Handler, Op, op_flag};
 use crate::exec::operand::{Mem, Place, Source};
+use crate::exec::system::tlb::serialize;
 use crate::mmu::walk::PHYSICAL_BITS;
 
 /// Bits of CR0 that exist.
@@ -60,6 +61,7 @@ pub fn read_register(cpu: &Cpu, op: &Op, register: u8) -> u64 {
 fn write_control(cpu: &mut Cpu, op: &Op) -> Exec {
     cpu.require_cpl0()?;
     let value = read_register(cpu, op, op.reg1);
+    serialize();
     let accepted = match op.reg0 {
         0 => cpu.write_cr0(value),
         2 => {

@@ -8,6 +8,7 @@ use crate::cpu::stop::{Exec, Stop, vector};
 use crate::debug::{DR6_RESET, DR7_RESET, dr6, dr7};
 use crate::decode::op::{Handler, Op};
 use crate::exec::system::control::{read_register, write_register};
+use crate::exec::system::tlb::serialize;
 
 /// MOV to and from a debug register.
 pub fn select(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
@@ -54,5 +55,6 @@ fn write_debug(cpu: &mut Cpu, op: &Op) -> Exec {
         _ => cpu.dr[number] = value,
     }
     cpu.update_breakpoints();
+    serialize();
     Err(Stop::EndBlock)
 }

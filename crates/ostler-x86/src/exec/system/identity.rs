@@ -7,6 +7,7 @@ use crate::cpu::control::cr4;
 use crate::cpu::regs::{RAX, RBX, RCX, RDX};
 use crate::cpu::stop::{Exec, Stop};
 use crate::decode::op::{Handler, Op};
+use crate::exec::system::tlb::serialize;
 use crate::msr;
 
 fn set_edx_eax(cpu: &mut Cpu, value: u64) {
@@ -21,6 +22,7 @@ fn edx_eax(cpu: &Cpu) -> u64 {
 pub fn cpuid(cpu: &mut Cpu, _: &Op) -> Exec {
     let (leaf, subleaf) = (cpu.regs.get(RAX) as u32, cpu.regs.get(RCX) as u32);
     let answer = cpu.cpuid_answer(leaf, subleaf);
+    serialize();
     for (register, value) in [(RAX, answer.eax), (RBX, answer.ebx), (RCX, answer.ecx), (RDX, answer.edx)] {
         cpu.regs.set(register, u64::from(value));
     }
@@ -74,6 +76,7 @@ pub fn rdmsr(cpu: &mut Cpu, _: &Op) -> Exec {
 pub fn wrmsr(cpu: &mut Cpu, _: &Op) -> Exec {
     cpu.require_cpl0()?;
     let (index, value) = (cpu.regs.get(RCX) as u32, edx_eax(cpu));
+    serialize();
     if cpu.write_msr(index, value) { Err(Stop::EndBlock) } else { Err(cpu.gp(0)) }
 }
 

@@ -9,6 +9,7 @@ use crate::cpu::{Cpu, TableRegister};
 use crate::decode::op::{Handler, Op};
 use crate::exec::far::descriptor::{Descriptor, is_null, kind, selector_error};
 use crate::exec::operand::{Mem, Place, Source};
+use crate::exec::system::tlb::serialize;
 use crate::mmu::access::is_canonical;
 
 /// LGDT, LIDT, SGDT, SIDT.
@@ -40,6 +41,7 @@ fn lidt(cpu: &mut Cpu, op: &Op) -> Exec {
 
 fn read_table(cpu: &mut Cpu, op: &Op) -> Result<TableRegister, Stop> {
     cpu.require_cpl0()?;
+    serialize();
     let bytes = if op.sub == 8 { 10 } else { 6 };
     let linear = cpu.linear(op, bytes, false)?;
     let limit = cpu.load::<u16>(linear)?;

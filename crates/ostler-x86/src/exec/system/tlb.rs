@@ -13,6 +13,7 @@ pub fn invlpg(cpu: &mut Cpu, op: &Op) -> Exec {
     let offset = cpu.effective_address(op);
     let linear = cpu.wrap(cpu.segment_base[usize::from(op.seg)].wrapping_add(offset));
     cpu.flush_page(linear);
+    serialize();
     Err(Stop::EndBlock)
 }
 
@@ -42,11 +43,13 @@ fn invpcid(cpu: &mut Cpu, op: &Op) -> Exec {
         2 => cpu.flush_tlb(),
         _ => cpu.flush_spaces(),
     }
+    serialize();
     Err(Stop::EndBlock)
 }
 
 /// INVD and WBINVD: there is no cache that memory could differ from.
 pub fn invalidate_caches(cpu: &mut Cpu, _: &Op) -> Exec {
+    serialize();
     cpu.require_cpl0()
 }
 
@@ -61,8 +64,14 @@ pub fn nothing(_: &mut Cpu, _: &Op) -> Exec {
     Ok(())
 }
 
+/// What serializing instructions do besides their own work: no later load is made before an earlier store is seen
+/// (SDM vol. 3, 9.3).
+pub fn serialize() {
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+}
+
 /// MFENCE and SFENCE: guest loads and stores are host loads and stores.
 pub fn fence(_: &mut Cpu, _: &Op) -> Exec {
-    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    serialize();
     Ok(())
 }
