@@ -25,6 +25,7 @@ from ostler.config import (
     SerialConfig,
     SerialKind,
     VirtioConsoleConfig,
+    VirtioShareConfig,
     VirtioVsockConfig,
     parse_device,
 )
@@ -98,6 +99,14 @@ def run(
             help="Give memory that the guest frees back to the host, with a virtio-balloon.",
         ),
     ] = False,
+    share: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR:TAG[,readonly=on]",
+            help="Share a directory; the guest does `mount -t 9p -o trans=virtio TAG /mnt`. Repeat"
+            " it for more. Example: --share src:source",
+        ),
+    ] = None,
     vsock: Annotated[
         str | None,
         typer.Option(
@@ -174,7 +183,11 @@ def run(
         memory=MemoryConfig.parse(memory),
         disks=tuple(DiskConfig.parse(text) for text in disk or ()),
         serial=SerialConfig.parse(serial),
-        devices=(*(parse_device(text) for text in [*(device or ()), *also]), *_vsock(vsock, name)),
+        devices=(
+            *(parse_device(text) for text in [*(device or ()), *also]),
+            *_vsock(vsock, name),
+            *(VirtioShareConfig.parse(text) for text in share or ()),
+        ),
         accelerator=AcceleratorChoice.parse(accel),
         reboot=not no_reboot,
     )

@@ -11,6 +11,7 @@ from ostler.config.devices import (
     VirtioBalloonConfig,
     VirtioConsoleConfig,
     VirtioRngConfig,
+    VirtioShareConfig,
     VirtioVsockConfig,
     parse_device,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "VirtioBalloonConfig",
     "VirtioConsoleConfig",
     "VirtioRngConfig",
+    "VirtioShareConfig",
     "VirtioVsockConfig",
     "format_size",
     "parse_device",

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from ostler.config.options import build, split_options
 from ostler.errors import ConfigError
 
 # virtio 1.2, section 5.10.4: the context ids that are not reserved.
+MAX_TAG_BYTES = 31  # Linux's limit on virtiofs tags, so that one name serves both
 FIRST_GUEST_CID, LAST_GUEST_CID = 3, 0xFFFF_FFFE
 
 
@@ -77,12 +80,37 @@ class VirtioVsockConfig(
         return build(cls, {"cid": cid, **values}, f"--vsock {cid}")
 
 
+class VirtioShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="virtio-9p"):
+    """The directory `path` as a file system that the guest mounts by the name `mount_tag`."""
+
+    path: Path
+    mount_tag: str
+    readonly: bool = False
+    packed: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.mount_tag or len(self.mount_tag.encode()) > MAX_TAG_BYTES:
+            raise ConfigError(
+                f"--share {self.path}: a tag has 1 to {MAX_TAG_BYTES} bytes; write DIR:TAG"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> VirtioShareConfig:
+        """From what follows `--share`: `DIR:TAG[,readonly=on]`."""
+        place, values = split_options(text, "--share")
+        path, _, tag = place.rpartition(":")
+        if not path:
+            raise ConfigError(f"--share {text!r}: name it for the guest, too; write DIR:TAG")
+        return build(cls, {"path": path, "mount_tag": tag, **values}, f"--share {place}")
+
+
 DeviceConfig = (
     DebugExitConfig
     | VirtioRngConfig
     | VirtioConsoleConfig
     | VirtioBalloonConfig
     | VirtioVsockConfig
+    | VirtioShareConfig
 )
 
 KINDS: dict[str, type[DeviceConfig]] = {
@@ -91,6 +119,7 @@ KINDS: dict[str, type[DeviceConfig]] = {
     "virtio-console": VirtioConsoleConfig,
     "virtio-balloon": VirtioBalloonConfig,
     "virtio-vsock": VirtioVsockConfig,
+    "virtio-9p": VirtioShareConfig,
 }
 
 

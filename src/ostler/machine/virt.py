@@ -15,6 +15,7 @@ from ostler.config import (
     VirtioBalloonConfig,
     VirtioConsoleConfig,
     VirtioRngConfig,
+    VirtioShareConfig,
     VirtioVsockConfig,
     format_size,
 )
@@ -159,6 +160,8 @@ class VirtBoard(Board):
                 self._add_console(device)
             case VirtioBalloonConfig():
                 self._add_balloon(device)
+            case VirtioShareConfig():
+                self._add_share(device)
             case VirtioVsockConfig():
                 self._add_vsock(device)
 
@@ -178,6 +181,19 @@ class VirtBoard(Board):
             reporting=config.reporting,
         )
         self.plug_virtio("balloon", balloon, packed=config.packed)
+
+    def _add_share(self, config: VirtioShareConfig) -> None:
+        # Imported where it is wanted: it brings ctypes along.
+        from ostler.devices.virtio.share import VirtioShare
+
+        name = f"share:{config.mount_tag}"
+        if name in self.devices:
+            raise ConfigError(
+                f"--share {config.path}:{config.mount_tag}: the tag is taken; pick one"
+            )
+        workers, tag, readonly = self.host.workers, config.mount_tag, config.readonly
+        device = VirtioShare(workers, config.path, tag, readonly=readonly)
+        self.plug_virtio(name, device, packed=config.packed)
 
     def _add_vsock(self, config: VirtioVsockConfig) -> None:
         if self.host.vsock is None:
