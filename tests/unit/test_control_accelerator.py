@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from small_kernel import EXIT_1, write_kernel
 
 from ostler.config import AcceleratorChoice
 from ostler.control import accelerator
@@ -80,3 +83,29 @@ def test_run_on_a_host_without_kvm_is_one_line_and_bad_input() -> None:
     assert ran.returncode == 2
     assert ran.stderr.startswith("ostler: --accel kvm: /dev/kvm: there is no KVM here")
     assert ran.stderr.count("\n") == 1
+
+
+@needs_root
+@pytest.mark.parametrize("wanted", ["auto", "kvm,soft"])
+def test_run_on_a_host_without_kvm_falls_back_with_one_line(tmp_path: Path, wanted: str) -> None:
+    kernel = write_kernel(tmp_path / "kernel", EXIT_1)
+    hide = 'mount -t tmpfs none /dev && exec "$0" -c "$1" "$2" "$3"'
+    program = (
+        "import sys; from ostler.cli import invoke; sys.exit(invoke(['run', '--kernel',"
+        " sys.argv[1], '--accel', sys.argv[2], '--device', 'debug-exit', '--serial', 'none']))"
+    )
+    ran = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", hide, sys.executable, program, str(kernel), wanted],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+    )
+    assert ran.returncode == 1, "the guest ran to its end"
+    assert ran.stderr.startswith("ostler: running on the software CPU (")
+    assert "million instructions/s" in ran.stderr
+    assert "/dev/kvm: there is no KVM here; load kvm_amd or kvm_intel" in ran.stderr
+    assert ran.stderr.count("\n") == 1
+    speeds = json.loads((tmp_path / "ostler/speed.json").read_text())
+    assert set(speeds["mips"]) == {"soft"}, "a refusal is not kept"

@@ -12,6 +12,7 @@ import pytest
 from small_kernel import EXIT_1, SPIN, print_and_exit, write_kernel
 
 from ostler import VM, Ending
+from ostler.control.accelerator import why_not
 from ostler.control.stats import ThreadTimes, VcpuStats, VmStats, format_stats, modes
 from ostler.errors import ConfigError
 
@@ -69,9 +70,15 @@ def test_stats_printed_have_a_row_for_each_vcpu_and_the_counts_by_size() -> None
     assert lines[6].split(None, 1) == ["devices", "rtc 2"]
 
 
-def test_vm_counts_each_access_for_the_device_that_answered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("accelerator", ["soft", "kvm"])
+def test_vm_counts_each_access_for_the_device_that_answered(
+    tmp_path: Path, accelerator: str
+) -> None:
+    refusal = why_not(accelerator)
+    if refusal is not None:
+        pytest.skip(refusal)
     kernel = write_kernel(tmp_path / "kernel", print_and_exit(1000))
-    vm = VM(kernel=kernel, devices=["debug-exit"], cpus=2, accelerator="soft")
+    vm = VM(kernel=kernel, devices=["debug-exit"], cpus=2, accelerator=accelerator)
     with pytest.raises(ConfigError, match="has not run yet"):
         vm.stats()
     with vm:
@@ -81,6 +88,9 @@ def test_vm_counts_each_access_for_the_device_that_answered(tmp_path: Path) -> N
     assert stats.vcpus[0].devices == {"serial": 1000, "debug-exit": 1}
     assert stats.vcpus[0].exits["io_out"] == 1001
     assert stats.vcpus[1].devices == {}
+    # The kernel's own count is of all exits, those that it finished itself included.
+    assert (stats.vcpus[0].kernel.get("exits", 0) > 1000) == (accelerator == "kvm")
+    assert stats.accelerator == accelerator
 
 
 def test_vm_that_runs_shows_its_time_in_guest_mode(tmp_path: Path) -> None:
