@@ -64,7 +64,7 @@ def run(
             metavar="PATH[,OPTION=...]",
             help="A virtio disk, /dev/vda in Linux; repeat it for more. Options: readonly=on,"
             " overlay=on (throw away what is written), serial=TEXT, format=NAME (else guessed),"
-            " discard=off, cache=writethrough or unsafe, packed=off."
+            " discard=off, cache=writethrough or unsafe, packed=off, key_file=PATH (LUKS)."
             " Example: --disk root.img --disk data.img,readonly=on",
         ),
     ] = None,

@@ -18,7 +18,7 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what the guest writes is kept apart and thrown away at the end. `discard`: what the guest gives
     up is given back to the host. `cache`: with `writeback` a write is safe once the guest has
     flushed, with `writethrough` once it is answered, with `unsafe` never. `packed`: packed rings
-    are offered to the driver.
+    are offered to the driver. `key_file`: where an encrypted image's passphrase is.
     """
 
     path: str
@@ -29,6 +29,7 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     discard: bool = True
     cache: str = "writeback"
     packed: bool = True
+    key_file: str = ""
 
     def __post_init__(self) -> None:
         if self.cache not in CACHES:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ostler.block.chain import identity
+from ostler.block.crypto.secret import read_secret
 from ostler.block.data_path import disk_of
 from ostler.block.image import SECTOR_BYTES, Image, create_image, open_image
 from ostler.config import DiskConfig, MachineConfig
@@ -56,20 +57,26 @@ def _guest_disk(image: Image) -> GuestDisk:
 
 def _open(disk: DiskConfig) -> Image:
     format = disk.format or None
+    secret = read_secret(Path(disk.key_file)) if disk.key_file else None
     if disk.overlay:
-        return _open_overlay(disk.path, format)
-    is_unsafe = disk.cache == "unsafe"
-    return open_image(disk.path, format=format, readonly=disk.readonly, unsafe=is_unsafe)
+        return _open_overlay(disk.path, format, secret)
+    return open_image(
+        disk.path,
+        format=format,
+        readonly=disk.readonly,
+        unsafe=disk.cache == "unsafe",
+        secret=secret,
+    )
 
 
-def _open_overlay(path: str, format: str | None) -> Image:
+def _open_overlay(path: str, format: str | None, secret: bytes | None) -> Image:
     """A new image over the one at `path`, which has no name and is gone when it is closed."""
-    with open_image(path, format=format, readonly=True) as base:
+    with open_image(path, format=format, readonly=True, secret=secret) as base:
         size, base_format = base.size_bytes, base.format
     descriptor, name = tempfile.mkstemp(prefix="ostler-overlay-", suffix=".qcow2")
     os.close(descriptor)
     try:
         create_image(name, size, backing_file=identity(path), backing_fmt=base_format)
-        return open_image(name, format="qcow2", unsafe=True)
+        return open_image(name, format="qcow2", unsafe=True, secret=secret)
     finally:
         Path(name).unlink()

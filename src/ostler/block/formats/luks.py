@@ -215,7 +215,7 @@ class LuksImage(Closing):
 class LuksOptions(msgspec.Struct, frozen=True):
     """QEMU's options. `secret` is the passphrase itself; `iter_time`: milliseconds for a slot."""
 
-    secret: bytes
+    secret: bytes = b""
     cipher_alg: Literal[
         "aes-128", "aes-192", "aes-256", "serpent-128", "serpent-192", "serpent-256",
         "twofish-128", "twofish-192", "twofish-256",
@@ -244,7 +244,10 @@ class LuksOptions(msgspec.Struct, frozen=True):
 def create(file: ImageFile, size_bytes: int, options: LuksOptions) -> None:
     """A header with one key slot; the content is what the file holds: noise."""
     if not options.secret:
-        raise DiskError(f"{file.name}: an encrypted image needs a passphrase that is not empty")
+        raise DiskError(
+            f"{file.name}: an encrypted image needs a passphrase; in Python give secret=, on the"
+            " command line -o key_file=PATH"
+        )
     if options.iter_time < 1:
         raise DiskError(f"{file.name}: iter-time {options.iter_time}: give milliseconds, 2000 say")
     header, key = luks1.new_header(

@@ -43,7 +43,8 @@ def convert(
     _refuse_same_file(sources, target)
     if create:
         create_image(target, size, format=format, **(options or {}))
-    image = open_image(target, format=format, unsafe=True)
+    secret = (options or {}).get("secret")
+    image = open_image(target, format=format, unsafe=True, secret=secret)
     try:
         compression = _compression(image) if compress else None
         if image.size_bytes < size:

@@ -27,6 +27,7 @@ def compare(
     quiet: opt.Quiet = False,
     shared: opt.Shared = False,
     source_cache: opt.SourceCache = "writeback",
+    key_file: opt.KeyFile = None,
 ) -> int:
     """Tell whether two images read the same.
 
@@ -36,10 +37,10 @@ def compare(
     from ostler.block.image import open_image
     from ostler.block.jobs.compare import compare
 
-    lock = not shared
+    lock, secret = not shared, opt.secret_of(key_file)
     with (
-        open_image(one, format=format, readonly=True, lock=lock) as first,
-        open_image(other, format=other_format, readonly=True, lock=lock) as second,
+        open_image(one, format=format, readonly=True, lock=lock, secret=secret) as first,
+        open_image(other, format=other_format, readonly=True, lock=lock, secret=secret) as second,
     ):
         if first.size_bytes != second.size_bytes:
             if strict:

@@ -20,6 +20,8 @@ def convert(
         str, typer.Option("-O", "--target-format", metavar="FMT", help="The target's format.")
     ] = "raw",
     options: opt.ImageOptions = None,
+    objects: opt.Objects = None,
+    key_file: opt.KeyFile = None,
     compress: Annotated[bool, typer.Option("-c", help="Keep the data compressed (qcow2).")] = False,
     backing: Annotated[
         str | None, typer.Option("-B", metavar="FILE", help="The target is an overlay over this.")
@@ -65,7 +67,8 @@ def convert(
     from ostler.block.image import open_image
     from ostler.block.jobs.convert import THREADS, convert
 
-    given: dict[str, Any] = dict(opt.parse_image_options(options))
+    given = opt.with_secret(dict(opt.parse_image_options(options)), objects)
+    secret = opt.secret_of(key_file)
     if backing is not None:
         given["backing_file"] = backing
     if backing_format is not None:
@@ -73,7 +76,9 @@ def convert(
     *names, target = filenames
     with ExitStack() as stack:
         sources = [
-            stack.enter_context(open_image(name, format=format, readonly=True, lock=not shared))
+            stack.enter_context(
+                open_image(name, format=format, readonly=True, lock=not shared, secret=secret)
+            )
             for name in names
         ]
         if snapshot is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +31,7 @@ def create(
         bool, typer.Option("-u", help="Do not look at the backing file; SIZE is needed.")
     ] = False,
     options: opt.ImageOptions = None,
+    objects: opt.Objects = None,
     quiet: opt.Quiet = False,
 ) -> int:
     """Make a disk image; qcow2 unless told otherwise.
@@ -41,7 +42,7 @@ def create(
         return opt.show_options(format)
     from ostler.block.image import create_image
 
-    given: dict[str, str | int] = dict(opt.parse_image_options(options))
+    given: dict[str, Any] = opt.with_secret(dict(opt.parse_image_options(options)), objects)
     size = str(given.pop("size", size) or "") or None
     for name, value in (("backing_file", backing), ("backing_fmt", backing_format)):
         if value is not None:
@@ -53,12 +54,12 @@ def create(
         raise ConfigError(f"{filename}: how large? Add a size, 10G say")
     create_image(filename, size_bytes, format=format, **given)
     if not quiet:
-        shown = " ".join(f"{name}={value}" for name, value in given.items())
+        shown = " ".join(f"{name}={value}" for name, value in given.items() if name != "secret")
         typer.echo(f"Formatting '{filename}', fmt={format} size={size_bytes} {shown}".rstrip())
     return 0
 
 
-def _look_behind(filename: str, given: dict[str, str | int], size_bytes: int | None) -> int:
+def _look_behind(filename: str, given: dict[str, Any], size_bytes: int | None) -> int:
     """The backing file's size where none is given; its format goes into the options."""
     from ostler.block.chain import resolve
     from ostler.block.image import open_image

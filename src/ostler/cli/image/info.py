@@ -22,6 +22,7 @@ def info(
         bool, typer.Option("--backing-chain", help="Also show the images behind it.")
     ] = False,
     shared: opt.Shared = False,
+    key_file: opt.KeyFile = None,
 ) -> int:
     """Show what an image is: format, sizes, backing file, snapshots.
 
@@ -32,7 +33,12 @@ def info(
 
     as_json = opt.is_json(output)
     with open_image(
-        filename, format=format, readonly=True, backing=chain, lock=not shared
+        filename,
+        format=format,
+        readonly=True,
+        backing=chain,
+        lock=not shared,
+        secret=opt.secret_of(key_file),
     ) as image:
         facts = [describe(layer) for layer in layers(image)]
     if as_json:

@@ -24,6 +24,7 @@ def map_image(
         str | None, typer.Option("--max-length", "-l", metavar="LENGTH", help="How much to show.")
     ] = None,
     shared: opt.Shared = False,
+    key_file: opt.KeyFile = None,
 ) -> int:
     """Show where an image and those behind it keep their data.
 
@@ -34,7 +35,10 @@ def map_image(
 
     as_json = opt.is_json(output)
     wanted = None if length is None else opt.size_option(length, "--max-length")
-    with open_image(filename, format=format, readonly=True, lock=not shared) as image:
+    secret = opt.secret_of(key_file)
+    with open_image(
+        filename, format=format, readonly=True, lock=not shared, secret=secret
+    ) as image:
         runs = map_chain(image, opt.size_option(start, "--start-offset"), wanted)
         if as_json:
             _print_json(runs)

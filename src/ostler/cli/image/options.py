@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -29,6 +30,22 @@ Shared = Annotated[
         "-U", "--force-share", help="Read even while another program writes: may be inconsistent."
     ),
 ]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        metavar="PATH",
+        help="An encrypted image's passphrase: the whole content of this file.",
+    ),
+]
+Objects = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--object",
+        metavar="secret,id=NAME,file=PATH",
+        help="A passphrase by name, for -o key_secret=NAME.",
+    ),
+]
 Progress = Annotated[bool, typer.Option("-p", "--progress", help="Show how far it is.")]
 ImageOptions = Annotated[
     list[str] | None,
@@ -52,6 +69,36 @@ def parse_image_options(texts: list[str] | None) -> dict[str, str]:
     return found
 
 
+def secret_of(key_file: Path | None) -> bytes | None:
+    """The passphrase that `--key-file` names."""
+    if key_file is None:
+        return None
+    from ostler.block.crypto.secret import read_secret
+
+    return read_secret(key_file)
+
+
+def with_secret(options: dict[str, Any], objects: list[str] | None) -> dict[str, Any]:
+    """`-o` with the passphrase in place of what names it: `key_secret=NAME` or `key_file=PATH`."""
+    from ostler.block.crypto.secret import find_secret, parse_secrets, read_secret
+
+    named = parse_secrets(objects or ())
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        match name.replace("-", "_"):
+            case "secret":
+                raise ConfigError(
+                    "-o secret=: every user of this host could read it; give key_file=PATH"
+                )
+            case "key_secret":
+                found["secret"] = find_secret(named, value)
+            case "key_file":
+                found["secret"] = read_secret(Path(value))
+            case _:
+                found[name] = value
+    return found
+
+
 def wants_help(texts: list[str] | None) -> bool:
     """Whether `-o help` asks what options there are."""
     return any(text in ("help", "?") for text in texts or ())
@@ -66,6 +113,11 @@ def show_options(format: str) -> int:
     options = find_format(format).load().Options
     typer.echo(f"Options of {format}:")
     for field in msgspec.structs.fields(options) if options else ():
+        if field.name == "secret":
+            typer.echo(
+                "  key_file=<path of the passphrase>\n  key_secret=<id of an --object secret>"
+            )
+            continue
         default = (
             "" if field.default in (None, msgspec.NODEFAULT) else f" (default {field.default})"
         )

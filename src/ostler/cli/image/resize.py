@@ -23,6 +23,7 @@ def resize(
         str, typer.Option("--preallocation", metavar="HOW", help="off, metadata, falloc or full.")
     ] = "off",
     quiet: opt.Quiet = False,
+    key_file: opt.KeyFile = None,
 ) -> int:
     """Change the size of a disk. The guest's partitions stay as they are.
 
@@ -30,7 +31,7 @@ def resize(
     """
     from ostler.block.image import Resizable, open_image
 
-    with open_image(filename, format=format) as image:
+    with open_image(filename, format=format, secret=opt.secret_of(key_file)) as image:
         if not isinstance(image, Resizable):
             raise DiskError(
                 f"{filename}: images of format {image.format} keep their size; convert it"

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import typer
 
+from ostler.cli.image import options as opt
 from ostler.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen for other hosts without TLS.")
     ] = False,
+    key_file: opt.KeyFile = None,
 ) -> None:
     """Serve an image to NBD clients: qemu-img, nbdcopy, nbd-client, ostler itself.
 
@@ -81,7 +83,8 @@ def serve(
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port {port}: ports are 0 to 65535")
     tls = None if tls_certs is None else server_context(tls_certs, verify_peer=tls_verify_peer)
-    with open_image(image, format=format, readonly=read_only) as opened:
+    secret = opt.secret_of(key_file)
+    with open_image(image, format=format, readonly=read_only, secret=secret) as opened:
         exports = {export_name: Export(export_name, opened, description, read_only)}
         with Server(exports, tls=tls, insecure=insecure, clients_max=clients) as server:
             suffix = "s" if tls is not None else ""
