@@ -15,6 +15,7 @@ from ostler import VM, Ending
 from ostler.control.accelerator import why_not
 from ostler.control.stats import ThreadTimes, VcpuStats, VmStats, format_stats, modes
 from ostler.errors import ConfigError
+from ostler.host.accelerator import Decision
 
 STAT = (
     "4711 (a (b) c) R 1 4711 4711 0 -1 4194368 10 0 0 0 300 25 0 0 20 0 3 0 12345 1000 50 "
@@ -81,6 +82,8 @@ def test_vm_counts_each_access_for_the_device_that_answered(
     vm = VM(kernel=kernel, devices=["debug-exit"], cpus=2, accelerator=accelerator)
     with pytest.raises(ConfigError, match="has not run yet"):
         vm.stats()
+    with pytest.raises(ConfigError, match="has no accelerator yet"):
+        print(vm.accelerator)
     with vm:
         assert vm.wait(timeout=60).ending is Ending.DEBUG_EXIT
     stats = vm.stats()
@@ -90,7 +93,7 @@ def test_vm_counts_each_access_for_the_device_that_answered(
     assert stats.vcpus[1].devices == {}
     # The kernel's own count is of all exits, those that it finished itself included.
     assert (stats.vcpus[0].kernel.get("exits", 0) > 1000) == (accelerator == "kvm")
-    assert stats.accelerator == accelerator
+    assert (stats.accelerator, vm.accelerator) == (accelerator, Decision(accelerator))
 
 
 def test_vm_that_runs_shows_its_time_in_guest_mode(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ from ostler.control.vsock import Vsock, open_vsock
 from ostler.devices.device import GuestMemory
 from ostler.engine import Exit, InternalError, Shutdown
 from ostler.errors import ConfigError, OstlerError, WaitTimeout
+from ostler.host.accelerator import Decision
 from ostler.host.admission import admit_memory
 from ostler.host.view import HostView
 from ostler.machine.disks import GuestDisk, open_disks
@@ -119,7 +120,7 @@ class VM:
         self._mailbox: Mailbox = Mailbox()
         self._open = ExitStack()
         self._images: list[GuestDisk] = []
-        self._accelerator = ""
+        self._accelerator: Decision | None = None
         self._session: Session | None = None
         self._past = VmStats("")  # of the boots that are over
         self._boot = 0
@@ -137,7 +138,7 @@ class VM:
             raise ConfigError("this VM has been started already; make another one")
         admit_memory(self.config.memory.size_bytes, HostView())
         try:
-            self._accelerator = choose(self.config.accelerator).name
+            self._accelerator = choose(self.config.accelerator)
             self._images = self._open.enter_context(open_disks(self.config))
             self.vsock.end = self._open.enter_context(open_vsock(self.config))
             self._session = self._new_session()
@@ -223,6 +224,16 @@ class VM:
         with self._lock:
             return None if self._session is None else self._session.board.devices.get(name)
 
+    @property
+    def accelerator(self) -> Decision:
+        """What runs the guest, and where it is not what was hoped for, why (`note`).
+
+        `ConfigError` before `start`.
+        """
+        if self._accelerator is None:
+            raise ConfigError("this VM has no accelerator yet; start it")
+        return self._accelerator
+
     def stats(self) -> VmStats:
         """Time in guest, kernel and user mode by vCPU, and exits, of all boots so far.
 
@@ -266,7 +277,7 @@ class VM:
         requests = SessionRequests(self._mailbox, self._boot)
         end = self.vsock.end
         outside = Outside(self._images, self.serial, self.hvc, end, self._plugs)
-        session = Session(self.config, self._accelerator, outside, requests)
+        session = Session(self.config, self.accelerator.name, outside, requests)
         session.start(requests.on_exit)
         return session
 
