@@ -27,6 +27,7 @@ from unittest.mock import patch
 from ostler.block import create_image
 from ostler.block.crypto.keys import pbkdf2
 from ostler.block.formats.luks import LuksImage
+from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.formats.vdi import VdiImage
 from ostler.block.formats.vhdx import VhdxImage
 from ostler.block.formats.vmdk import VmdkImage
@@ -133,7 +134,31 @@ def _luks_seeds() -> list[bytes]:
         return [one.read_bytes(), two.read_bytes()]
 
 
+def _qcow2(source: ByteSource) -> Qcow2Image:
+    image = Qcow2Image(cast(ImageFile, source), Opening(readonly=True, backing=False))
+    image.check()
+    return image
+
+
+def _qcow2_seeds() -> list[bytes]:
+    """Images with compressed clusters, snapshots, bitmaps and subclusters, of few bytes."""
+    images = []
+    with TemporaryDirectory() as directory:
+        raw, path = Path(directory, "raw"), Path(directory, "disk")
+        raw.write_bytes(random.Random(1).randbytes(8 * KIB) + b"text " * 4000 + bytes(64 * KIB))
+        for options in ("cluster_size=512", "cluster_size=16k,extended_l2=on", "compat=0.10"):
+            for packed in ([], ["-c"]):
+                chosen = ["-f", "raw", "-O", "qcow2", "-o", options, *packed]
+                subprocess.run(["qemu-img", "convert", *chosen, raw, path], check=True)
+                subprocess.run(["qemu-img", "snapshot", "-c", "one", path], check=True)
+                if "0.10" not in options:
+                    subprocess.run(["qemu-img", "bitmap", "--add", path, "map"], check=True)
+                images.append(path.read_bytes())
+    return images
+
+
 TARGETS = {
+    "qcow2": Target(_qcow2, "qcow2", (), ((0, 112), (0, 1024), (512, 4096), (16 * KIB, 64 * KIB))),
     "vdi": Target(VdiImage, "vdi", ("", "static=on"), ((64, 448), (512, 64))),
     "vpc": Target(VpcImage, "vpc", ("", "subformat=fixed"), ((0, 2048), (-512, 512))),
     "vhdx": Target(
@@ -165,6 +190,8 @@ def seeds(target: Target) -> list[bytes]:
     """Images of this kind, with data and holes."""
     if target.format == "luks":
         return _luks_seeds()
+    if target.format == "qcow2":
+        return _qcow2_seeds()
     with TemporaryDirectory() as directory:
         raw = Path(directory, "raw")
         raw.write_bytes(random.Random(1).randbytes(200 * KIB) + bytes(2 * MIB) + b"end" * 1000)

@@ -152,13 +152,15 @@ def create(image: Qcow2Image, entries: list[Entry], name: str) -> Snapshot:
         raise DiskError(f"{image.name}: has {MAX_SNAPSHOTS} snapshots, the most; delete some")
     if len(name.encode()) > 0xFFFF:
         raise DiskError(f"{image.name}: the name of the snapshot is too long; shorten it")
-    image.disk.share_active()
-    l1 = image.disk.l1
-    offset = image.disk.allocate(8 * len(l1))
-    image.file.write(offset, struct.pack(f">{len(l1)}Q", *l1))
-    ident = str(max((int(e.id) for e in entries if e.id.isdecimal()), default=0) + 1)
-    entry = Entry(offset, len(l1), ident, name, time.time_ns(), 0, 0, image.size_bytes)
-    write_table(image, [*entries, entry])
+    image.disk.settle()
+    with Unsound(image):
+        image.disk.share_active()
+        l1 = image.disk.l1
+        offset = image.disk.allocate(8 * len(l1))
+        image.file.write(offset, struct.pack(f">{len(l1)}Q", *l1))
+        ident = str(max((int(e.id) for e in entries if e.id.isdecimal()), default=0) + 1)
+        entry = Entry(offset, len(l1), ident, name, time.time_ns(), 0, 0, image.size_bytes)
+        write_table(image, [*entries, entry])
     entries.append(entry)
     return entry.public
 
