@@ -31,3 +31,13 @@ def test_documents_show_the_examples_as_they_are() -> None:
     for example in tracked("docs/examples/*.py"):
         code = example.read_text().split('"""', 2)[2].strip()
         assert code in shown, f"no document shows {example.name} as it is"
+
+
+def test_conformance_table_names_tests_that_exist() -> None:
+    table = (ROOT / "docs/virtio-conformance.md").read_text()
+    named = set(re.findall(r"`(\w+_\w+_\w+)`", table))
+    sources = (*tracked("tests/**/*.py"), *tracked("crates/**/*.rs"))
+    defined = {
+        name for path in sources for name in re.findall(r"\b(?:def|fn) (\w+)\(", path.read_text())
+    }
+    assert not named - defined

@@ -14,6 +14,7 @@ from ostler.devices.virtio.balloon import VirtioBalloon
 from ostler.devices.virtio.blk import VirtioBlk
 from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.device import VirtioDevice
+from ostler.devices.virtio.input import VirtioKeyboard, VirtioTablet
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.transport import VirtioPci
 from ostler.devices.virtio.vsock import VirtioVsock
@@ -26,6 +27,8 @@ DEVICES: tuple[Callable[[], VirtioDevice[Any]], ...] = (
     lambda: VirtioConsole(0, 1, FakeWorkers()),
     lambda: VirtioRng(FakeWorkers()),
     lambda: VirtioBalloon(FakeWorkers(), 1 << 30),
+    lambda: VirtioKeyboard(FakeWorkers()),
+    lambda: VirtioTablet(FakeWorkers()),
     lambda: VirtioVsock(FakeWorkers(), 3, -1, "vsock"),
 )
 

@@ -104,6 +104,22 @@ class VirtioShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         return build(cls, {"path": path, "mount_tag": tag, **values}, f"--share {place}")
 
 
+class VirtioKeyboardConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="virtio-keyboard"
+):
+    """A keyboard for guests with a virtio-input driver."""
+
+    packed: bool = True
+
+
+class VirtioTabletConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="virtio-tablet"
+):
+    """A pointer that knows where it is, for guests with a virtio-input driver."""
+
+    packed: bool = True
+
+
 DeviceConfig = (
     DebugExitConfig
     | VirtioRngConfig
@@ -111,6 +127,8 @@ DeviceConfig = (
     | VirtioBalloonConfig
     | VirtioVsockConfig
     | VirtioShareConfig
+    | VirtioKeyboardConfig
+    | VirtioTabletConfig
 )
 
 KINDS: dict[str, type[DeviceConfig]] = {
@@ -120,6 +138,8 @@ KINDS: dict[str, type[DeviceConfig]] = {
     "virtio-balloon": VirtioBalloonConfig,
     "virtio-vsock": VirtioVsockConfig,
     "virtio-9p": VirtioShareConfig,
+    "virtio-keyboard": VirtioKeyboardConfig,
+    "virtio-tablet": VirtioTabletConfig,
 }
 
 

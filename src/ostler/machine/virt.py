@@ -14,8 +14,10 @@ from ostler.config import (
     MachineConfig,
     VirtioBalloonConfig,
     VirtioConsoleConfig,
+    VirtioKeyboardConfig,
     VirtioRngConfig,
     VirtioShareConfig,
+    VirtioTabletConfig,
     VirtioVsockConfig,
     format_size,
 )
@@ -27,6 +29,7 @@ from ostler.devices.virtio.balloon import VirtioBalloon
 from ostler.devices.virtio.blk import VirtioBlk
 from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.device import F_RING_PACKED, VirtioDevice
+from ostler.devices.virtio.input import VirtioKeyboard, VirtioTablet
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.transport import VirtioPci
 from ostler.devices.virtio.vsock import VirtioVsock
@@ -160,6 +163,12 @@ class VirtBoard(Board):
                 self._add_console(device)
             case VirtioBalloonConfig():
                 self._add_balloon(device)
+            case VirtioKeyboardConfig():
+                keyboard = VirtioKeyboard(self.host.workers)
+                self.plug_virtio("keyboard", keyboard, packed=device.packed)
+            case VirtioTabletConfig():
+                tablet = VirtioTablet(self.host.workers)
+                self.plug_virtio("tablet", tablet, packed=device.packed)
             case VirtioShareConfig():
                 self._add_share(device)
             case VirtioVsockConfig():
