@@ -40,7 +40,7 @@ RUST_LAYERS = {
     "ostler-memory": set[str](),
     "ostler-crypto": set[str](),
     "ostler-engine": {"ostler-memory"},
-    "ostler-block": set[str](),
+    "ostler-block": {"ostler-crypto"},
     "ostler-virtio": {"ostler-block", "ostler-memory", "ostler-engine"},
     "ostler-x86": {"ostler-memory", "ostler-engine"},
     "ostler-kvm": {"ostler-memory", "ostler-engine"},

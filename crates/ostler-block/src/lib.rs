@@ -12,6 +12,7 @@
 pub mod compare;
 pub mod copy;
 pub mod disk;
+pub mod encrypted;
 pub mod error;
 pub mod pieces;
 pub mod qcow2;
@@ -19,6 +20,7 @@ pub mod raw;
 pub mod storage;
 
 pub use disk::{Content, Disk, Extent};
+pub use encrypted::EncryptedStorage;
 pub use error::BlockError;
 pub use pieces::{Sink, Source};
 pub use qcow2::Qcow2;

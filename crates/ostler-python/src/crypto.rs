@@ -1,5 +1,7 @@
 //! Sector ciphers and Argon2. The work happens detached from the interpreter.
 
+use std::sync::Arc;
+
 use ostler_crypto::{Algorithm, Argon2Kind, Iv, Mode};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -9,7 +11,7 @@ use pyo3::types::PyBytes;
 #[derive(Debug)]
 #[pyclass(frozen, module = "ostler._native")]
 pub struct SectorCipher {
-    cipher: ostler_crypto::SectorCipher,
+    pub cipher: Arc<ostler_crypto::SectorCipher>,
 }
 
 #[pymethods]
@@ -43,7 +45,7 @@ impl SectorCipher {
             name => return Err(unknown("IV generator", name)),
         };
         let cipher = ostler_crypto::SectorCipher::new(algorithm, mode, &iv, key, sector_bytes);
-        Ok(Self { cipher: cipher.map_err(wrong)? })
+        Ok(Self { cipher: Arc::new(cipher.map_err(wrong)?) })
     }
 
     #[pyo3(signature = (data, first, step = 1))]

@@ -59,7 +59,7 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Qcow2 {
     storage: Arc<dyn Storage>,
-    /// Where the guest's clusters are: the same, or the external data file.
+    /// Where the guest's clusters are: the same, decrypted or not, or the external data file.
     data: Arc<dyn Storage>,
     backing: Option<Arc<dyn Disk>>,
     options: Options,
@@ -73,7 +73,8 @@ pub struct Qcow2 {
 }
 
 impl Qcow2 {
-    /// Opens what `layout` says is in `storage`; `data` is the external data file, if it has one.
+    /// Opens what `layout` says is in `storage`; `data` is the external data file, or
+    /// what decrypts the clusters in `storage`, if it has one.
     pub fn open(
         storage: Arc<dyn Storage>,
         data: Option<Arc<dyn Storage>>,
@@ -82,7 +83,7 @@ impl Qcow2 {
         options: Options,
     ) -> Result<Self> {
         layout.check()?;
-        if layout.external_data != data.is_some() {
+        if layout.external_data && data.is_none() {
             return Err(BlockError::Refused("the external data file is missing; give it with data_file".into()));
         }
         let tables = Tables::open(&layout, storage.as_ref(), options.l2_cache_bytes)?;

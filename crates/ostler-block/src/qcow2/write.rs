@@ -173,7 +173,7 @@ impl Qcow2 {
         let (cluster, count) = tables.refcounts.allocate(self.storage.as_ref(), wanted)?;
         let host = cluster << bits;
         tables.check_data_place(host, count << bits)?;
-        let is_fresh = host >= fresh_from && self.storage.grows_with_zeroes();
+        let is_fresh = host >= fresh_from && self.data.grows_with_zeroes();
         Ok(Flight { first, count, host, is_fresh, is_new: true, touched: (0, 0) })
     }
 

@@ -4,13 +4,14 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use ostler_block::disk::{Content, Disk, check_range};
-use ostler_block::{FileStorage, Raw, Sink, Source, Storage};
+use ostler_block::{EncryptedStorage, FileStorage, Raw, Sink, Source, Storage};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::adapt::{PyStorage, disk_of};
 use super::raise;
+use crate::crypto::SectorCipher;
 use crate::fd;
 
 /// Where an image's bytes are: a descriptor of this host, or an `ImageFile` written in Python.
@@ -32,6 +33,12 @@ impl BlockStorage {
     #[staticmethod]
     fn from_file(file: Py<PyAny>) -> Self {
         Self { storage: Arc::new(PyStorage(file)) }
+    }
+
+    /// What the sectors of this storage read as, decrypted; each has its place as its number.
+    fn decrypted(&self, cipher: &SectorCipher) -> Self {
+        let below = Arc::clone(&self.storage);
+        Self { storage: Arc::new(EncryptedStorage::new(below, Arc::clone(&cipher.cipher))) }
     }
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ostler.block.formats.qcow2 import encryption
 from ostler.block.formats.qcow2.header import BITMAPS, Incompatible
 from ostler.block.formats.qcow2.snapshots import Entry, table_bytes
 from ostler.block.image import check_writable
@@ -75,7 +76,7 @@ def _others(
         from ostler.block.formats.qcow2.bitmaps import places
 
         others += places(image.file, image.header)
-    return l1_tables, others
+    return l1_tables, others + encryption.places(image.header)
 
 
 def _result(image: Qcow2Image, found: dict[str, Any]) -> CheckResult:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ostler.block.chain import open_backing, refuse_guessed_chain, resolve
 from ostler.block.data_path import storage_of
-from ostler.block.formats.qcow2 import resize, snapshots
+from ostler.block.formats.qcow2 import encryption, resize, snapshots
 from ostler.block.formats.qcow2.check import CheckResult, check
 from ostler.block.formats.qcow2.header import (
     COMPRESSION_TYPES,
@@ -29,7 +29,7 @@ from ostler.block.image import (
     Snapshot,
     check_range,
 )
-from ostler.engine.block import Qcow2Disk
+from ostler.engine.block import BlockStorage, Qcow2Disk
 from ostler.errors import DiskError
 
 L2_CACHE_BYTES = 32 << 20
@@ -48,6 +48,7 @@ class Qcow2Image(Closing):
         self._refuse_unsafe_writing()
         self.backing: Image | None = None
         self.data_file: ImageFile | None = None
+        self.cipher = encryption.unlock(file, self.header, how)
         try:
             self._open_others(how)
             self._open_disk(how)
@@ -56,8 +57,6 @@ class Qcow2Image(Closing):
             raise
 
     def _refuse_unsafe_writing(self) -> None:
-        if self.header.crypt_method:
-            raise DiskError(f"{self.name}: encrypted images cannot be opened yet; decrypt it first")
         is_damaged = self.header.incompatible & Incompatible.CORRUPT
         if is_damaged and not self.readonly and not self.how.repairing:
             raise DiskError(
@@ -102,13 +101,20 @@ class Qcow2Image(Closing):
             self.name,
             storage_of(self.file),
             self.header.layout(),
-            data=None if self.data_file is None else storage_of(self.data_file),
+            data=self._data_storage(),
             backing=self.backing,
             readonly=self.readonly,
             l2_cache_bytes=L2_CACHE_BYTES,
             is_unsafe=self.how.unsafe,
             punch_holes=True,
         )
+
+    def _data_storage(self) -> BlockStorage | None:
+        """Where the guest's clusters are, if that is not the image's file as it is."""
+        if self.data_file is None:
+            return None if self.cipher is None else storage_of(self.file).decrypted(self.cipher)
+        data = storage_of(self.data_file)
+        return data if self.cipher is None else data.decrypted(self.cipher)
 
     def _clear_unkept_features(self) -> None:
         """What autoclear features promise and we do not keep is not promised any more."""

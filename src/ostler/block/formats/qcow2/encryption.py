@@ -1,0 +1,64 @@
+"""Encrypted qcow2: a LUKS1 header in clusters of its own (docs/interop/qcow2, "Data encryption").
+
+The content of data clusters is encrypted, their place in the file is what numbers their sectors;
+tables are in clear.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from ostler.block.crypto import luks1
+from ostler.block.formats.qcow2.header import ENCRYPTION, Header
+from ostler.block.image import ImageFile, Opening
+from ostler.block.source import damaged, unsupported
+from ostler.engine.crypto import SectorCipher
+from ostler.errors import DiskError
+
+AES, LUKS = 1, 2
+HEADER_BYTES_MAX = 64 << 20
+_PLACE = struct.Struct(">QQ")
+
+
+class _Part:
+    """The part of the file that has the LUKS header."""
+
+    def __init__(self, file: ImageFile, offset: int, length: int) -> None:
+        self.name, self.size_bytes = file.name, length
+        self._file, self._offset = file, offset
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes there, fewer where the part ends."""
+        length = max(0, min(length, self.size_bytes - offset))
+        return self._file.read(self._offset + offset, length)
+
+    def close(self) -> None:
+        """The file is the image's."""
+
+
+def places(header: Header) -> list[tuple[int, int]]:
+    """Offset and length of the LUKS header: its clusters are in use."""
+    raw = header.extensions.get(ENCRYPTION)
+    return [_PLACE.unpack(raw)] if raw is not None and len(raw) == _PLACE.size else []
+
+
+def unlock(file: ImageFile, header: Header, how: Opening) -> SectorCipher | None:
+    """The cipher of the data clusters, or None for an image in clear. `DiskError` without a key."""
+    if header.crypt_method == 0:
+        return None
+    if header.crypt_method == AES:
+        raise unsupported(file, "qcow2's own AES encryption, which is broken,")
+    found = places(header)
+    if not found:
+        raise damaged(file, "encryption header extension", "is missing")
+    ((offset, length),) = found
+    if offset % header.cluster_bytes or not luks1.HEADER_BYTES <= length <= HEADER_BYTES_MAX:
+        raise damaged(file, "encryption header", f"has {length} bytes at {offset:#x}")
+    if how.secret is None:
+        raise DiskError(
+            f"{file.name}: is encrypted and needs a passphrase; in Python give secret=, on the"
+            " command line --key-file PATH, with a guest's disk key_file=PATH"
+        )
+    part = _Part(file, offset, length)
+    parsed = luks1.parse(part)
+    return parsed.spec.cipher(file.name, luks1.unlock(part, parsed, how.secret))
