@@ -27,6 +27,11 @@ def vsock() -> Path:
     return _made("vsock", ["-O1", "-static"], SOURCES / "vsock/vsock.c")
 
 
+def smp() -> Path:
+    """Work for several CPUs that checks itself, for a Linux guest, static."""
+    return _made("smp", ["-O2", "-static", "-pthread"], SOURCES / "smp/smp.c")
+
+
 def system() -> Path:
     """The system-mode tests: a multiboot image that needs no operating system."""
     folder = SOURCES / "system"

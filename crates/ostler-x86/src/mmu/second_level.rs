@@ -1,5 +1,7 @@
 //! Translations of every address space, which outlive a change of CR3 and what the TLB has no place for.
 
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+
 use ostler_memory::PAGE_BYTES;
 
 use crate::mmu::Privilege;
@@ -52,7 +54,16 @@ pub struct SecondLevel(Box<[Entry; ENTRIES]>);
 
 impl Default for SecondLevel {
     fn default() -> Self {
-        Self(Box::new([Entry::default(); ENTRIES]))
+        let layout = Layout::new::<[Entry; ENTRIES]>();
+        // SAFETY: the layout is of some bytes; zeros are a valid entry (numbers, and `false`), the default one. Nothing
+        // is touched, so that a vCPU which never runs costs no memory here.
+        unsafe {
+            let entries = alloc_zeroed(layout);
+            if entries.is_null() {
+                handle_alloc_error(layout);
+            }
+            Self(Box::from_raw(entries.cast()))
+        }
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Spaces {
     last_tag: u64,
     pcid: u16,
     /// The tag of each PCID, if not older than `spaces_from`.
-    tags: Box<[u16; PCIDS]>,
+    tags: Box<[u16]>,
     /// The oldest tag that an address space may still have, and the oldest that a global page may.
     spaces_from: u64,
     globals_from: u64,
@@ -40,7 +40,7 @@ impl Default for Spaces {
             tag: 0,
             last_tag: 0,
             pcid: 0,
-            tags: Box::new([0; PCIDS]),
+            tags: vec![0; PCIDS].into(),
             spaces_from: 1,
             globals_from: 1,
             large: PageSet::default(),
