@@ -12,10 +12,10 @@ TO_LINT := cargo-fmt=rustfmt-web cargo-clippy=rust-web-clippy
 TO_FETCH := dpkg-deb=dpkg mke2fs=e2fsprogs
 TO_TEST := cpio=cpio lz4=lz4 iasl=acpica-tools mmdebstrap=mmdebstrap ps=procps qemu-img=qemu-utils \
 	vmdkinfo=libvmdk-utils vhdiinfo=libvhdi-utils nbdinfo=libnbd-bin nbdsh=python3-libnbd nbdkit=nbdkit \
-	openssl=openssl cryptsetup=cryptsetup-bin
+	openssl=openssl cryptsetup=cryptsetup-bin qemu-system-x86_64=qemu-system-x86
 TO_BENCH := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils nbdcopy=libnbd-bin
 
-.PHONY: help demo test bench lint format build wheel clean
+.PHONY: help demo test lab bench lint format build wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +29,10 @@ test: build lint ## lint, then every test: Rust, Python, conformance, guests
 	@tools/need $(TO_FETCH) $(TO_TEST)
 	cargo test $(CARGO_FLAGS) --quiet
 	$(BIN)/pytest
+
+lab: build ## the kvm accelerator on the kernel's genuine KVM, emulated by QEMU
+	@tools/need $(TO_FETCH) $(TO_TEST)
+	$(BIN)/pytest tests/lab
 
 bench: build ## measure boot and guest speed beside qemu -accel tcg; writes build/bench.json
 	@tools/need $(TO_FETCH) $(TO_BENCH)

@@ -116,6 +116,10 @@ def test_dirty_log_switched_off_records_nothing(memory: Memory) -> None:
 
 
 def test_slot_of_two_tebibytes_costs_nothing(memory: Memory) -> None:
+    sizes = [row for row in machine().supported_cpuid() if row.function == 0x8000_0008]
+    address_bits = sizes[0].eax & 0xFF
+    if address_bits < 42:
+        pytest.skip(f"this host's CPU addresses {address_bits} bits of memory only")
     memory.add_slot(0, gpa=0, size=2 << 40)
     memory.write((2 << 40) - 1, b"x")
     assert memory.read((2 << 40) - 1, 1) == b"x"

@@ -262,19 +262,24 @@ def test_run_ends_at_a_triple_fault() -> None:
     assert exit_ == Shutdown()
 
 
-def test_single_step_and_breakpoint_exit_to_the_debugger() -> None:
-    vm, vcpu = guest(bytes.fromhex("9090cc"))  # nop; nop; int3
-    vm.memory.write(0, HLT)  # where vector 3 leads
+def test_single_step_exits_to_the_debugger_after_each_instruction() -> None:
+    _, vcpu = guest(bytes.fromhex("9090"))  # nop; nop
     vcpu.set_guest_debug(GuestDebug(single_step=True))
-    stepped = vcpu.run()
-    assert isinstance(stepped, Debug)
-    assert (stepped.rip, stepped.exception) == (ENTRY + 1, 1)
+    for steps in (1, 2):
+        stepped = vcpu.run()
+        assert isinstance(stepped, Debug)
+        assert (stepped.rip, stepped.exception) == (ENTRY + steps, 1)
+
+
+def test_breakpoint_exits_to_the_debugger_before_it() -> None:
+    vm, vcpu = guest(bytes.fromhex("90cc"))  # nop; int3
+    vm.memory.write(0, HLT)  # where vector 3 leads
     vcpu.set_guest_debug(GuestDebug(software_breakpoints=True))
     stopped = vcpu.run()
     if stopped == Hlt():
         lacks("emulates kernel mode without breakpoints")
     assert isinstance(stopped, Debug)
-    assert (stopped.rip, stopped.exception) == (ENTRY + 2, 3)
+    assert (stopped.rip, stopped.exception) == (ENTRY + 1, 3)
 
 
 def test_instructions_are_counted_where_the_accelerator_can(accelerator: str) -> None:

@@ -4,7 +4,7 @@ use std::fmt::{self, Debug};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
-use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, Xsave, kvm_lapic_state, kvm_xsave};
+use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, Xsave, kvm_lapic_state, kvm_sregs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 use ostler_engine::accel::Result;
 use ostler_engine::regs::{
@@ -105,6 +105,16 @@ impl KvmVcpu {
         }
         run.request_interrupt_window = 1;
         Ok(())
+    }
+
+    /// Has KVM point the processor at the guest's memory again. AMD's KVM clears the VMCB in a shutdown,
+    /// nested page table included, and sets that again only when a control register changes.
+    fn reload_mmu(&self) -> Result<()> {
+        const CR0_WP: u64 = 1 << 16;
+        let sregs = self.fd.get_sregs().map_err(host("KVM_GET_SREGS"))?;
+        let changed = kvm_sregs { cr0: sregs.cr0 ^ CR0_WP, ..sregs };
+        self.fd.set_sregs(&changed).map_err(host("KVM_SET_SREGS"))?;
+        self.fd.set_sregs(&sregs).map_err(host("KVM_SET_SREGS"))
     }
 
     fn xsave_bytes(&self) -> usize {
@@ -306,7 +316,9 @@ impl Vcpu for KvmVcpu {
         }
         self.fd.set_mp_state(to).map_err(host("KVM_SET_MP_STATE"))?;
         self.halted = !known && state == MpState::Halted;
-        self.shutdown = false;
+        if std::mem::take(&mut self.shutdown) {
+            self.reload_mmu()?;
+        }
         Ok(())
     }
 

@@ -1,0 +1,44 @@
+"""Run inside the lab: `boot.py KERNEL INITRD CPUS` boots a stock kernel under `kvm`, looks around.
+
+Prints one line for each thing seen, and fails where the guest does not come up.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import ostler
+
+BOOT_S = 150
+COMMANDS = {
+    "cpus": "nproc",
+    "clock": "cat /sys/devices/system/clocksource/clocksource0/current_clocksource",
+    "hypervisor": "dmesg | grep 'Hypervisor detected'",
+}
+
+
+def main(kernel: str, initrd: str, cpus: str) -> int:
+    """Boot, ask, power off; the exit code of the guest."""
+    begun = time.monotonic()
+    with ostler.VM(
+        kernel=kernel,
+        initrd=initrd,
+        append="console=ttyS0 quiet panic=-1",
+        memory="256M",
+        cpus=int(cpus),
+        accelerator="kvm",
+    ) as vm:
+        vm.serial.wait_for("ostler: ready", timeout=BOOT_S)
+        print(f"guest {cpus}: ready after {time.monotonic() - begun:.1f} s", flush=True)
+        for name, command in COMMANDS.items():
+            said = vm.serial.run(command, timeout=60).strip()
+            print(f"guest {cpus}: {name} {said}", flush=True)
+        vm.serial.write("poweroff -f\n")
+        outcome = vm.wait(timeout=60)
+    print(f"guest {cpus}: {outcome}", flush=True)
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""The lab: real hardware virtualization on any host.
+
+QEMU's TCG emulates AMD's SVM, nested paging included, so a Debian kernel booted in it loads the
+genuine `kvm_amd`. The host's root is mounted there read-only, and this project's own environment
+runs in it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from guests.fetch import busybox, kernel
+from ostler.image import Initramfs, ModuleTree
+
+ROOT = Path(__file__).resolve().parents[2]
+QEMU = "qemu-system-x86_64"
+DRIVERS = ("virtio_pci", "9pnet_virtio", "9p", "kvm-amd")
+MEMORY = "2G"
+CPUS = 2
+# The lab's own boot takes ten seconds; an emulator on a busy host may need several times that.
+LIMIT_S = 400
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a job ended, and all that was printed."""
+
+    code: int
+    output: str
+
+
+def available() -> bool:
+    """Whether this host has the emulator that the lab runs in."""
+    return shutil.which(QEMU) is not None
+
+
+def run(*commands: str) -> Done:
+    """Run shell commands in the repository, inside the lab, up to the first that fails.
+
+    They may write to `/run` only. Raises `AssertionError` where the lab itself does not come up.
+    """
+    with tempfile.TemporaryDirectory(prefix="ostler-lab-") as directory:
+        image = Path(directory, "lab.gz")
+        _image("\n".join(_job(commands))).write(image)
+        ran = subprocess.run(
+            _command(image),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=LIMIT_S,
+            check=False,
+        )
+    ended = re.search(r"^lab: exit (\d+)", ran.stdout, re.MULTILINE)
+    assert ended is not None, f"the lab did not come up:\n{ran.stdout[-4000:]}"
+    return Done(int(ended[1]), ran.stdout)
+
+
+def _job(commands: tuple[str, ...]) -> list[str]:
+    return [
+        "set -e",
+        f"cd {shlex.quote(str(ROOT))}",
+        "export HOME=/run TMPDIR=/run/tmp XDG_CACHE_HOME=/run/cache PYTHONDONTWRITEBYTECODE=1",
+        "export OSTLER_LAB=1 PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+        *commands,
+        "",
+    ]
+
+
+def _image(job: str) -> Initramfs:
+    stock = kernel("full")
+    image = Initramfs()
+    image.archive.add_file("/bin/busybox", busybox(), mode=0o755)
+    image.archive.add_bytes("/lab/job", job.encode())
+    image.add_init(Path(__file__).with_name("init"))
+    image.add_modules(ModuleTree(stock.modules), DRIVERS)
+    return image
+
+
+def _command(image: Path) -> list[str]:
+    share = "local,path=/,mount_tag=hostroot,security_model=none,readonly=on,multidevs=remap"
+    return [
+        QEMU, "-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", str(CPUS),
+        "-m", MEMORY, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+        "-serial", "stdio", "-kernel", str(kernel("full").image), "-initrd", str(image),
+        "-append", "console=ttyS0 quiet panic=-1 tsc=reliable", "-virtfs", share,
+    ]  # fmt: skip

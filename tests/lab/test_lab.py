@@ -1,0 +1,51 @@
+"""The `kvm` accelerator on the kernel's genuine KVM."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import lab
+import pytest
+
+from guests.fetch import kernel
+from guests.images import initrd
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not lab.available(), reason=f"no {lab.QEMU}; apt-get install qemu-system-x86"
+    ),
+]
+
+# QEMU's CPU addresses 40 bits of memory, and does not give INT3 to a hypervisor that intercepts it.
+BEYOND_QEMU = (
+    "tests/unit/test_engine_memory.py::test_slot_of_two_tebibytes_costs_nothing[kvm]",
+    "tests/unit/test_engine_vcpu.py::test_breakpoint_exits_to_the_debugger_before_it[kvm]",
+)
+PYTHON = shlex.quote(sys.executable)
+
+
+def test_engine_passes_its_tests_on_the_genuine_kvm_without_a_skip() -> None:
+    names = ("bus", "memory", "vcpu", "threads", "interrupts", "snapshot")
+    files = " ".join(f"tests/unit/test_engine_{name}.py" for name in names)
+    without = " ".join(f"--deselect {shlex.quote(test)}" for test in BEYOND_QEMU)
+    done = lab.run(
+        "grep -q svm /proc/cpuinfo && ls -l /dev/kvm",
+        f"{PYTHON} -m pytest -q -p no:cacheprovider -k kvm {files} {without}",
+    )
+    assert done.code == 0, done.output[-6000:]
+    assert " passed" in done.output
+    assert " skipped" not in done.output
+
+
+def test_stock_kernel_boots_to_its_shell_on_one_and_two_cpus() -> None:
+    stock = kernel("cloud")
+    guest = shlex.join([str(stock.image), str(initrd(stock))])
+    done = lab.run(*(f"{PYTHON} tests/lab/boot.py {guest} {cpus}" for cpus in (1, 2)))
+    assert done.code == 0, done.output[-6000:]
+    for cpus in (1, 2):
+        said = [line for line in done.output.splitlines() if line.startswith(f"guest {cpus}: ")]
+        assert f"guest {cpus}: cpus {cpus}" in said
+        assert f"guest {cpus}: clock kvm-clock" in said
+        assert any("Hypervisor detected: KVM" in line for line in said)
