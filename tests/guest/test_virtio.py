@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,14 @@ def test_devices_work_on_packed_and_on_split_rings(
     assert "1024" in vm.serial.run("dd if=/dev/hwrng bs=1024 count=1 2>/dev/null | wc -c")
     vm.serial.run("modprobe virtio_console; echo by the ring > /dev/hvc0")
     vm.hvc.wait_for("by the ring", timeout=END_S)
+
+
+def test_entropy_within_a_rate_comes_no_faster(boot: Boot, cloud: Kernel) -> None:
+    vm = start_shell(boot, cloud, devices=["virtio-rng,rate=2000"])
+    started = time.monotonic()
+    vm.serial.run("dd if=/dev/hwrng of=/dev/null bs=500 count=12", timeout=END_S)
+    # 6,000 bytes, less a second's worth that may be saved up, and the driver's buffer.
+    assert time.monotonic() - started > 1.5
 
 
 def test_console_carries_bytes_both_ways(boot: Boot, cloud: Kernel) -> None:

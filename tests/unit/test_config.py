@@ -85,7 +85,7 @@ def test_device_options_are_parsed() -> None:
         ("floppy", "no such device; there is: debug-exit"),
         ("debug-exit,iobase=high", "give a number"),
         ("debug-exit,iobase=0x10000", "no I/O port"),
-        ("virtio-rng,speed=1", "there is: packed"),
+        ("virtio-rng,speed=1", "there is: rate, packed"),
     ],
 )
 def test_device_that_is_wrong_says_so(text: str, message: str) -> None:

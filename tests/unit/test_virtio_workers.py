@@ -154,8 +154,8 @@ def test_worker_refuses_impossible_queues_and_stops_twice(guest: Guest) -> None:
             replace(sound, used_ring=USED + 1),
         ):
             with pytest.raises(ValueError, match="driver"):
-                guest.workers.rng(wrong)
-        worker = guest.workers.rng(sound)
+                guest.workers.rng(wrong, 0)
+        worker = guest.workers.rng(sound, 0)
         assert worker.position() == (7, 7)
         assert worker.stop() == worker.stop() == (7, 7)
     finally:

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use ostler_engine::irq::Interrupt;
 use ostler_memory::GuestRam;
+use ostler_virtio::limit::Limited;
 use ostler_virtio::worker::StartError;
 use ostler_virtio::{
     BlkService, Disk, InputService, OutputService, Position, Queue, RingConfig, RngService, Service, Worker,
@@ -74,9 +75,13 @@ impl VirtioWorkers {
         call_worker(py, &self.memory, queue, handler)
     }
 
-    /// Fill buffers with random bytes.
-    fn rng(&self, py: Python<'_>, queue: QueueArgs) -> PyResult<VirtioWorker> {
-        start(py, &self.memory, "virtio-rng", queue, RngService)
+    /// Fill buffers with random bytes, at most `bytes_per_second` where that is not 0.
+    fn rng(&self, py: Python<'_>, queue: QueueArgs, bytes_per_second: u64) -> PyResult<VirtioWorker> {
+        if bytes_per_second == 0 {
+            return start(py, &self.memory, "virtio-rng", queue, RngService);
+        }
+        let limited = Limited::new(RngService, bytes_per_second)?;
+        start(py, &self.memory, "virtio-rng", queue, limited)
     }
 
     /// Hand the bytes read from `fd` to the guest.

@@ -11,6 +11,7 @@
 //! * [`console`]: a byte stream each way;
 //! * [`balloon`]: memory that the guest can spare;
 //! * [`vsock`]: sockets between the guest and the host;
+//! * [`limit`]: any of them, within a rate;
 //! * [`host`]: whatever devices outside this crate answer.
 
 pub mod balloon;
@@ -19,6 +20,7 @@ pub mod buffer;
 pub mod chain;
 pub mod console;
 pub mod host;
+pub mod limit;
 pub mod ring;
 pub mod rng;
 pub mod vsock;

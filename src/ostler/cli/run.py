@@ -88,8 +88,8 @@ def run(
         typer.Option(
             metavar="KIND[,OPTION=...]",
             help="Add a device; repeat it for more. Kinds: debug-exit (iobase=PORT; a write of V"
-            " ends the VM with exit code V*2+1), virtio-rng, virtio-console, virtio-balloon,"
-            " virtio-keyboard, virtio-tablet."
+            " ends the VM with exit code V*2+1), virtio-rng (rate=BYTES/S), virtio-console,"
+            " virtio-balloon, virtio-keyboard, virtio-tablet."
             " Example: --device debug-exit,iobase=0xf4",
         ),
     ] = None,

@@ -30,8 +30,9 @@ class DebugExitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
 
 
 class VirtioRngConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="virtio-rng"):
-    """A source of random numbers from the host."""
+    """A source of random numbers from the host, at most `rate` bytes a second; 0 is no limit."""
 
+    rate: int = 0
     packed: bool = True
 
 

@@ -191,7 +191,7 @@ class PaperWorkers:
     def balloon(self) -> PaperBalloon:
         return PaperBalloon()
 
-    def rng(self, queue: Queue) -> Worker:
+    def rng(self, queue: Queue, bytes_per_second: int) -> Worker:
         raise RuntimeError("a machine on paper does not run")
 
     def console_input(self, queue: Queue, fd: int) -> Worker:

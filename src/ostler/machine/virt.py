@@ -158,7 +158,9 @@ class VirtBoard(Board):
             case DebugExitConfig():
                 self._add_debug_exit(device.iobase)
             case VirtioRngConfig():
-                self.plug_virtio("rng", VirtioRng(self.host.workers), packed=device.packed)
+                self.plug_virtio(
+                    "rng", VirtioRng(self.host.workers, device.rate), packed=device.packed
+                )
             case VirtioConsoleConfig():
                 self._add_console(device)
             case VirtioBalloonConfig():

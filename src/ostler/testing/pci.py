@@ -266,7 +266,7 @@ class FakeWorkers:
         self.balloons.append(FakeBalloon(self))
         return self.balloons[-1]
 
-    def rng(self, queue: Queue) -> FakeWorker:
+    def rng(self, queue: Queue, bytes_per_second: int) -> FakeWorker:
         """An entropy worker."""
         return self.start("rng", queue)
 

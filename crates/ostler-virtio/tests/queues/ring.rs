@@ -1,9 +1,11 @@
 //! The ring's own rules: notifications, and drivers that break them.
 
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use crate::driver::{AVAIL, DATA, Desc, Driver, INDIRECT, NEXT, QUEUE_SIZE, RAM_BYTES, TABLE, USED, WRITE, pipe};
 use ostler_memory::GuestMap;
+use ostler_virtio::limit::Limited;
 use ostler_virtio::{
     Broken, Chain, InputService, Outcome, OutputService, Position, Ring, RingConfig, RingError, RngService, Service,
     Worker,
@@ -214,6 +216,27 @@ fn rng_fills_the_buffer_and_marks_it_dirty() {
     assert_ne!(driver.get(DATA, 300), [0; 300]);
     assert_ne!(driver.get(DATA + 0x1000 + 212, 44), [0; 44]);
     assert_eq!(driver.get(DATA + 0x1000 + 300, 8), [0; 8]);
+}
+
+#[test]
+fn rng_within_a_rate_makes_the_second_request_wait_and_stops_at_once() {
+    let mut driver = Driver::new();
+    let mut worker = driver.start(Limited::new(RngService, 4000).expect("a timer"));
+    driver.lay(0, &[(DATA, 1000, WRITE)]);
+    let started = Instant::now();
+    assert_eq!(driver.round_trip(0), (0, 1000));
+    driver.round_trip(0);
+    driver.round_trip(0);
+    // Two requests of a quarter of a second each had to be paid for before the third, less what the
+    // time before the first one was worth.
+    assert!(started.elapsed() >= Duration::from_millis(400), "{:?}", started.elapsed());
+    driver.lay(0, &[(DATA, 60_000, WRITE)]);
+    driver.round_trip(0);
+    driver.offer(0);
+    driver.ring();
+    let stopping = Instant::now();
+    assert_eq!(worker.stop().next_used, 4);
+    assert!(stopping.elapsed() < Duration::from_secs(5), "a wait of 15 s was not waited for");
 }
 
 #[test]

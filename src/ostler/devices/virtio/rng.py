@@ -17,18 +17,19 @@ class RngState(State):
 
 
 class VirtioRng(VirtioDevice[RngState]):
-    """An entropy source."""
+    """An entropy source that gives at most `bytes_per_second`; 0 is no limit."""
 
     name = "virtio-rng"
     State = RngState
     device_id = 4
     pci_class = 0x00FF00
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, bytes_per_second: int = 0) -> None:
         self.state = RngState()
         self.queue_sizes = (QUEUE_SIZE,)
         self._workers = workers
+        self._bytes_per_second = bytes_per_second
 
     def start(self, features: int, queue: Queue) -> Worker:
         """Serve the request queue."""
-        return self._workers.rng(queue)
+        return self._workers.rng(queue, self._bytes_per_second)

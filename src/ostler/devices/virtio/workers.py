@@ -140,8 +140,8 @@ class Workers(Protocol):
     def disk(self, disk: Any, readonly: bool, serial: bytes) -> BlkBackend:
         """A disk of what the data path `disk` of an image holds."""
 
-    def rng(self, queue: Queue) -> Worker:
-        """Fill buffers with random bytes."""
+    def rng(self, queue: Queue, bytes_per_second: int) -> Worker:
+        """Fill buffers with random bytes, at most so many a second; 0 is no limit."""
 
     def console_input(self, queue: Queue, fd: int) -> Worker:
         """Hand the bytes read from `fd` to the guest."""
