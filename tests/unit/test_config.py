@@ -11,6 +11,7 @@ from ostler.config import (
     MemoryConfig,
     SerialConfig,
     SerialKind,
+    SoftJit,
     VirtioRngConfig,
     format_size,
     parse_device,
@@ -120,3 +121,9 @@ def test_machine_with_a_writable_disk_twice_is_refused() -> None:
     disk = DiskConfig("d.img")
     with pytest.raises(ConfigError, match="given twice"):
         MachineConfig(kernel=Path("k"), disks=(disk, disk))
+
+
+def test_soft_jit_unknown_value_says_which_there_are() -> None:
+    assert SoftJit.parse("off") is SoftJit.OFF
+    with pytest.raises(ConfigError, match="--soft-jit 'fast': there is: on, off"):
+        SoftJit.parse("fast")

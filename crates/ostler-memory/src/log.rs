@@ -4,12 +4,12 @@
 //! software CPU calls [`PageLog::note_write`] for stores that left its fast path.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
 
 use crate::PAGE_BYTES;
-use crate::monitor::LineMonitors;
+use crate::monitor::{LineMonitors, Waiter};
 use crate::ram::MemoryError;
 use crate::sparse::SparseWords;
 
@@ -31,6 +31,8 @@ pub struct WriteWatch {
     sequence: AtomicU64,
     recent: Mutex<Vec<WatchedWrite>>,
     monitors: LineMonitors,
+    /// Told of each write at once, besides being able to ask for it.
+    watchers: Mutex<Vec<Weak<dyn Waiter>>>,
 }
 
 /// Entries kept before a watcher that lags behind is told to forget everything instead.
@@ -40,6 +42,13 @@ impl WriteWatch {
     /// Those who wait for a write to a line of [`PageLog::monitor_line`].
     pub fn monitors(&self) -> &LineMonitors {
         &self.monitors
+    }
+
+    /// Has `watcher` told of every watched write, from the writer's thread, for as long as it lives.
+    pub fn add_watcher(&self, watcher: Weak<dyn Waiter>) {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.retain(|other| other.strong_count() != 0);
+        watchers.push(watcher);
     }
 
     /// The number of watched writes so far.
@@ -68,6 +77,9 @@ impl WriteWatch {
         }
         recent.push(write);
         self.sequence.fetch_add(1, Ordering::Release);
+        drop(recent);
+        let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.written());
     }
 }
 

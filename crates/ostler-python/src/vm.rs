@@ -33,9 +33,9 @@ pub struct VirtualMachine {
 #[pymethods]
 impl VirtualMachine {
     #[new]
-    #[pyo3(signature = (accelerator="soft"))]
-    fn new(py: Python<'_>, accelerator: &str) -> PyResult<Self> {
-        let accelerator = accelerators::by_name(accelerator)?;
+    #[pyo3(signature = (accelerator="soft", *, soft_jit="on"))]
+    fn new(py: Python<'_>, accelerator: &str, soft_jit: &str) -> PyResult<Self> {
+        let accelerator = accelerators::by_name(accelerator, soft_jit)?;
         let vm = accelerator.create_vm(Arc::new(GuestRam::new())).map_err(raise)?;
         let clock = Arc::new(VmClock::new(Arc::clone(&vm)));
         Ok(Self {

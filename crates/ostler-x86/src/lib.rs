@@ -3,6 +3,7 @@
 //! * [`accel`]: the accelerator contract over everything below;
 //! * [`run`]: the run loop; [`event`]: exceptions and interrupts on their way in;
 //! * [`isa`]: the instruction table; [`decode`]: blocks; [`exec`]: what instructions do;
+//! * [`jit`]: hot blocks as host code;
 //! * [`cpu`]: registers; [`mmu`]: memory; [`msr`], [`cpuid`], [`debug`]: the rest of the state;
 //! * [`irqchip`]: interrupt controllers and timers; [`clock`]: time; [`vm`]: what vCPUs share.
 
@@ -17,6 +18,7 @@ pub mod exec;
 pub mod host;
 pub mod irqchip;
 pub mod isa;
+pub mod jit;
 pub mod mmu;
 pub mod msr;
 pub mod run;
@@ -24,3 +26,4 @@ pub mod signals;
 pub mod vm;
 
 pub use accel::SoftAccelerator;
+pub use jit::Translate;

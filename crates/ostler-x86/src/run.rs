@@ -13,6 +13,8 @@ use crate::cpuid::CpuidTable;
 use crate::decode::block::{Block, MAX_OPS, lines_of};
 use crate::decode::decoder::{BlockDecoder, Decoded, MAX_INSTRUCTION_BYTES};
 use crate::decode::op::Op;
+use crate::jit::Key;
+use crate::jit::links::Translated;
 use crate::mmu::Privilege;
 use crate::mmu::physical::PAGE_MASK;
 use crate::mmu::walk::Translation;
@@ -53,10 +55,10 @@ impl Cpu {
         loop {
             if self.code.has_changes() {
                 self.code.take_changes();
-                self.code.bury();
             }
+            self.bury_code();
             let stop = match self.next_block() {
-                Ok(block) => self.run_block(block, stepping),
+                Ok(block) => self.run_hot_or_cold(block, stepping),
                 Err(stop) => stop,
             };
             match stop {
@@ -80,6 +82,31 @@ impl Cpu {
             }
             stepping = false;
         }
+    }
+
+    /// Runs a block as host code if it has any, and whatever that goes on to.
+    #[inline(always)]
+    fn run_hot_or_cold(&mut self, block: *const Block, stepping: bool) -> Stop {
+        if self.jit.enabled
+            && !stepping
+            && let Some(key) = Key::of(self)
+            && let Some(entry) = self.translation(block, key)
+        {
+            return self.run_translated(block, entry, key);
+        }
+        self.run_block(block, stepping)
+    }
+
+    /// Frees dropped blocks. Only between blocks, when no code of them is running.
+    #[inline(always)]
+    fn bury_code(&mut self) {
+        if self.code.retired().is_empty() {
+            return;
+        }
+        for block in self.code.retired() {
+            self.jit.unlink(block);
+        }
+        self.code.bury();
     }
 
     /// The block at RIP.
@@ -152,10 +179,27 @@ impl Cpu {
         }
         // SAFETY: as above: the faulting instruction did not retire.
         self.retire(start, unsafe { end.sub(1) });
+        self.faulted_at(op, stop)
+    }
+
+    fn faulted_at(&mut self, op: &Op, stop: Stop) -> Stop {
         if stop == Stop::Fault {
             self.refine_fault(op);
         }
         self.rip = self.op_rip(op);
+        stop
+    }
+
+    /// Leaves translated code at `op`, which stopped; the instructions before it are counted.
+    pub(crate) fn stopped_at(&mut self, op: &Op, stop: Stop) -> Stop {
+        match stop {
+            Stop::Jump => self.instructions += 1,
+            Stop::EndBlock => {
+                self.instructions += 1;
+                self.rip = self.next_rip(op);
+            }
+            _ => return self.faulted_at(op, stop),
+        }
         stop
     }
 
@@ -249,8 +293,15 @@ impl Cpu {
                 bytes = again;
             }
             if unchanged {
-                let bitness = self.bitness as u8;
-                return Ok(Block { ops: ops.into(), gpa, len: len as u16, bitness, second_page: None });
+                return Ok(Block {
+                    ops: ops.into(),
+                    bytes: bytes[..len].into(),
+                    gpa,
+                    len: len as u16,
+                    bitness: self.bitness as u8,
+                    second_page: None,
+                    translated: Translated::default(),
+                });
             }
         }
     }
@@ -270,8 +321,15 @@ impl Cpu {
             // Fifteen bytes are enough for any instruction: the decoder calls longer ones invalid.
             return Err(self.gp(0));
         };
-        let (len, bitness) = (u16::from(op.len), self.bitness as u8);
-        Ok(Block { ops: Box::new([op]), gpa, len, bitness, second_page: Some(second & PAGE_MASK) })
+        Ok(Block {
+            ops: Box::new([op]),
+            bytes: bytes[..usize::from(op.len)].into(),
+            gpa,
+            len: u16::from(op.len),
+            bitness: self.bitness as u8,
+            second_page: Some(second & PAGE_MASK),
+            translated: Translated::default(),
+        })
     }
 
     fn fetch_bytes(&mut self, gpa: u64, buffer: &mut [u8]) -> Result<(), Stop> {
@@ -334,7 +392,7 @@ impl Cpu {
         if self.mmu.physical.refresh() {
             self.code.forget_all();
         }
-        self.code.bury();
+        self.bury_code();
         self.mmu.tlb.flush();
         self.sibling.acknowledged.store(epoch, Ordering::SeqCst);
     }

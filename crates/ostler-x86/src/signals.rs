@@ -20,6 +20,8 @@ pub mod signal {
     pub const SIPI: u32 = 1 << 4;
     /// The memory slots, or watched lines, changed.
     pub const MEMORY: u32 = 1 << 5;
+    /// Bytes of code that was decoded changed.
+    pub const CODE: u32 = 1 << 6;
     /// The line that MONITOR armed was written.
     pub const MONITOR: u32 = 1 << 7;
     pub const ALL: u32 = u32::MAX;
@@ -40,6 +42,11 @@ impl Signals {
         self.bits.load(Ordering::Relaxed)
     }
 
+    /// The word itself, which translated code reads.
+    pub fn word(&self) -> *const AtomicU32 {
+        &raw const self.bits
+    }
+
     /// Raises `bits` and wakes the vCPU if it sleeps.
     pub fn raise(&self, bits: u32) {
         let before = self.bits.fetch_or(bits, Ordering::SeqCst);
@@ -48,6 +55,11 @@ impl Signals {
             drop(self.asleep.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
             self.woken.notify_all();
         }
+    }
+
+    /// Raises `bits` for when the vCPU next runs code: one that sleeps goes on sleeping.
+    pub fn mark(&self, bits: u32) {
+        self.bits.fetch_or(bits, Ordering::SeqCst);
     }
 
     /// Clears `bits` and returns those of them that were raised.

@@ -1,13 +1,14 @@
 //! What the vCPUs of one VM share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak};
 
 use ostler_engine::AccelError;
-use ostler_memory::GuestRam;
+use ostler_memory::{GuestRam, Waiter};
 
 use crate::clock::GuestClock;
 use crate::irqchip::Irqchip;
+use crate::jit::Translate;
 use crate::signals::{Signals, signal};
 
 /// Another vCPU, as far as its siblings have to know it.
@@ -26,6 +27,13 @@ impl Sibling {
     pub fn run(self: &Arc<Self>) -> Running {
         self.running.store(true, Ordering::SeqCst);
         Running(Arc::clone(self))
+    }
+}
+
+/// Code was written: whoever runs translations of it finds out before its next look-up.
+impl Waiter for Sibling {
+    fn written(&self) {
+        self.signals.mark(signal::CODE);
     }
 }
 
@@ -66,6 +74,7 @@ impl Drop for Watching<'_> {
 #[derive(Debug)]
 pub struct VmShared {
     memory: Arc<GuestRam>,
+    pub translate: Translate,
     pub clock: Arc<GuestClock>,
     irqchip: OnceLock<Arc<Irqchip>>,
     siblings: RwLock<Vec<Arc<Sibling>>>,
@@ -77,9 +86,10 @@ pub struct VmShared {
 }
 
 impl VmShared {
-    pub fn new(memory: Arc<GuestRam>) -> Self {
+    pub fn new(memory: Arc<GuestRam>, translate: Translate) -> Self {
         Self {
             memory,
+            translate,
             clock: Arc::default(),
             irqchip: OnceLock::new(),
             siblings: RwLock::default(),
@@ -120,6 +130,8 @@ impl VmShared {
         }
         let acknowledged = AtomicU64::new(self.epoch.load(Ordering::Acquire));
         let sibling = Arc::new(Sibling { id, signals, running: AtomicBool::new(false), acknowledged });
+        let watcher: Weak<Sibling> = Arc::downgrade(&sibling);
+        self.memory.watch().add_watcher(watcher);
         siblings.push(Arc::clone(&sibling));
         Some(sibling)
     }
@@ -183,7 +195,7 @@ mod tests {
     fn vm() -> Arc<VmShared> {
         let memory = Arc::new(GuestRam::new());
         memory.set_slot(SlotConfig { size: 1 << 20, ..SlotConfig::default() }).expect("the slot fits");
-        Arc::new(VmShared::new(memory))
+        Arc::new(VmShared::new(memory, Translate::default()))
     }
 
     fn cpu(vm: &Arc<VmShared>, id: u32) -> Cpu {

@@ -24,6 +24,7 @@ from ostler.config import (
     MemoryConfig,
     SerialConfig,
     SerialKind,
+    SoftJit,
     VirtioConsoleConfig,
     VirtioShareConfig,
     VirtioVsockConfig,
@@ -142,6 +143,15 @@ def run(
             " first that works is taken. Example: --accel kvm,soft",
         ),
     ] = "auto",
+    soft_jit: Annotated[
+        str,
+        typer.Option(
+            "--soft-jit",
+            metavar="on|off",
+            help="Whether the software CPU translates hot code to the host's, or interprets all of"
+            " it. Example: --soft-jit off",
+        ),
+    ] = "on",
     name: Annotated[
         str, typer.Option(metavar="NAME", help="What to call the machine. Example: --name web1")
     ] = "guest",
@@ -180,7 +190,7 @@ def run(
         initrd=initrd,
         append=append,
         name=name,
-        cpu=CpuConfig.parse(cpus),
+        cpu=CpuConfig.parse(cpus, SoftJit.parse(soft_jit)),
         memory=MemoryConfig.parse(memory),
         disks=tuple(DiskConfig.parse(text) for text in disk or ()),
         serial=SerialConfig.parse(serial),

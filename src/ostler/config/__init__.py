@@ -4,7 +4,7 @@ Whatever is wrong is a `ConfigError`: one line with the option, the cause and th
 """
 
 from ostler.config.accelerator import AcceleratorChoice
-from ostler.config.cpu import CpuConfig
+from ostler.config.cpu import CpuConfig, SoftJit
 from ostler.config.devices import (
     DebugExitConfig,
     DeviceConfig,
@@ -33,6 +33,7 @@ __all__ = [
     "MemoryConfig",
     "SerialConfig",
     "SerialKind",
+    "SoftJit",
     "VirtioBalloonConfig",
     "VirtioConsoleConfig",
     "VirtioKeyboardConfig",

@@ -56,7 +56,7 @@ class Session:
         self.config, self.console = config, outside.serial
         self.printed_before = self.console.position()
         plan = plan_boot(config)
-        self.vm = VirtualMachine(accelerator)
+        self.vm = VirtualMachine(accelerator, soft_jit=config.cpu.soft_jit.value)
         self.timers = TimerThread(self.vm.clock)
         workers = VirtioWorkers(self.vm.memory)
         wants_hvc = any(isinstance(device, VirtioConsoleConfig) for device in config.devices)

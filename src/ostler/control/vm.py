@@ -26,6 +26,7 @@ from ostler.config import (
     DiskConfig,
     MachineConfig,
     MemoryConfig,
+    SoftJit,
     parse_device,
 )
 from ostler.control.accelerator import choose
@@ -82,6 +83,7 @@ class VM:
         memory: str | int = "512M",
         cpus: int = 1,
         accelerator: str = "auto",
+        soft_jit: str = "on",
         reboot: bool = True,
         name: str = "guest",
         plug: Iterable[Plug] = (),
@@ -91,7 +93,7 @@ class VM:
             initrd=None if initrd is None else Path(initrd),
             append=append,
             name=name,
-            cpu=CpuConfig(cpus),
+            cpu=CpuConfig(cpus, SoftJit.parse(soft_jit)),
             memory=MemoryConfig.parse(memory),
             disks=tuple(
                 disk if isinstance(disk, DiskConfig) else DiskConfig.parse(str(disk))

@@ -120,7 +120,8 @@ _live: WeakSet[Threads] = WeakSet()
 class VirtualMachine(_native.VirtualMachine):
     """A virtual machine of an accelerator: memory, a bus, a clock, and what vCPUs are made from.
 
-    `ConfigError` when there is no such accelerator.
+    `soft_jit` says when `soft` translates code to the host's: `on` for what is hot, `off` for
+    never, `eager` for everything. `ConfigError` when there is no such accelerator.
     """
 
     def start(

@@ -11,7 +11,8 @@ use ostler_differential::cpu::Fallible;
 use ostler_differential::generate::Generator;
 use ostler_differential::pool;
 use ostler_differential::report;
-use ostler_x86::SoftAccelerator;
+use ostler_engine::Accelerator;
+use ostler_x86::{SoftAccelerator, Translate};
 
 fn main() -> ExitCode {
     let arguments = match Arguments::parse(env::args().skip(1)) {
@@ -40,17 +41,34 @@ fn run(arguments: &Arguments) -> Fallible<bool> {
         return Ok(true);
     }
     println!("seed {}", arguments.seed);
-    let make: MakeAccelerator = if arguments.self_check { || None } else { || Some(Box::new(SoftAccelerator)) };
     let (mut different, mut ran) = (0, HashSet::new());
-    for (source, count) in sources(arguments) {
-        let summary = Batch { arguments, source, count, make }.run()?;
-        different += summary.different;
-        ran.extend(summary.ran);
+    for (side, make) in sides(arguments) {
+        println!("compared with: {side}");
+        for (source, count) in sources(arguments) {
+            let summary = Batch { arguments, source, count, make: *make }.run()?;
+            different += summary.different;
+            ran.extend(summary.ran);
+        }
     }
     let whole = !arguments.self_check && is_whole(arguments);
     let (rows, not_hit) = if whole { report::rows(&ran) } else { (String::new(), 0) };
     print!("{rows}");
     Ok(different == 0 && not_hit == 0)
+}
+
+/// What the host is compared with, by name.
+type Side = (&'static str, MakeAccelerator);
+
+const INTERPRETER: Side = ("interpreter", || soft(Translate::Never));
+const TRANSLATOR: Side = ("translator", || soft(Translate::Eagerly));
+const ITSELF: Side = ("itself", || None);
+
+fn soft(translate: Translate) -> Option<Box<dyn Accelerator>> {
+    Some(Box::new(SoftAccelerator { translate }))
+}
+
+fn sides(arguments: &Arguments) -> &'static [Side] {
+    if arguments.self_check { &[ITSELF] } else { &[INTERPRETER, TRANSLATOR] }
 }
 
 /// Whether nothing narrows the run: then every row of the instruction table has to be hit.

@@ -13,13 +13,16 @@ use ostler_engine::{Accelerator, Vm};
 use ostler_memory::GuestRam;
 
 use crate::cpuid::CpuidTable;
+use crate::jit::Translate;
 
 pub use vcpu::SoftVcpu;
 pub use vm::SoftVm;
 
 /// Makes VMs whose CPUs are software.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct SoftAccelerator;
+pub struct SoftAccelerator {
+    pub translate: Translate,
+}
 
 impl Accelerator for SoftAccelerator {
     fn name(&self) -> &'static str {
@@ -31,6 +34,6 @@ impl Accelerator for SoftAccelerator {
     }
 
     fn create_vm(&self, memory: Arc<GuestRam>) -> Result<Arc<dyn Vm>> {
-        Ok(Arc::new(SoftVm::new(memory)))
+        Ok(Arc::new(SoftVm::new(memory, self.translate)))
     }
 }

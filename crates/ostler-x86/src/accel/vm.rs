@@ -11,6 +11,7 @@ use ostler_memory::GuestRam;
 use crate::accel::SoftVcpu;
 use crate::cpu::Cpu;
 use crate::irqchip::Irqchip;
+use crate::jit::Translate;
 use crate::signals::Signals;
 use crate::vm::VmShared;
 
@@ -26,8 +27,8 @@ pub struct SoftVm {
 }
 
 impl SoftVm {
-    pub fn new(memory: Arc<GuestRam>) -> Self {
-        Self { shared: Arc::new(VmShared::new(memory)), has_vcpus: AtomicBool::new(false) }
+    pub fn new(memory: Arc<GuestRam>, translate: Translate) -> Self {
+        Self { shared: Arc::new(VmShared::new(memory, translate)), has_vcpus: AtomicBool::new(false) }
     }
 
     fn irqchip(&self) -> Result<&Arc<Irqchip>> {

@@ -23,6 +23,7 @@ use crate::cpu::vector::VectorState;
 use crate::decode::block::CodeCache;
 use crate::decode::op::{FLAT, Op};
 use crate::irqchip::Lapic;
+use crate::jit::Jit;
 use crate::mmu::{Mmu, Privilege};
 use crate::msr::Msrs;
 use crate::signals::Signals;
@@ -80,6 +81,7 @@ pub struct Cpu {
     pub segment_base: [u64; 9],
     pub mmu: Mmu,
     pub code: CodeCache,
+    pub jit: Jit,
     /// See [`attention`].
     pub attention: u32,
     /// The instruction that is running, for the replay of its accesses.
@@ -155,6 +157,7 @@ impl Cpu {
             segment_base: [0; 9],
             mmu: Mmu::new(Arc::clone(vm.memory())),
             code: CodeCache::new(vm.memory()),
+            jit: Jit::new(vm.translate),
             attention: 0,
             current_op: std::ptr::null(),
             block_end: std::ptr::null(),

@@ -49,6 +49,11 @@ impl RegFile {
         unsafe { *self.words.get_unchecked_mut(index) = value };
     }
 
+    /// The file as translated code sees it.
+    pub fn as_mut_ptr(&mut self) -> *mut u64 {
+        self.words.as_mut_ptr()
+    }
+
     /// The register operand at `offset`, `W` wide.
     #[inline(always)]
     pub fn read<W: Width>(&self, offset: RegOffset) -> W {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use ostler_memory::{GuestRam, LINE_BYTES, PAGE_BYTES, WatchedWrite, WriteWatch};
 
 use crate::decode::op::Op;
+use crate::jit::links::Translated;
 use crate::mmu::page_set::PageSet;
 use crate::mmu::physical::PAGE_MASK;
 
@@ -26,6 +27,8 @@ const MAX_BLOCKS: usize = 100_000;
 #[derive(Debug)]
 pub struct Block {
     pub ops: Box<[Op]>,
+    /// What they were decoded from.
+    pub bytes: Box<[u8]>,
     /// Physical address of the first byte.
     pub gpa: u64,
     /// Bytes.
@@ -33,6 +36,7 @@ pub struct Block {
     pub bitness: u8,
     /// The page of the rest of an instruction that crosses a page boundary.
     pub second_page: Option<u64>,
+    pub translated: Translated,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,9 +69,12 @@ struct Tags {
     mode: u64,
 }
 
+/// Bits of a tag below those of the address space.
+const MODE_BITS: u32 = 8;
+
 impl Tags {
     fn update(&mut self) {
-        let with = |space: u64| self.generation << 20 | space << 8 | self.mode;
+        let with = |space: u64| self.generation << 20 | space << MODE_BITS | self.mode;
         // The TLB has no tag 0.
         (self.current, self.global) = (with(self.space), with(0));
     }
@@ -210,18 +217,33 @@ impl CodeCache {
     pub fn insert(&mut self, block: Block) -> *const Block {
         if self.blocks >= MAX_BLOCKS {
             self.forget_all();
-            // Blocks are only made between two blocks, so none of the old ones is running.
-            self.bury();
         }
         let (gpa, bitness) = (block.gpa, u32::from(block.bitness));
         let block = Box::new(block);
         let pointer: *const Block = &raw const *block;
         if let Some(old) = self.pages.entry(gpa & PAGE_MASK).or_default().insert(key(gpa, bitness), block) {
             self.retired.push(old);
+            self.tags.forget();
         } else {
             self.blocks += 1;
         }
         pointer
+    }
+
+    /// Another whenever a block that was found by its linear address may no longer be there.
+    #[inline(always)]
+    pub fn generation(&self) -> u64 {
+        self.tags.current >> MODE_BITS
+    }
+
+    /// Every block.
+    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.pages.values().flat_map(|blocks| blocks.values().map(Box::as_ref))
+    }
+
+    /// The dropped blocks that [`CodeCache::bury`] would free.
+    pub fn retired(&self) -> &[Box<Block>] {
+        &self.retired
     }
 
     /// Whether bytes of cached code may have changed since [`CodeCache::take_changes`].

@@ -81,6 +81,9 @@ impl<'a> BlockDecoder<'a> {
         };
         let too_long = instruction.is_invalid() && is_too_long(self.bitness, rest);
         op.run = selected.unwrap_or(if too_long { exceeds_limit } else { undefined });
+        if selected.is_none() {
+            op.flags |= op_flag::UNDEFINED;
+        }
         let ends_block = selected.is_none() || isa::ends_block(&instruction);
         Decoded::Instruction { op, ends_block }
     }

@@ -20,6 +20,8 @@ pub mod op_flag {
     pub const STACK: u8 = 1 << 4;
     /// Decoded for 64-bit mode.
     pub const LONG: u8 = 1 << 5;
+    /// No such instruction: #UD.
+    pub const UNDEFINED: u8 = 1 << 6;
 }
 
 /// Index into the segment bases that is always zero: ES, CS, SS and DS in 64-bit mode.

@@ -231,22 +231,7 @@ impl Canonical {
     }
 
     fn is_string_compare(&self) -> bool {
-        use Mnemonic as M;
-        matches!(
-            self.instruction.mnemonic(),
-            M::Pcmpestri
-                | M::Pcmpestrm
-                | M::Pcmpestri64
-                | M::Pcmpestrm64
-                | M::Vpcmpestri64
-                | M::Vpcmpestrm64
-                | M::Pcmpistri
-                | M::Pcmpistrm
-                | M::Vpcmpestri
-                | M::Vpcmpestrm
-                | M::Vpcmpistri
-                | M::Vpcmpistrm
-        )
+        is_string_compare(self.instruction.mnemonic())
     }
 
     fn uses_xmm0(&self) -> bool {
@@ -320,6 +305,26 @@ impl Canonical {
     }
 }
 
+/// PCMPxSTRx, which use RAX, RCX, RDX and XMM0 without naming them.
+pub fn is_string_compare(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Pcmpestri
+            | M::Pcmpestrm
+            | M::Pcmpestri64
+            | M::Pcmpestrm64
+            | M::Vpcmpestri64
+            | M::Vpcmpestrm64
+            | M::Pcmpistri
+            | M::Pcmpistrm
+            | M::Vpcmpestri
+            | M::Vpcmpestrm
+            | M::Vpcmpistri
+            | M::Vpcmpistrm
+    )
+}
+
 /// PCMPxSTRM write XMM0; the VEX forms clear the rest of YMM0.
 fn store_implicit(asm: &mut CodeAssembler, mnemonic: Mnemonic) -> Result<(), IcedError> {
     match mnemonic {
@@ -362,7 +367,7 @@ fn is_write(access: OpAccess) -> bool {
 
 /// Legacy SSE faults on an unaligned 16-byte operand unless the instruction is made for it; VEX
 /// only where the instruction says so.
-fn must_be_aligned(instruction: &Instruction, bytes: u8, vex: bool) -> bool {
+pub fn must_be_aligned(instruction: &Instruction, bytes: u8, vex: bool) -> bool {
     use Mnemonic as M;
     let mnemonic = instruction.mnemonic();
     if vex {

@@ -24,21 +24,56 @@ pub type Select = fn(&Instruction, &mut Op) -> Option<Handler>;
 pub struct Row {
     pub mnemonic: Mnemonic,
     pub select: Select,
+    pub native: Native,
 }
 
-/// Writes rows as `Mnemonic => selector;`.
+/// How the translator treats an instruction; forms it cannot treat so are the interpreter's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Native {
+    /// The semantic function is called.
+    #[default]
+    Interpreted,
+    /// It becomes itself; its registers are general ones.
+    Plain,
+    /// It becomes itself and has vector registers; a float one obeys MXCSR.
+    Vector,
+    Float,
+    /// It does nothing that can be seen.
+    Nothing,
+    /// LEA, DIV and IDIV, the stack's, and the branches.
+    Address,
+    Divide,
+    Stack,
+    Branch,
+}
+
+/// Writes rows as `Mnemonic => selector, Native;`, the last for those that the translator knows.
 macro_rules! table {
-    ($($($mnemonic:ident)|+ => $select:expr;)*) => {
-        pub(super) static ROWS: &[crate::isa::Row] = &[
-            $($(crate::isa::Row { mnemonic: iced_x86::Mnemonic::$mnemonic, select: $select },)+)*
-        ];
+    ($($($mnemonic:ident)|+ => $select:expr $(, $native:ident)?;)*) => {
+        pub(super) static ROWS: &[&[crate::isa::Row]] =
+            &[$(crate::isa::line!($($mnemonic)|+ => $select; $($native)?)),*];
     };
 }
+
+/// The rows of one line of a table.
+macro_rules! line {
+    ($($mnemonic:ident)|+ => $select:expr;) => {
+        crate::isa::line!($($mnemonic)|+ => $select; Interpreted)
+    };
+    ($($mnemonic:ident)|+ => $select:expr; $native:ident) => {
+        &[$(crate::isa::Row {
+            mnemonic: iced_x86::Mnemonic::$mnemonic,
+            select: $select,
+            native: crate::isa::Native::$native,
+        }),+]
+    };
+}
+use line;
 use table;
 
 /// Every row of the table.
 pub fn rows() -> impl Iterator<Item = &'static Row> {
-    [integer::ROWS, system::ROWS, vector::ROWS, x87::ROWS].into_iter().flatten()
+    [integer::ROWS, system::ROWS, vector::ROWS, x87::ROWS].into_iter().flatten().copied().flatten()
 }
 
 /// The row of a mnemonic.

@@ -59,9 +59,9 @@ table! {
     Invpcid => tlb::select_invpcid;
     Invd | Wbinvd => |_, _| Some(tlb::invalidate_caches);
     Clflush | Clflushopt => |_, _| Some(tlb::flush_line);
-    Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetch | Prefetchw => |_, _| Some(tlb::nothing);
-    Lfence => |_, _| Some(tlb::nothing);
-    Mfence | Sfence => |_, _| Some(tlb::fence);
+    Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetch | Prefetchw => |_, _| Some(tlb::nothing), Nothing;
+    Lfence => |_, _| Some(tlb::nothing), Plain;
+    Mfence | Sfence => |_, _| Some(tlb::fence), Plain;
 
     Vmcall | Vmmcall => |_, _| Some(hypercall::hypercall);
 

@@ -25,11 +25,9 @@ impl Cpu {
     /// Loads a `W` from `linear`.
     #[inline(always)]
     pub fn load<W: Width>(&mut self, linear: u64) -> Result<W, Stop> {
-        let entry = self.mmu.tlb.entry(self.mmu.privilege, linear);
-        if entry.read == self.mmu.tlb.tagged(linear) && in_one_page(linear, W::BYTES) {
-            let host = linear.wrapping_add(entry.addend) as *const W;
-            // SAFETY: the entry maps this page to host memory that the physical map keeps alive.
-            return Ok(unsafe { host.read_unaligned() });
+        if let Some(host) = self.mmu.tlb.readable(self.mmu.privilege, linear, W::BYTES) {
+            // SAFETY: the TLB maps this page to host memory that the physical map keeps alive.
+            return Ok(unsafe { host.cast::<W>().read_unaligned() });
         }
         self.slow_load(linear)
     }
@@ -37,11 +35,9 @@ impl Cpu {
     /// Stores a `W` at `linear`.
     #[inline(always)]
     pub fn store<W: Width>(&mut self, linear: u64, value: W) -> Result<(), Stop> {
-        let entry = self.mmu.tlb.entry(self.mmu.privilege, linear);
-        if entry.write == self.mmu.tlb.tagged(linear) && in_one_page(linear, W::BYTES) {
-            let host = linear.wrapping_add(entry.addend) as *mut W;
-            // SAFETY: as in `load`; `write` is only set for writable memory.
-            unsafe { host.write_unaligned(value) };
+        if let Some(host) = self.mmu.tlb.writable(self.mmu.privilege, linear, W::BYTES) {
+            // SAFETY: as in `load`; the memory is writable.
+            unsafe { host.cast::<W>().write_unaligned(value) };
             return Ok(());
         }
         self.slow_store(linear, value)
@@ -56,9 +52,7 @@ impl Cpu {
         lock: bool,
         mut change: impl FnMut(&mut Cpu, W) -> W,
     ) -> Result<(), Stop> {
-        let entry = self.mmu.tlb.entry(self.mmu.privilege, linear);
-        if entry.write == self.mmu.tlb.tagged(linear) && in_one_page(linear, W::BYTES) {
-            let host = linear.wrapping_add(entry.addend) as *mut u8;
+        if let Some(host) = self.mmu.tlb.writable(self.mmu.privilege, linear, W::BYTES) {
             // SAFETY: as in `store`.
             unsafe { self.update_host(host, lock, change) };
             return Ok(());
@@ -275,10 +269,10 @@ impl Cpu {
         }
         let privilege = self.mmu.privilege;
         self.data_breakpoint(linear, len, access);
-        let entry = self.mmu.tlb.entry(privilege, linear);
-        let known = if access == Access::Write { entry.write } else { entry.read };
-        if known == self.mmu.tlb.tagged(linear) && access != Access::Fetch {
-            return Ok(entry.physical & PAGE_MASK | linear & !PAGE_MASK);
+        if access != Access::Fetch
+            && let Some(gpa) = self.mmu.tlb.physical(privilege, linear, access == Access::Write)
+        {
+            return Ok(gpa);
         }
         Ok(self.find_page(linear, access)?.gpa)
     }
@@ -331,10 +325,9 @@ impl Cpu {
         }
         let Some(place) = self.mmu.physical.find(page) else { return };
         let noted = place.log.must_note(place.offset / PAGE_BYTES);
-        let tagged = self.mmu.tlb.tagged(linear);
         let entry = TlbEntry {
-            read: tagged,
-            write: if translation.writable && !place.read_only && !noted { tagged } else { 0 },
+            read: true,
+            write: translation.writable && !place.read_only && !noted,
             addend: (place.host as u64).wrapping_sub(linear & PAGE_MASK),
             physical: page
                 | match translation.page_shift {
@@ -361,10 +354,11 @@ impl Cpu {
     /// A host pointer to as much of the run of `len` bytes from `linear` on as is in the same page
     /// and needs no attention; `None` where single accesses have to decide.
     pub fn host_run(&mut self, linear: u64, access: Access) -> Option<(*mut u8, usize)> {
-        let entry = self.mmu.tlb.entry(self.mmu.privilege, linear);
-        let known = if access == Access::Write { entry.write } else { entry.read };
-        (known == self.mmu.tlb.tagged(linear))
-            .then(|| (linear.wrapping_add(entry.addend) as *mut u8, (PAGE_BYTES - linear % PAGE_BYTES) as usize))
+        let host = match access {
+            Access::Write => self.mmu.tlb.writable(self.mmu.privilege, linear, 1)?,
+            _ => self.mmu.tlb.readable(self.mmu.privilege, linear, 1)?,
+        };
+        Some((host, (PAGE_BYTES - linear % PAGE_BYTES) as usize))
     }
 }
 

@@ -1,23 +1,21 @@
 //! The translation look-aside buffer: linear pages as host addresses.
+//!
+//! Its tables are in the [`Context`](crate::jit::context::Context), where translated code looks
+//! them up; here is everything else. What was filled in is written down, so that a flush costs in
+//! proportion to what there is to forget.
 
 use ostler_memory::PAGE_BYTES;
 
+use crate::jit::context::{ContextBox, TLB_BANKS, TLB_ENTRIES};
 use crate::mmu::Privilege;
 use crate::mmu::physical::PAGE_MASK;
 
-/// Entries per bank. Direct-mapped: a load costs one compare.
-const ENTRIES: usize = 1024;
-const BANKS: usize = 4;
-/// Tags live in the low bits of an entry's page, so there are 4095 of them before a real clear.
-const LAST_TAG: u64 = PAGE_BYTES - 1;
-
-/// One translation. `read` and `write` are the linear page with the tag of the generation in its
-/// low bits, or 0 when that access has to take the slow path.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C, align(32))]
+/// One translation of the page of a linear address.
+#[derive(Clone, Copy, Debug)]
 pub struct TlbEntry {
-    pub read: u64,
-    pub write: u64,
+    /// Reads, and writes, need no slow path.
+    pub read: bool,
+    pub write: bool,
     /// Host address minus linear address.
     pub addend: u64,
     /// The guest physical page; bit 0 set when it is part of a larger page, bit 1 when of a 1 GiB one.
@@ -29,65 +27,153 @@ pub const LARGE: u64 = 1;
 /// `physical` of an entry cut from a 1 GiB page.
 pub const HUGE: u64 = 2;
 
+/// Entries noted before a flush clears all of them rather than those.
+const NOTED: usize = 2 * TLB_ENTRIES;
+
 /// A bank of translations per [`Privilege`].
 #[derive(Debug)]
 pub struct Tlb {
-    entries: Box<[[TlbEntry; ENTRIES]; BANKS]>,
-    tag: u64,
+    pub context: ContextBox,
+    physical: Box<[[u64; TLB_ENTRIES]; TLB_BANKS]>,
+    /// The banks and indices that may be valid.
+    filled: Vec<(u8, u16)>,
+    /// Which 4 MiB (hashed to a bit) larger pages were cut into entries in.
+    large: u64,
 }
 
 impl Default for Tlb {
     fn default() -> Self {
-        Self { entries: Box::new([[TlbEntry::default(); ENTRIES]; BANKS]), tag: 1 }
+        let mut tlb = Self {
+            context: ContextBox::default(),
+            physical: Box::new([[0; TLB_ENTRIES]; TLB_BANKS]),
+            filled: Vec::with_capacity(NOTED),
+            large: 0,
+        };
+        tlb.clear_all();
+        tlb
     }
 }
 
+fn index(linear: u64) -> usize {
+    (linear / PAGE_BYTES) as usize % TLB_ENTRIES
+}
+
+/// The negated address of a page that is never looked up at `index`.
+fn invalid(index: usize) -> u64 {
+    // Not the next one: an access that crosses into it must not find it.
+    ((index ^ (TLB_ENTRIES / 2)) as u64 * PAGE_BYTES).wrapping_neg()
+}
+
+fn large_bit(linear: u64, physical: u64) -> u64 {
+    if physical & HUGE != 0 { u64::MAX } else { 1 << (linear >> 22 & 63) }
+}
+
 impl Tlb {
+    /// The host address of `bytes` bytes at `linear` that may be read without further ado.
     #[inline(always)]
-    pub fn entry(&self, privilege: Privilege, linear: u64) -> &TlbEntry {
-        &self.entries[privilege as usize][(linear / PAGE_BYTES) as usize % ENTRIES]
+    pub fn readable(&self, privilege: Privilege, linear: u64, bytes: usize) -> Option<*mut u8> {
+        let (bank, index) = (&self.context.tlb[privilege as usize], index(linear));
+        (linear.wrapping_add(bank.read[index]) <= PAGE_BYTES - bytes as u64)
+            .then(|| linear.wrapping_add(bank.addend[index]) as *mut u8)
     }
 
-    /// What `read` or `write` of an entry has to equal for `linear` to hit.
+    /// As [`Tlb::readable`], for reads and writes.
     #[inline(always)]
-    pub fn tagged(&self, linear: u64) -> u64 {
-        linear & PAGE_MASK | self.tag
+    pub fn writable(&self, privilege: Privilege, linear: u64, bytes: usize) -> Option<*mut u8> {
+        let (bank, index) = (&self.context.tlb[privilege as usize], index(linear));
+        (linear.wrapping_add(bank.write[index]) <= PAGE_BYTES - bytes as u64)
+            .then(|| linear.wrapping_add(bank.addend[index]) as *mut u8)
+    }
+
+    /// The physical address of `linear`, if it is known for the access.
+    pub fn physical(&self, privilege: Privilege, linear: u64, write: bool) -> Option<u64> {
+        let known = if write { self.writable(privilege, linear, 1) } else { self.readable(privilege, linear, 1) };
+        known.map(|_| self.physical[privilege as usize][index(linear)] & PAGE_MASK | linear & !PAGE_MASK)
     }
 
     pub fn insert(&mut self, privilege: Privilege, linear: u64, entry: TlbEntry) {
-        self.entries[privilege as usize][(linear / PAGE_BYTES) as usize % ENTRIES] = entry;
+        let (number, index) = (privilege as usize, index(linear));
+        if self.filled.len() == NOTED {
+            self.clear_all();
+        }
+        self.filled.push((number as u8, index as u16));
+        let page = (linear & PAGE_MASK).wrapping_neg();
+        let bank = &mut self.context.tlb[number];
+        bank.read[index] = if entry.read { page } else { invalid(index) };
+        bank.write[index] = if entry.write { page } else { invalid(index) };
+        bank.addend[index] = entry.addend;
+        self.physical[number][index] = entry.physical;
+        if entry.physical & (LARGE | HUGE) != 0 {
+            self.large |= large_bit(linear, entry.physical);
+        }
+    }
+
+    fn clear(&mut self, bank: usize, index: usize) {
+        let bank = &mut self.context.tlb[bank];
+        (bank.read[index], bank.write[index]) = (invalid(index), invalid(index));
+    }
+
+    fn clear_all(&mut self) {
+        for bank in 0..TLB_BANKS {
+            (0..TLB_ENTRIES).for_each(|index| self.clear(bank, index));
+        }
+        self.filled.clear();
+        self.large = 0;
     }
 
     /// Forgets everything.
     pub fn flush(&mut self) {
-        if self.tag == LAST_TAG {
-            *self.entries = [[TlbEntry::default(); ENTRIES]; BANKS];
-            self.tag = 0;
+        let filled = std::mem::take(&mut self.filled);
+        for (bank, index) in &filled {
+            self.clear(usize::from(*bank), usize::from(*index));
         }
-        self.tag += 1;
+        self.filled = filled;
+        self.filled.clear();
+        self.large = 0;
+    }
+
+    /// The linear page an entry is for; `None` when it is invalid.
+    fn page_at(&self, bank: usize, index: usize) -> Option<u64> {
+        let tables = &self.context.tlb[bank];
+        let known = if tables.read[index] == invalid(index) { tables.write[index] } else { tables.read[index] };
+        (known != invalid(index)).then(|| known.wrapping_neg())
     }
 
     /// Forgets the page of `linear`, however large it was.
     pub fn flush_page(&mut self, linear: u64) {
-        for entry in self.entries.iter_mut().flatten() {
-            let known = (entry.read | entry.write) & PAGE_MASK;
-            let mask = match entry.physical & (LARGE | HUGE) {
-                0 => PAGE_MASK,
+        let at = index(linear);
+        for bank in 0..TLB_BANKS {
+            if self.page_at(bank, at) == Some(linear & PAGE_MASK) {
+                self.clear(bank, at);
+            }
+        }
+        if self.large & large_bit(linear, 0) != 0 {
+            self.flush_large(linear);
+        }
+    }
+
+    /// Forgets what was cut from the larger page around `linear`.
+    fn flush_large(&mut self, linear: u64) {
+        for number in 0..self.filled.len() {
+            let (bank, index) = (usize::from(self.filled[number].0), usize::from(self.filled[number].1));
+            let mask = match self.physical[bank][index] & (LARGE | HUGE) {
+                0 => continue,
                 // A 4 MiB page is covered by flushing both 2 MiB halves' worth of it.
                 LARGE => !0x3f_ffff,
                 _ => !0x3fff_ffff,
             };
-            if known & mask == linear & mask {
-                *entry = TlbEntry::default();
+            if self.page_at(bank, index).is_some_and(|page| page & mask == linear & mask) {
+                self.clear(bank, index);
             }
         }
     }
 
     /// Sends stores to the physical page `gpa` to the slow path from now on.
     pub fn forbid_writes(&mut self, gpa: u64) {
-        for entry in self.entries.iter_mut().flatten() {
-            if entry.physical & PAGE_MASK == gpa & PAGE_MASK {
-                entry.write = 0;
+        for (bank, index) in &self.filled {
+            let (bank, index) = (usize::from(*bank), usize::from(*index));
+            if self.physical[bank][index] & PAGE_MASK == gpa & PAGE_MASK {
+                self.context.tlb[bank].write[index] = invalid(index);
             }
         }
     }

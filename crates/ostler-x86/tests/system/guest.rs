@@ -6,7 +6,7 @@ use iced_x86::code_asm::CodeAssembler;
 use ostler_engine::regs::{DescriptorTable, MpState, Regs, Segment, Sregs};
 use ostler_engine::{Accelerator, Exit, NobodyAnswers, Vcpu, Vm};
 use ostler_memory::{Backing, GuestRam, SlotConfig};
-use ostler_x86::SoftAccelerator;
+use ostler_x86::{SoftAccelerator, Translate};
 
 pub const RAM_BYTES: u64 = 16 << 20;
 /// Where code is put, for the kernel and for user mode.
@@ -83,6 +83,12 @@ pub fn assemble(bitness: u32, at: u64, write: impl FnOnce(&mut CodeAssembler)) -
     code.assemble(at).expect("the code assembles")
 }
 
+/// These tests are two executables: one interprets, one translates everything.
+const TRANSLATE: Translate = match env!("CARGO_CRATE_NAME").as_bytes() {
+    b"system_translated" => Translate::Eagerly,
+    _ => Translate::Never,
+};
+
 impl Guest {
     fn new(irqchip: bool) -> Self {
         let memory = Arc::new(GuestRam::new());
@@ -96,7 +102,7 @@ impl Guest {
                 backing: Backing::Anonymous,
             })
             .expect("the slot fits");
-        let vm = SoftAccelerator.create_vm(memory).expect("a VM");
+        let vm = SoftAccelerator { translate: TRANSLATE }.create_vm(memory).expect("a VM");
         if irqchip {
             vm.create_irqchip().expect("interrupt controllers");
         }

@@ -23,7 +23,7 @@ impl Bench {
     pub fn new() -> Self {
         let ram = Arc::new(GuestRam::new());
         ram.set_slot(SlotConfig { size: 0x10000, ..SlotConfig::default() }).expect("a slot");
-        let vm = Arc::new(VmShared::new(Arc::clone(&ram)));
+        let vm = Arc::new(VmShared::new(Arc::clone(&ram), ostler_x86::Translate::Never));
         let sibling = Arc::new(Sibling {
             id: 0,
             signals: Arc::default(),

@@ -1,0 +1,173 @@
+//! Jumps, calls and returns.
+//!
+//! A jump within the page is linked to its target once that is translated. Every other one looks
+//! its target up in the table of jumps; what is not there is the interpreter's, which checks the
+//! target before anything is pushed or popped. Each loop passes a look at the signals: at a jump
+//! backwards, across pages, or through a register.
+
+use iced_x86::{Instruction, Mnemonic, OpKind};
+
+use crate::jit::code::Memory;
+use crate::jit::context::field;
+use crate::jit::encoding::Encoding;
+use crate::jit::memory::Wanted;
+use crate::jit::registers::{C, GUEST_RSP, Home, T, home};
+use crate::jit::stubs::{jump_to_found, look_up_jump};
+use crate::jit::translate::{Cold, Translator};
+
+fn in_page(target: i64) -> bool {
+    (0..0x1000).contains(&target)
+}
+
+impl Translator<'_> {
+    pub fn branch(&mut self, instruction: &Instruction, encoding: &Encoding<'_>) -> Option<()> {
+        if encoding.operand_size {
+            return None;
+        }
+        let near = instruction.op0_kind() == OpKind::NearBranch64;
+        match instruction.mnemonic() {
+            Mnemonic::Jmp if near => {
+                let target = instruction.near_branch64() as i64;
+                self.taken(target);
+                self.ended = true;
+            }
+            Mnemonic::Jmp => self.jump_indirect(instruction)?,
+            Mnemonic::Call if near => self.call_direct(instruction.near_branch64() as i64),
+            Mnemonic::Call => self.call_indirect(instruction)?,
+            Mnemonic::Ret => self.ret(instruction),
+            _ if near => self.conditional(instruction.near_branch64() as i64, encoding.opcode & 15),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// The taken side of a direct jump.
+    pub fn taken(&mut self, target: i64) {
+        if in_page(target) {
+            self.add_to_count(self.op + 1);
+            if target <= self.offset + i64::from(self.block.ops[self.op].end) {
+                self.look_at_signals(target);
+            }
+            self.link(target);
+        } else {
+            self.load_linear(target);
+            self.find_target();
+            self.add_to_count(self.op + 1);
+            self.check_signals();
+            jump_to_found(&mut self.code, self.around.key.bank());
+        }
+        self.flush_misses();
+    }
+
+    /// As [`Translator::check_signals`], where T is not the target yet.
+    fn look_at_signals(&mut self, target: i64) {
+        self.code.load(C, field!(signals));
+        // mov ecx, [rcx]
+        self.code.put(&[0x8b, 0x09]);
+        self.code.byte(0xe3);
+        let skip = self.code.bytes.len();
+        self.code.byte(0);
+        self.load_linear(target);
+        self.code.jump(self.around.stubs.leave);
+        self.code.bytes[skip] = (self.code.bytes.len() - skip - 1) as u8;
+    }
+
+    /// Looks T up; a miss runs the instruction in Rust.
+    fn find_target(&mut self) {
+        let miss = look_up_jump(&mut self.code, self.around.key.bank());
+        self.misses.push(miss);
+    }
+
+    fn flush_misses(&mut self) {
+        if !self.misses.is_empty() {
+            // The instruction jumps in Rust, too, so it never comes back here.
+            let resume = self.code.here();
+            self.cold.push(Cold::CallOut { from: std::mem::take(&mut self.misses), op: self.op, resume });
+        }
+    }
+
+    fn conditional(&mut self, target: i64, condition: u8) {
+        let last = self.op + 1 == self.block.ops.len();
+        let backwards = target <= self.offset;
+        if last && backwards && in_page(target) {
+            // The end of a loop, most likely: straight on is the way back.
+            let over = self.code.branch_later(condition ^ 1);
+            self.taken(target);
+            let here = self.code.here();
+            self.code.fix(over, here);
+        } else {
+            let from = self.code.branch_later(condition);
+            self.cold.push(Cold::Taken { from, op: self.op, target });
+        }
+    }
+
+    /// Jumps to T, which the table has.
+    fn jump_to_target(&mut self, check: bool) {
+        self.add_to_count(self.op + 1);
+        if check {
+            self.check_signals();
+        }
+        jump_to_found(&mut self.code, self.around.key.bank());
+        self.ended = true;
+    }
+
+    /// The target in a register or in memory, in T.
+    fn load_target(&mut self, instruction: &Instruction) -> Option<()> {
+        match instruction.op0_kind() {
+            OpKind::Memory if instruction.memory_size().size() == 8 => {
+                let address = self.linear_address(instruction)?;
+                self.look_up(address, Wanted::read(8));
+                self.code.load_from(T, Memory::indexed(C, address));
+            }
+            OpKind::Register if instruction.op0_register().is_gpr64() => {
+                match home(instruction.op0_register().number() as u8) {
+                    Home::Host(host) => self.code.copy(T, host),
+                    Home::Slot(offset) => self.code.load(T, offset),
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn jump_indirect(&mut self, instruction: &Instruction) -> Option<()> {
+        self.load_target(instruction)?;
+        self.find_target();
+        self.jump_to_target(true);
+        Some(())
+    }
+
+    fn call_direct(&mut self, target: i64) {
+        if in_page(target) {
+            self.push_return_address();
+            self.add_to_count(self.op + 1);
+            self.link(target);
+        } else {
+            self.load_linear(target);
+            self.find_target();
+            self.push_return_address();
+            self.load_linear(target);
+            self.jump_to_target(false);
+        }
+        self.ended = true;
+    }
+
+    fn call_indirect(&mut self, instruction: &Instruction) -> Option<()> {
+        self.load_target(instruction)?;
+        self.code.store(field!(scratch), T);
+        self.find_target();
+        self.push_return_address();
+        self.code.load(T, field!(scratch));
+        self.jump_to_target(false);
+        Some(())
+    }
+
+    fn ret(&mut self, instruction: &Instruction) {
+        let dropped = if instruction.op_count() == 1 { i32::from(instruction.immediate16()) } else { 0 };
+        self.look_up(GUEST_RSP, Wanted::read(8));
+        self.code.load_from(T, Memory::indexed(C, GUEST_RSP));
+        self.find_target();
+        self.move_stack_pointer(8 + dropped);
+        self.jump_to_target(true);
+    }
+}

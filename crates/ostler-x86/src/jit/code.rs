@@ -1,0 +1,251 @@
+//! Host instructions as bytes: the few that translated code needs of its own.
+//!
+//! None of them changes a flag unless its name says so: the guest's flags are in the host's.
+
+/// Host registers by number.
+pub const RAX: u8 = 0;
+pub const RCX: u8 = 1;
+pub const RDX: u8 = 2;
+pub const RBX: u8 = 3;
+pub const RSP: u8 = 4;
+pub const RBP: u8 = 5;
+pub const RDI: u8 = 7;
+pub const R10: u8 = 10;
+pub const R11: u8 = 11;
+pub const R12: u8 = 12;
+pub const R13: u8 = 13;
+pub const R14: u8 = 14;
+pub const R15: u8 = 15;
+
+/// Code under construction for a known address.
+#[derive(Debug)]
+pub struct Code {
+    start: u64,
+    pub bytes: Vec<u8>,
+}
+
+impl Code {
+    pub fn new(start: u64) -> Self {
+        Self { start, bytes: Vec::with_capacity(1024) }
+    }
+
+    /// Where the next byte will run.
+    pub fn here(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    pub fn byte(&mut self, byte: u8) {
+        self.bytes.push(byte);
+    }
+
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub fn put32(&mut self, value: u32) {
+        self.put(&value.to_le_bytes());
+    }
+
+    pub fn align(&mut self, to: usize) {
+        while !self.here().is_multiple_of(to as u64) {
+            self.byte(0xcc);
+        }
+    }
+
+    /// Makes the displacement that ends at `end` lead to `target`.
+    pub fn fix(&mut self, end: u64, target: u64) {
+        let at = (end - self.start) as usize - 4;
+        let displacement = target.wrapping_sub(end) as u32;
+        self.bytes[at..at + 4].copy_from_slice(&displacement.to_le_bytes());
+    }
+
+    /// `[rsp + offset]` as ModRM, SIB and displacement.
+    fn context_operand(&mut self, reg: u8, offset: i32) {
+        let reg = (reg & 7) << 3;
+        if let Ok(short) = i8::try_from(offset) {
+            self.put(&[0x44 | reg, 0x24, short as u8]);
+        } else {
+            self.put(&[0x84 | reg, 0x24]);
+            self.put32(offset as u32);
+        }
+    }
+
+    /// An opcode with REX.W, a register and `[rsp + offset]`.
+    pub fn with_context(&mut self, opcode: &[u8], reg: u8, offset: i32) {
+        self.byte(0x48 | reg >> 3 << 2);
+        self.put(opcode);
+        self.context_operand(reg, offset);
+    }
+
+    /// mov reg, [rsp + offset]
+    pub fn load(&mut self, reg: u8, offset: i32) {
+        self.with_context(&[0x8b], reg, offset);
+    }
+
+    /// mov [rsp + offset], reg
+    pub fn store(&mut self, offset: i32, reg: u8) {
+        self.with_context(&[0x89], reg, offset);
+    }
+
+    /// mov qword [rsp + offset], imm32
+    pub fn store_immediate(&mut self, offset: i32, value: u32) {
+        self.with_context(&[0xc7], 0, offset);
+        self.put32(value);
+    }
+
+    /// mov to, from (64 bits)
+    pub fn copy(&mut self, to: u8, from: u8) {
+        self.put(&[0x48 | from >> 3 << 2 | to >> 3, 0x89, 0xc0 | (from & 7) << 3 | to & 7]);
+    }
+
+    /// mov reg32, imm32
+    pub fn set32(&mut self, reg: u8, value: u32) {
+        if reg >= 8 {
+            self.byte(0x41);
+        }
+        self.byte(0xb8 | reg & 7);
+        self.put32(value);
+    }
+
+    /// mov reg, imm64, as short as it can be.
+    pub fn set64(&mut self, reg: u8, value: u64) {
+        if let Ok(small) = u32::try_from(value) {
+            self.set32(reg, small);
+        } else if let Ok(signed) = i32::try_from(value as i64) {
+            self.put(&[0x48 | reg >> 3, 0xc7, 0xc0 | reg & 7]);
+            self.put32(signed as u32);
+        } else {
+            self.put(&[0x48 | reg >> 3, 0xb8 | reg & 7]);
+            self.put(&value.to_le_bytes());
+        }
+    }
+
+    /// An opcode with a memory operand `[base + index << scale + disp]`; `base` may be absent.
+    pub fn with_memory(&mut self, wide: bool, opcode: &[u8], reg: u8, memory: Memory) {
+        let rex = memory.rex(reg) | u8::from(wide) << 3;
+        if rex != 0 {
+            self.byte(0x40 | rex);
+        }
+        self.put(opcode);
+        self.memory_operand(reg, memory);
+    }
+
+    /// ModRM, SIB and displacement of a memory operand.
+    pub fn memory_operand(&mut self, reg: u8, memory: Memory) {
+        let reg = (reg & 7) << 3;
+        let Some(base) = memory.base else {
+            let (index, scale) = memory.index.map_or((4, 0), |(index, scale)| (index & 7, scale));
+            self.put(&[0x04 | reg, scale << 6 | index << 3 | 5]);
+            self.put32(memory.disp as u32);
+            return;
+        };
+        let short = i8::try_from(memory.disp);
+        let mode = match (memory.disp, short) {
+            (0, _) if base & 7 != RBP => 0x00,
+            (_, Ok(_)) => 0x40,
+            _ => 0x80,
+        };
+        if memory.index.is_some() || base & 7 == RSP {
+            let (index, scale) = memory.index.map_or((4, 0), |(index, scale)| (index & 7, scale));
+            self.put(&[mode | reg | 4, scale << 6 | index << 3 | base & 7]);
+        } else {
+            self.byte(mode | reg | base & 7);
+        }
+        match (mode, short) {
+            (0x40, Ok(short)) => self.byte(short as u8),
+            (0x80, _) => self.put32(memory.disp as u32),
+            _ => {}
+        }
+    }
+
+    /// lea reg, memory
+    pub fn lea(&mut self, reg: u8, memory: Memory) {
+        self.with_memory(true, &[0x8d], reg, memory);
+    }
+
+    /// mov reg, memory (64 bits)
+    pub fn load_from(&mut self, reg: u8, memory: Memory) {
+        self.with_memory(true, &[0x8b], reg, memory);
+    }
+
+    /// mov memory, reg (64 bits)
+    pub fn store_to(&mut self, memory: Memory, reg: u8) {
+        self.with_memory(true, &[0x89], reg, memory);
+    }
+
+    /// pext to, from, [rsp + offset]
+    pub fn pext(&mut self, to: u8, from: u8, offset: i32) {
+        // VEX.LZ.F3.0F38.W1 F5 /r: R inverted for `to`, X and B for RSP.
+        self.put(&[0xc4, (!to >> 3 & 1) << 7 | 0x62, 0x80 | (!from & 15) << 3 | 0x02, 0xf5]);
+        self.context_operand(to, offset);
+    }
+
+    /// jrcxz over the five bytes of a jump that follows.
+    pub fn skip_jump_if_rcx_zero(&mut self) {
+        self.put(&[0xe3, 5]);
+    }
+
+    /// jmp target
+    pub fn jump(&mut self, target: u64) {
+        self.byte(0xe9);
+        let end = self.here() + 4;
+        self.put32(target.wrapping_sub(end) as u32);
+    }
+
+    /// A jump to be fixed later: where its displacement ends.
+    pub fn jump_later(&mut self) -> u64 {
+        self.byte(0xe9);
+        self.put32(0);
+        self.here()
+    }
+
+    /// Jcc to be fixed later.
+    pub fn branch_later(&mut self, condition: u8) -> u64 {
+        self.put(&[0x0f, 0x80 | condition]);
+        self.put32(0);
+        self.here()
+    }
+
+    pub fn call(&mut self, target: u64) {
+        self.byte(0xe8);
+        let end = self.here() + 4;
+        self.put32(target.wrapping_sub(end) as u32);
+    }
+
+    /// jmp [rsp + offset]
+    pub fn jump_through(&mut self, offset: i32) {
+        self.byte(0xff);
+        self.context_operand(4, offset);
+    }
+
+    /// paddq mm0, [rsp + offset]: counts without touching a flag or a register of the guest's.
+    pub fn add_to_count(&mut self, offset: i32) {
+        self.put(&[0x0f, 0xd4]);
+        self.context_operand(0, offset);
+    }
+}
+
+/// A memory operand of the host's.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    pub base: Option<u8>,
+    /// Register, and log2 of the scale.
+    pub index: Option<(u8, u8)>,
+    pub disp: i32,
+}
+
+impl Memory {
+    pub fn at(base: u8, disp: i32) -> Self {
+        Self { base: Some(base), index: None, disp }
+    }
+
+    pub fn indexed(base: u8, index: u8) -> Self {
+        Self { base: Some(base), index: Some((index, 0)), disp: 0 }
+    }
+
+    /// The R, X and B bits of REX.
+    pub fn rex(&self, reg: u8) -> u8 {
+        let index = self.index.map_or(0, |(index, _)| index);
+        reg >> 3 << 2 | index >> 3 << 1 | self.base.unwrap_or(0) >> 3
+    }
+}

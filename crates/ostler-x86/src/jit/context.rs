@@ -1,0 +1,184 @@
+//! What translated code and Rust share: one allocation that the host's RSP points into.
+//!
+//! While translated code runs, RSP is the address of [`Context`], so that every field is one
+//! `[rsp + offset]` away and no general register is spent on it. Below it lies room for what the
+//! kernel pushes when a signal arrives. The TLB's tables live here, too: they are looked up in line.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::mem::offset_of;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
+
+use crate::cpu::Cpu;
+use crate::cpu::vector::MXCSR_RESET;
+
+/// TLB entries per bank: a power of two. Direct-mapped; 16 MiB of 4 KiB pages.
+pub const TLB_ENTRIES: usize = 4096;
+/// One bank per [`crate::mmu::Privilege`].
+pub const TLB_BANKS: usize = 4;
+/// Entries of the table of jump targets, per bank.
+pub const JUMP_ENTRIES: usize = 2048;
+/// Instructions of one block at most, plus one: what a block's exit may add to the count.
+const COUNTS: usize = crate::decode::block::MAX_OPS + 1;
+/// Room for a signal frame with all of the host's vector state, and for its handler.
+const STACK_BYTES: usize = 256 * 1024;
+
+/// One bank of translations: parallel arrays, so that an index scales by 8.
+///
+/// `read` and `write` hold the negated linear page, so that adding an address gives its offset in
+/// the page on a hit, and at least a page's size on a miss; an invalid entry holds a page that
+/// cannot be looked up at its index.
+#[derive(Debug)]
+#[repr(C)]
+pub struct TlbBank {
+    pub read: [u64; TLB_ENTRIES],
+    pub write: [u64; TLB_ENTRIES],
+    /// Host address minus linear address.
+    pub addend: [u64; TLB_ENTRIES],
+}
+
+/// Where translated code goes on by linear address.
+#[derive(Debug)]
+#[repr(C)]
+pub struct JumpBank {
+    /// The negated address.
+    pub target: [u64; JUMP_ENTRIES],
+    pub entry: [u64; JUMP_ENTRIES],
+    /// The address' page.
+    pub page: [u64; JUMP_ENTRIES],
+}
+
+/// See the module.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Context {
+    /// The guest registers that have no host register: R10, R11, R15.
+    pub registers: [u64; 3],
+    /// Linear address of the page of the running block.
+    pub page_base: u64,
+    /// Operands of PEXT: the index of a page in a TLB bank, of an address in the jump table.
+    pub tlb_index_mask: u64,
+    pub jump_index_mask: u64,
+    /// What has to be zero on a TLB hit: the page number; with it the low bits of an aligned operand.
+    pub page_mask: u64,
+    pub page_mask_16: u64,
+    pub page_mask_32: u64,
+    /// [`crate::signals::Signals`]' word.
+    pub signals: *const AtomicU32,
+    /// Zero while the guest's vector registers are in the host's.
+    pub vector_absent: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub scratch: u64,
+    /// The jump that could be linked to what follows, plus one; 0 for none.
+    pub site: u64,
+    /// LAHF's byte in bits 8..16, OF in bit 0.
+    pub flags: u64,
+    pub resume: u64,
+    pub saved_rax: u64,
+    /// Instructions retired since translated code was entered.
+    pub count: u64,
+    /// RIP after an exit.
+    pub rip: u64,
+    pub cpu: *mut Cpu,
+    /// The guest's register file.
+    pub file: *mut u64,
+    /// YMM0..YMM15.
+    pub vector: *mut u8,
+    pub mxcsr: *mut u32,
+    pub host_mxcsr: u64,
+    pub host_rsp: u64,
+    pub entry: u64,
+    pub call_out: u64,
+    /// How translated code was left: see [`super::run`].
+    pub exit: u64,
+    /// `counts[n]` is `n`.
+    pub counts: [u64; COUNTS],
+    pub tlb: [TlbBank; TLB_BANKS],
+    pub jumps: [JumpBank; super::BANKS],
+}
+
+#[repr(C, align(64))]
+struct Allocation {
+    stack: [u8; STACK_BYTES],
+    context: Context,
+}
+
+/// The offset of a field from RSP.
+macro_rules! field {
+    ($($name:tt)+) => {
+        std::mem::offset_of!(crate::jit::context::Context, $($name)+) as i32
+    };
+}
+pub(crate) use field;
+
+/// Offsets of the arrays of a bank from RSP.
+pub fn tlb_read(bank: usize) -> i32 {
+    (offset_of!(Context, tlb) + bank * size_of::<TlbBank>() + offset_of!(TlbBank, read)) as i32
+}
+pub fn tlb_write(bank: usize) -> i32 {
+    (offset_of!(Context, tlb) + bank * size_of::<TlbBank>() + offset_of!(TlbBank, write)) as i32
+}
+pub fn tlb_addend(bank: usize) -> i32 {
+    (offset_of!(Context, tlb) + bank * size_of::<TlbBank>() + offset_of!(TlbBank, addend)) as i32
+}
+pub fn jump_target(bank: usize) -> i32 {
+    (offset_of!(Context, jumps) + bank * size_of::<JumpBank>() + offset_of!(JumpBank, target)) as i32
+}
+pub fn jump_entry(bank: usize) -> i32 {
+    (offset_of!(Context, jumps) + bank * size_of::<JumpBank>() + offset_of!(JumpBank, entry)) as i32
+}
+pub fn jump_page(bank: usize) -> i32 {
+    (offset_of!(Context, jumps) + bank * size_of::<JumpBank>() + offset_of!(JumpBank, page)) as i32
+}
+
+/// An owned [`Context`] at a fixed address.
+#[derive(Debug)]
+pub struct ContextBox(NonNull<Allocation>);
+
+// SAFETY: the allocation belongs to the box; its pointers are set anew before each use.
+unsafe impl Send for ContextBox {}
+
+impl Default for ContextBox {
+    fn default() -> Self {
+        let layout = Layout::new::<Allocation>();
+        // SAFETY: the layout is not empty; every field of a context may be zero.
+        let memory = unsafe { alloc_zeroed(layout) };
+        let Some(memory) = NonNull::new(memory.cast::<Allocation>()) else { handle_alloc_error(layout) };
+        let mut this = Self(memory);
+        this.tlb_index_mask = (TLB_ENTRIES as u64 - 1) << 12;
+        this.jump_index_mask = JUMP_ENTRIES as u64 - 1;
+        this.page_mask = !0xfff;
+        this.page_mask_16 = !0xfff | 15;
+        this.page_mask_32 = !0xfff | 31;
+        this.vector_absent = 1;
+        this.host_mxcsr = u64::from(MXCSR_RESET);
+        for (number, count) in this.counts.iter_mut().enumerate() {
+            *count = number as u64;
+        }
+        this
+    }
+}
+
+impl Deref for ContextBox {
+    type Target = Context;
+    fn deref(&self) -> &Context {
+        // SAFETY: the allocation lives as long as the box.
+        unsafe { &(*self.0.as_ptr()).context }
+    }
+}
+
+impl DerefMut for ContextBox {
+    fn deref_mut(&mut self) -> &mut Context {
+        // SAFETY: as above; `&mut self` makes it ours alone.
+        unsafe { &mut (*self.0.as_ptr()).context }
+    }
+}
+
+impl Drop for ContextBox {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout.
+        unsafe { dealloc(self.0.as_ptr().cast(), Layout::new::<Allocation>()) };
+    }
+}

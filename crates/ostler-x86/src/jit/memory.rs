@@ -1,0 +1,153 @@
+//! Memory operands: the guest's address, and the TLB look-up that turns it into the host's.
+
+use iced_x86::{Instruction, Register};
+
+use crate::jit::code::Memory;
+use crate::jit::context::{field, tlb_addend, tlb_read, tlb_write};
+use crate::jit::registers::{C, Home, T, home};
+use crate::jit::stubs::table;
+use crate::jit::translate::Translator;
+
+/// What an access asks of the TLB.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    pub bytes: u8,
+    pub write: bool,
+    /// Bytes the address has to be a multiple of, where the processor says so: 16 or 32; else 1.
+    pub aligned: u8,
+}
+
+impl Wanted {
+    pub fn read(bytes: u8) -> Self {
+        Self { bytes, write: false, aligned: 1 }
+    }
+
+    pub fn write(bytes: u8) -> Self {
+        Self { bytes, write: true, aligned: 1 }
+    }
+}
+
+impl Translator<'_> {
+    /// Computes the linear address of the memory operand; the register it is in: T, or the base
+    /// itself. Uses C.
+    pub fn linear_address(&mut self, instruction: &Instruction) -> Option<u8> {
+        let segment = match instruction.memory_segment() {
+            Register::FS => Some(field!(fs_base)),
+            Register::GS => Some(field!(gs_base)),
+            _ => None,
+        };
+        let memory = self.effective_address(instruction)?;
+        let narrow = address_is_narrow(instruction);
+        match memory {
+            Some(Memory { base: Some(base), index: None, disp: 0 }) if segment.is_none() && !narrow => {
+                return Some(base);
+            }
+            Some(memory) => self.code.with_memory(!narrow, &[0x8d], T, memory),
+            None => self.code.set64(T, absolute(instruction)),
+        }
+        if let Some(offset) = segment {
+            self.code.load(C, offset);
+            self.code.lea(T, Memory::indexed(T, C));
+        }
+        Some(T)
+    }
+
+    /// The offset part as a memory operand of the host's, registers from the context loaded into T
+    /// and C; `Some(None)` when it is a plain number.
+    pub fn effective_address(&mut self, instruction: &Instruction) -> Option<Option<Memory>> {
+        if instruction.is_vsib() {
+            return None;
+        }
+        if instruction.is_ip_rel_memory_operand() {
+            if address_is_narrow(instruction) {
+                return None;
+            }
+            let disp = i32::try_from(instruction.ip_rel_memory_address() as i64).ok()?;
+            self.code.load(T, field!(page_base));
+            return Some(Some(Memory::at(T, disp)));
+        }
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        if base == Register::None && index == Register::None {
+            return Some(None);
+        }
+        let narrow = address_is_narrow(instruction);
+        let disp = instruction.memory_displacement64();
+        let disp = if narrow { disp as u32 as i32 } else { i32::try_from(disp as i64).ok()? };
+        let scale = instruction.memory_index_scale().trailing_zeros() as u8;
+        let base = self.address_register(base, T);
+        let index = self.address_register(index, C).map(|index| (index, scale));
+        Some(Some(Memory { base, index, disp }))
+    }
+
+    /// A base or index register in a host register: its own, or `temporary`.
+    fn address_register(&mut self, register: Register, temporary: u8) -> Option<u8> {
+        if register == Register::None {
+            return None;
+        }
+        match home(register.number() as u8) {
+            Home::Host(host) => Some(host),
+            Home::Slot(offset) => {
+                self.code.load(temporary, offset);
+                Some(temporary)
+            }
+        }
+    }
+
+    /// Emits the look-up of the linear address in `address`: afterwards `[address + C]` is the
+    /// operand. A miss runs the whole instruction in Rust. No flag changes.
+    pub fn look_up(&mut self, address: u8, wanted: Wanted) {
+        let bank = self.around.key.bank();
+        let (tag, mask, reach) = match wanted.aligned {
+            16 => (wanted.write, field!(page_mask_16), 0),
+            32 => (wanted.write, field!(page_mask_32), 0),
+            _ => (wanted.write, field!(page_mask), i32::from(wanted.bytes) - 1),
+        };
+        self.code.pext(C, address, field!(tlb_index_mask));
+        self.code.load_from(C, table(if tag { tlb_write(bank) } else { tlb_read(bank) }));
+        self.code.lea(C, Memory { base: Some(C), index: Some((address, 0)), disp: reach });
+        self.code.pext(C, C, mask);
+        self.code.skip_jump_if_rcx_zero();
+        let miss = self.code.jump_later();
+        self.misses.push(miss);
+        self.code.pext(C, address, field!(tlb_index_mask));
+        self.code.load_from(C, table(tlb_addend(bank)));
+    }
+
+    /// LEA.
+    pub fn load_address(&mut self, instruction: &Instruction) -> Option<()> {
+        let register = instruction.op0_register();
+        let wide = match register.size() {
+            8 => true,
+            4 => false,
+            _ => return None,
+        };
+        let memory = self.effective_address(instruction)?;
+        let narrow = address_is_narrow(instruction);
+        let target = home(register.number() as u8);
+        let host = if let Home::Host(host) = target { host } else { T };
+        match memory {
+            Some(memory) => self.code.with_memory(wide && !narrow, &[0x8d], host, memory),
+            None if wide => self.code.set64(host, absolute(instruction)),
+            None => self.code.set32(host, absolute(instruction) as u32),
+        }
+        if let Home::Slot(offset) = target {
+            self.code.store(offset, T);
+        }
+        Some(())
+    }
+}
+
+/// An address without registers.
+fn absolute(instruction: &Instruction) -> u64 {
+    let disp = instruction.memory_displacement64();
+    if address_is_narrow(instruction) { u64::from(disp as u32) } else { disp }
+}
+
+/// Whether a 67 prefix cuts addresses to 32 bits.
+fn address_is_narrow(instruction: &Instruction) -> bool {
+    match (instruction.memory_base(), instruction.memory_index()) {
+        (Register::None, Register::None) => instruction.memory_displ_size() == 4,
+        (Register::None, index) => index.size() == 4,
+        (base, _) => base.size() == 4,
+    }
+}

@@ -1,0 +1,93 @@
+//! PUSH, POP and LEAVE of 64 bits.
+
+use iced_x86::{Instruction, Mnemonic, OpKind};
+
+use crate::jit::code::{Memory, RBP};
+use crate::jit::encoding::Encoding;
+use crate::jit::memory::Wanted;
+use crate::jit::registers::{C, GUEST_RSP, Home, T, home};
+use crate::jit::translate::Translator;
+
+impl Translator<'_> {
+    pub fn stack(&mut self, instruction: &Instruction, encoding: &Encoding<'_>) -> Option<()> {
+        if encoding.operand_size {
+            return None;
+        }
+        match (instruction.mnemonic(), instruction.op0_kind()) {
+            (Mnemonic::Leave, _) => self.leave(),
+            (Mnemonic::Push, OpKind::Register) if instruction.op0_register().is_gpr64() => {
+                self.push_register(instruction.op0_register().number() as u8);
+            }
+            (Mnemonic::Push, OpKind::Immediate8to64 | OpKind::Immediate32to64) => {
+                self.push_immediate(instruction.immediate(0) as u32);
+            }
+            (Mnemonic::Pop, OpKind::Register) if instruction.op0_register().is_gpr64() => {
+                self.pop_register(instruction.op0_register().number() as u8);
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// Looks up the eight bytes below the top of the stack: `[T]`-relative as [`Translator::look_up`] leaves it.
+    fn look_up_below(&mut self) {
+        self.code.lea(T, Memory::at(GUEST_RSP, -8));
+        self.look_up(T, Wanted::write(8));
+    }
+
+    pub fn move_stack_pointer(&mut self, by: i32) {
+        self.code.lea(GUEST_RSP, Memory::at(GUEST_RSP, by));
+    }
+
+    fn push_register(&mut self, guest: u8) {
+        self.look_up_below();
+        match home(guest) {
+            Home::Host(host) => self.code.store_to(Memory::indexed(C, T), host),
+            Home::Slot(offset) => {
+                self.code.lea(T, Memory::indexed(C, T));
+                self.code.load(C, offset);
+                self.code.store_to(Memory::at(T, 0), C);
+            }
+        }
+        self.move_stack_pointer(-8);
+    }
+
+    fn push_immediate(&mut self, value: u32) {
+        self.look_up_below();
+        self.code.with_memory(true, &[0xc7], 0, Memory::indexed(C, T));
+        self.code.put32(value);
+        self.move_stack_pointer(-8);
+    }
+
+    /// Pushes the address of the next instruction.
+    pub fn push_return_address(&mut self) {
+        self.look_up_below();
+        self.code.lea(T, Memory::indexed(C, T));
+        self.code.load(C, crate::jit::context::field!(page_base));
+        let next = self.offset + i64::from(self.block.ops[self.op].end);
+        self.code.lea(C, Memory::at(C, next as i32));
+        self.code.store_to(Memory::at(T, 0), C);
+        self.move_stack_pointer(-8);
+    }
+
+    fn pop_register(&mut self, guest: u8) {
+        self.look_up(GUEST_RSP, Wanted::read(8));
+        let top = Memory::indexed(C, GUEST_RSP);
+        match home(guest) {
+            Home::Host(GUEST_RSP) => return self.code.load_from(GUEST_RSP, top),
+            Home::Host(host) => self.code.load_from(host, top),
+            Home::Slot(offset) => {
+                self.code.load_from(T, top);
+                self.code.store(offset, T);
+            }
+        }
+        self.move_stack_pointer(8);
+    }
+
+    fn leave(&mut self) {
+        self.look_up(RBP, Wanted::read(8));
+        self.code.load_from(T, Memory::indexed(C, RBP));
+        self.code.lea(GUEST_RSP, Memory::at(RBP, 8));
+        self.code.copy(RBP, T);
+    }
+}

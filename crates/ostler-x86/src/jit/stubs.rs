@@ -1,0 +1,242 @@
+//! The code that every block shares: into translated code, out of it, and to Rust and back.
+
+use crate::jit::code::{Code, Memory, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RSP};
+use crate::jit::context::{Context, field, jump_entry, jump_page, jump_target};
+use crate::jit::registers::{C, SLOTS, T, held};
+use crate::jit::{BANKS, exit};
+
+/// Where the shared code is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stubs {
+    /// `extern "sysv64" fn(*mut Context, entry)`.
+    pub enter: u64,
+    /// ECX is the call's site; see [`super::call_out`].
+    pub call_out: u64,
+    /// Leaves with RIP in T.
+    pub leave: u64,
+    /// Goes on at T by the table of jumps, or leaves with it.
+    pub jump: [u64; BANKS],
+    /// Loads the guest's vector registers.
+    pub load_vector: u64,
+}
+
+const SAVED: [u8; 6] = [RBX, RBP, R12, R13, R14, R15];
+
+pub fn emit(code: &mut Code) -> Stubs {
+    let mut stubs = Stubs { enter: code.here(), ..Stubs::default() };
+    enter(code);
+    code.align(16);
+    stubs.call_out = code.here();
+    call_out(code);
+    code.align(16);
+    stubs.leave = code.here();
+    leave(code);
+    code.align(16);
+    for bank in 0..BANKS {
+        stubs.jump[bank] = code.here();
+        jump(code, bank, stubs.leave);
+        code.align(16);
+    }
+    stubs.load_vector = code.here();
+    // The call moved RSP by a return address.
+    load_vector(code, 8);
+    code.with_context(&[0xc7], 0, field!(vector_absent) + 8);
+    code.put32(0);
+    code.byte(0xc3);
+    code.align(16);
+    stubs
+}
+
+fn push(code: &mut Code, reg: u8) {
+    if reg >= 8 {
+        code.byte(0x41);
+    }
+    code.byte(0x50 | reg & 7);
+}
+
+fn pop(code: &mut Code, reg: u8) {
+    if reg >= 8 {
+        code.byte(0x41);
+    }
+    code.byte(0x58 | reg & 7);
+}
+
+/// RDI is the context, RSI the block's code.
+fn enter(code: &mut Code) {
+    for reg in SAVED {
+        push(code, reg);
+    }
+    // sub rsp, 8: calls out of here want it aligned.
+    code.put(&[0x48, 0x83, 0xec, 8]);
+    let context = |disp: i32| Memory::at(RDI, disp);
+    code.store_to(context(field!(host_rsp)), RSP);
+    code.store_to(context(field!(entry)), 6);
+    code.copy(RSP, RDI);
+    // pxor mm0, mm0
+    code.put(&[0x0f, 0xef, 0xc0]);
+    load_registers(code);
+    code.jump_through(field!(entry));
+}
+
+/// Restores the host's registers and returns from [`enter`].
+fn return_to_host(code: &mut Code) {
+    code.store_immediate(field!(vector_absent), 1);
+    code.load(RSP, field!(host_rsp));
+    code.put(&[0x48, 0x83, 0xc4, 8]);
+    for reg in SAVED.into_iter().rev() {
+        pop(code, reg);
+    }
+    code.byte(0xc3);
+}
+
+/// The guest's registers and flags from the register file and the context.
+fn load_registers(code: &mut Code) {
+    code.load(RAX, field!(flags));
+    // add al, 0x7f: OF is bit 0's. SAHF leaves it.
+    code.put(&[0x04, 0x7f, 0x9e]);
+    code.load(T, field!(file));
+    for (slot, guest) in SLOTS.into_iter().enumerate() {
+        code.load_from(RCX, Memory::at(T, 8 * i32::from(guest)));
+        code.store(8 * slot as i32, RCX);
+    }
+    for (guest, host) in held() {
+        code.load_from(host, Memory::at(T, 8 * i32::from(guest)));
+    }
+}
+
+/// The reverse; RCX stays. The flags are free afterwards.
+fn store_registers(code: &mut Code) {
+    code.store(field!(saved_rax), RAX);
+    // lahf; seto al
+    code.put(&[0x9f, 0x0f, 0x90, 0xc0]);
+    code.store(field!(flags), RAX);
+    code.load(RAX, field!(saved_rax));
+    code.load(R11, field!(file));
+    for (guest, host) in held() {
+        code.store_to(Memory::at(R11, 8 * i32::from(guest)), host);
+    }
+    for (slot, guest) in SLOTS.into_iter().enumerate() {
+        code.load(RAX, 8 * slot as i32);
+        code.store_to(Memory::at(R11, 8 * i32::from(guest)), RAX);
+    }
+    // movq [count], mm0; emms
+    code.put(&[0x0f, 0x7f]);
+    context_operand(code, field!(count));
+    code.put(&[0x0f, 0x77]);
+    unless_absent(code, store_vector);
+}
+
+fn context_operand(code: &mut Code, offset: i32) {
+    code.put(&[0x84, 0x24]);
+    code.put32(offset as u32);
+}
+
+/// Emits `body` so that it runs when the guest's vector registers are in the host's. Changes flags.
+fn unless_absent(code: &mut Code, body: fn(&mut Code)) {
+    // cmp qword [vector_absent], 0; jne over
+    code.with_context(&[0x83], 7, field!(vector_absent));
+    code.byte(0);
+    let over = code.branch_later(5);
+    body(code);
+    let here = code.here();
+    code.fix(over, here);
+}
+
+/// vmovups between YMM `number` and `[base + 32 * number]`.
+fn vector_move(code: &mut Code, opcode: u8, number: u8, base: u8) {
+    // VEX.256.0F 10/11 /r
+    code.put(&[0xc4, (!number >> 3 & 1) << 7 | 0x40 | (!base >> 3 & 1) << 5 | 1, 0x7c, opcode]);
+    code.put(&[0x80 | (number & 7) << 3 | base & 7]);
+    code.put32(32 * u32::from(number));
+}
+
+/// Uses R11.
+fn store_vector(code: &mut Code) {
+    code.load(R11, field!(vector));
+    for number in 0..16 {
+        vector_move(code, 0x11, number, R11);
+    }
+    code.load(R11, field!(mxcsr));
+    // stmxcsr [r11]; ldmxcsr [rsp + host_mxcsr]; vzeroupper
+    code.put(&[0x41, 0x0f, 0xae, 0x1b]);
+    code.put(&[0x0f, 0xae, 0x94, 0x24]);
+    code.put32(field!(host_mxcsr) as u32);
+    code.put(&[0xc5, 0xf8, 0x77]);
+}
+
+/// Uses RCX. `pushed` bytes are on the stack above the context.
+fn load_vector(code: &mut Code, pushed: i32) {
+    code.load(RCX, field!(vector) + pushed);
+    for number in 0..16 {
+        vector_move(code, 0x10, number, RCX);
+    }
+    code.load(RCX, field!(mxcsr) + pushed);
+    // ldmxcsr [rcx]
+    code.put(&[0x0f, 0xae, 0x11]);
+}
+
+fn call_out(code: &mut Code) {
+    // pop [rsp + resume]: the address is computed after RSP moved.
+    code.put(&[0x8f, 0x84, 0x24]);
+    code.put32(field!(resume) as u32);
+    store_registers(code);
+    code.load(RDI, field!(cpu));
+    // mov esi, ecx
+    code.put(&[0x89, 0xce]);
+    code.copy(RBX, RSP);
+    code.load(RSP, field!(host_rsp));
+    // call [rbx + call_out]
+    code.with_memory(false, &[0xff], 2, Memory::at(RBX, field!(call_out)));
+    code.copy(RSP, RBX);
+    // test eax, eax; jnz to the way out
+    code.put(&[0x85, 0xc0]);
+    let stopped = code.branch_later(5);
+    unless_absent(code, |code| load_vector(code, 0));
+    // movq mm0, [count]
+    code.put(&[0x0f, 0x6f]);
+    context_operand(code, field!(count));
+    load_registers(code);
+    code.jump_through(field!(resume));
+    let here = code.here();
+    code.fix(stopped, here);
+    return_to_host(code);
+}
+
+fn leave(code: &mut Code) {
+    code.store(field!(rip), T);
+    code.store_immediate(field!(exit), exit::JUMP);
+    store_registers(code);
+    return_to_host(code);
+}
+
+/// Emits the look-up of T in the table of jumps: falls through on a hit, else goes where the
+/// returned jump is made to lead. Uses C.
+pub fn look_up_jump(code: &mut Code, bank: usize) -> u64 {
+    code.pext(C, T, field!(jump_index_mask));
+    code.load_from(C, table(jump_target(bank)));
+    code.lea(C, Memory::indexed(C, T));
+    code.skip_jump_if_rcx_zero();
+    code.jump_later()
+}
+
+/// Emits the jump to T, which was found in the table. Uses C and T.
+pub fn jump_to_found(code: &mut Code, bank: usize) {
+    code.pext(C, T, field!(jump_index_mask));
+    code.load_from(T, table(jump_page(bank)));
+    code.store(field!(page_base), T);
+    // jmp [rsp + rcx * 8 + entry]
+    code.with_memory(false, &[0xff], 4, table(jump_entry(bank)));
+}
+
+/// `[rsp + rcx * 8 + offset]`.
+pub fn table(offset: i32) -> Memory {
+    Memory { base: Some(RSP), index: Some((C, 3)), disp: offset }
+}
+
+fn jump(code: &mut Code, bank: usize, leave: u64) {
+    let miss = look_up_jump(code, bank);
+    jump_to_found(code, bank);
+    code.fix(miss, leave);
+}
+
+const _: () = assert!(std::mem::offset_of!(Context, registers) == 0);

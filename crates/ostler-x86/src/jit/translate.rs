@@ -1,0 +1,293 @@
+//! One decoded block as host code.
+//!
+//! The hot path runs straight through; what is rare (misses, calls to Rust, jumps that are not
+//! linked yet) follows at the end.
+
+use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory};
+
+use crate::decode::block::Block;
+use crate::decode::op::op_flag;
+use crate::isa::{self, Native};
+use crate::jit::code::{Code, Memory};
+use crate::jit::context::field;
+use crate::jit::encoding::Encoding;
+use crate::jit::key::Key;
+use crate::jit::registers::{C, T};
+use crate::jit::stubs::Stubs;
+
+/// A jump to a block of the same page, which can be made to lead there directly.
+#[derive(Clone, Copy, Debug)]
+pub struct Site {
+    /// Where its displacement ends.
+    pub end: u64,
+    /// Where it leads as long as it is not linked.
+    pub unlinked: u64,
+    /// Guest physical address of its target.
+    pub target: u64,
+}
+
+/// Code that is placed behind the block.
+#[derive(Debug)]
+pub(super) enum Cold {
+    /// Runs instruction `op` in Rust and goes on at `resume`.
+    CallOut { from: Vec<u64>, op: usize, resume: u64 },
+    /// Leaves translated code with RIP in T.
+    Leave { from: u64 },
+    /// The taken side of a conditional jump.
+    Taken { from: u64, op: usize, target: i64 },
+    /// A jump that was not linked yet.
+    Unlinked { site: usize },
+}
+
+/// What the whole of translated code provides.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings {
+    pub stubs: Stubs,
+    pub key: Key,
+    /// The number of the block, and of the next site.
+    pub block: u32,
+    pub site: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Translator<'a> {
+    pub code: Code,
+    pub around: Surroundings,
+    pub block: &'a Block,
+    /// Offset of the block in its page.
+    pub offset: i64,
+    /// The instruction under way, and the jumps of its code that lead to its [`Cold::CallOut`].
+    pub op: usize,
+    pub misses: Vec<u64>,
+    pub cold: Vec<Cold>,
+    pub sites: Vec<Site>,
+    /// The guest's vector registers are known to be in the host's.
+    vector_loaded: bool,
+    /// Nothing runs into what follows.
+    pub ended: bool,
+}
+
+/// A translated block.
+#[derive(Debug)]
+pub struct Translation {
+    pub bytes: Vec<u8>,
+    pub sites: Vec<Site>,
+}
+
+/// Makes host code for `block`, to run at `start`.
+pub fn translate(block: &Block, around: Surroundings, start: u64, factory: &mut InstructionInfoFactory) -> Translation {
+    let mut translator = Translator {
+        code: Code::new(start),
+        around,
+        block,
+        offset: (block.gpa & 0xfff) as i64,
+        op: 0,
+        misses: Vec::new(),
+        cold: Vec::new(),
+        sites: Vec::new(),
+        vector_loaded: false,
+        ended: false,
+    };
+    translator.instructions(factory);
+    translator.cold_paths();
+    Translation { bytes: translator.code.bytes, sites: translator.sites }
+}
+
+impl Translator<'_> {
+    fn instructions(&mut self, factory: &mut InstructionInfoFactory) {
+        // Addresses come out relative to the page: what is added at run time is the page's address.
+        let mut decoder =
+            Decoder::with_ip(64, &self.block.bytes, self.offset as u64, DecoderOptions::FORCE_RESERVED_NOP);
+        let mut instruction = Instruction::default();
+        let mut at = 0;
+        let count = self.block.ops.len();
+        for index in 0..count {
+            decoder.decode_out(&mut instruction);
+            let op = &self.block.ops[index];
+            let bytes = &self.block.bytes[at..at + usize::from(op.len)];
+            at += usize::from(op.len);
+            self.op = index;
+            let native = !op.has(op_flag::UNDEFINED) && self.native(&instruction, bytes, factory);
+            if !native {
+                self.call_out();
+            }
+            let resume = self.code.here();
+            if !self.misses.is_empty() {
+                self.cold.push(Cold::CallOut { from: std::mem::take(&mut self.misses), op: index, resume });
+            }
+            if index + 1 == count && !self.ended {
+                // What ends a block without jumping may have changed what follows.
+                self.end(!native);
+            }
+        }
+    }
+
+    /// Emits the instruction as host code; false, and nothing emitted, when Rust has to run it.
+    fn native(&mut self, instruction: &Instruction, bytes: &[u8], factory: &mut InstructionInfoFactory) -> bool {
+        let Some(row) = isa::row(instruction.mnemonic()) else { return false };
+        if row.native == Native::Interpreted {
+            return false;
+        }
+        let Some(encoding) = Encoding::parse(bytes) else { return false };
+        let before = (self.code.bytes.len(), self.cold.len(), self.sites.len(), self.vector_loaded);
+        let done = match row.native {
+            Native::Interpreted => None,
+            Native::Nothing => Some(()),
+            Native::Plain if instruction.op_count() == 0 => {
+                // What it works on, if anything, is at home: the flags, RAX and RDX.
+                self.code.put(bytes);
+                Some(())
+            }
+            Native::Plain => self.transcode(instruction, &encoding, factory),
+            Native::Vector | Native::Float => self.vector(instruction, &encoding, factory, row.native),
+            Native::Address => self.load_address(instruction),
+            Native::Divide => self.divide(instruction, &encoding),
+            Native::Stack => self.stack(instruction, &encoding),
+            Native::Branch => self.branch(instruction, &encoding),
+        };
+        if done.is_none() {
+            self.code.bytes.truncate(before.0);
+            self.cold.truncate(before.1);
+            self.sites.truncate(before.2);
+            self.vector_loaded = before.3;
+            self.misses.clear();
+            self.ended = false;
+        }
+        done.is_some()
+    }
+
+    fn vector(
+        &mut self,
+        instruction: &Instruction,
+        encoding: &Encoding<'_>,
+        factory: &mut InstructionInfoFactory,
+        native: Native,
+    ) -> Option<()> {
+        let key = self.around.key;
+        let usable = if encoding.vex.is_some() { key.avx() } else { key.sse() };
+        if !usable || native == Native::Float && !key.exceptions_masked() {
+            return None;
+        }
+        if !crate::exec::vector::host_has(instruction) {
+            return None;
+        }
+        self.ensure_vector();
+        self.transcode(instruction, encoding, factory)
+    }
+
+    fn ensure_vector(&mut self) {
+        if self.vector_loaded {
+            return;
+        }
+        self.vector_loaded = true;
+        self.code.load(C, field!(vector_absent));
+        self.code.skip_jump_if_rcx_zero();
+        self.code.call(self.around.stubs.load_vector);
+    }
+
+    fn site_of_op(&self, op: usize) -> u32 {
+        self.around.block << 6 | op as u32
+    }
+
+    /// Runs the instruction in Rust.
+    fn call_out(&mut self) {
+        let site = self.site_of_op(self.op);
+        self.code.set32(C, site);
+        self.code.call(self.around.stubs.call_out);
+    }
+
+    /// Emits what follows the last instruction when it does not jump.
+    fn end(&mut self, look_up: bool) {
+        self.add_to_count(self.block.ops.len());
+        let next = self.offset + i64::from(self.block.len);
+        if look_up {
+            self.load_linear(next);
+            self.code.jump(self.around.stubs.leave);
+        } else {
+            self.go_on(next);
+        }
+    }
+
+    /// Goes on at `target`, an offset from the page: linked if it is in the page.
+    pub fn go_on(&mut self, target: i64) {
+        if (0..0x1000).contains(&target) {
+            self.link(target);
+        } else {
+            self.load_linear(target);
+            self.code.jump(self.around.stubs.jump[self.around.key.bank()]);
+        }
+    }
+
+    /// A jump within the page.
+    pub fn link(&mut self, target: i64) {
+        let end = self.code.jump_later();
+        self.cold.push(Cold::Unlinked { site: self.sites.len() });
+        self.sites.push(Site { end, unlinked: 0, target: (self.block.gpa & !0xfff) + target as u64 });
+    }
+
+    /// The linear address of an offset from the page, in T.
+    pub fn load_linear(&mut self, target: i64) {
+        self.code.load(T, field!(page_base));
+        // Branch displacements and offsets in a block are far below 2 GiB together, but for the very last ones.
+        match i32::try_from(target) {
+            Ok(disp) => self.code.lea(T, Memory::at(T, disp)),
+            Err(_) => {
+                self.code.set64(C, target as u64);
+                self.code.lea(T, Memory::indexed(T, C));
+            }
+        }
+    }
+
+    pub fn add_to_count(&mut self, instructions: usize) {
+        self.code.add_to_count(field!(counts) + 8 * instructions as i32);
+    }
+
+    /// Leaves with T as RIP when a signal is raised.
+    pub fn check_signals(&mut self) {
+        self.code.load(C, field!(signals));
+        // mov ecx, [rcx]
+        self.code.put(&[0x8b, 0x09]);
+        self.code.skip_jump_if_rcx_zero();
+        let from = self.code.jump_later();
+        self.cold.push(Cold::Leave { from });
+    }
+
+    fn cold_paths(&mut self) {
+        let mut done = 0;
+        while done < self.cold.len() {
+            let cold = std::mem::replace(&mut self.cold[done], Cold::Unlinked { site: usize::MAX });
+            done += 1;
+            self.cold_path(cold);
+        }
+    }
+
+    fn cold_path(&mut self, cold: Cold) {
+        let here = self.code.here();
+        match cold {
+            Cold::CallOut { from, op, resume } => {
+                from.into_iter().for_each(|end| self.code.fix(end, here));
+                let site = self.site_of_op(op);
+                self.code.set32(C, site);
+                self.code.call(self.around.stubs.call_out);
+                self.code.jump(resume);
+            }
+            Cold::Leave { from } => self.code.fix(from, self.around.stubs.leave),
+            Cold::Taken { from, op, target } => {
+                self.code.fix(from, here);
+                self.op = op;
+                self.taken(target);
+            }
+            Cold::Unlinked { site } => self.unlinked(site),
+        }
+    }
+
+    fn unlinked(&mut self, index: usize) {
+        let here = self.code.here();
+        self.sites[index].unlinked = here;
+        let Site { end, target, .. } = self.sites[index];
+        self.code.fix(end, here);
+        self.load_linear((target & 0xfff) as i64);
+        self.code.store_immediate(field!(site), self.around.site + index as u32 + 1);
+        self.code.jump(self.around.stubs.jump[self.around.key.bank()]);
+    }
+}
