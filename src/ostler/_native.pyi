@@ -42,6 +42,7 @@ __all__ = [
     "VirtioWorkers",
     "VirtualMachine",
     "argon2",
+    "bench_disk",
     "compare_disks",
     "copy_disk",
     "differing_run",
@@ -366,3 +367,14 @@ def compare_disks(one: BlockDisk, other: BlockDisk, progress: CopyProgress) -> i
 def differing_run(
     one: BlockDisk, other: BlockDisk, offset: int, limit: int, unit: int
 ) -> tuple[bool, int]: ...
+def bench_disk(
+    disk: BlockDisk,
+    *,
+    count: int,
+    length: int,
+    offset: int,
+    step: int,
+    pattern: int | None,
+    flush_every: int,
+    threads: int,
+) -> None: ...

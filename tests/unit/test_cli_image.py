@@ -272,3 +272,31 @@ def test_header_field_that_is_wrong_is_named(run: Run, tmp_path: Path) -> None:
         content[offset : offset + size] = value.to_bytes(size, "big")
         path.write_bytes(content)
         assert name in run("info", path, code=2)
+
+
+@pytest.mark.parametrize(
+    "options", ["", "cluster_size=4k", "refcount_bits=64", "extended_l2=on,cluster_size=128k"]
+)
+def test_measure_says_what_qemu_img_says(options: str, run: Run, raw: Path) -> None:
+    chosen = ["-O", "qcow2", *(["-o", options] if options else [])]
+    for what in (["--size", "10G"], ["--size", "1M"]):
+        ours = json.loads(run("measure", "--output", "json", *chosen, *what))
+        assert ours == json.loads(qemu("measure", "--output", "json", *chosen, *what))
+    what = ["-f", "raw", str(raw)]
+    ours = json.loads(run("measure", "--output", "json", *chosen, *what))
+    assert ours == json.loads(qemu("measure", "--output", "json", *chosen, *what))
+
+
+def test_dd_copies_a_part(run: Run, raw: Path, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    run("dd", "-f", "raw", "-O", "qcow2", f"if={raw}", f"of={part}", "bs=64k", "skip=3", "count=9")
+    check_and_compare(part, raw.read_bytes()[3 << 16 : 12 << 16])
+    assert "is none of" in run("dd", "iv=x", code=2)
+
+
+def test_bench_writes_an_image_that_stays_sound(run: Run, tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    run("create", image, "16M")
+    assert "Run completed" in run("bench", "-w", "-c", "1000", "-d", "8", "--pattern", "7", image)
+    assert "Run completed" in run("bench", "-c", "1000", image)
+    check_and_compare(image, b"\7" * 4096000 + bytes((16 << 20) - 4096000))

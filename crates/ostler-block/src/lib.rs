@@ -9,6 +9,7 @@
 //! to be walked there (`docs/decisions/0007-qcow2-in-two-languages.md`). Whatever an image says is
 //! hostile: each offset is checked before it is used, and caches are bounded.
 
+pub mod bench;
 pub mod compare;
 pub mod copy;
 pub mod disk;

@@ -30,7 +30,9 @@ mod _native {
     #[pymodule_export]
     use crate::balloon::VirtioBalloon;
     #[pymodule_export]
-    use crate::block::{BlockDisk, BlockStorage, CopyProgress, Qcow2Disk, compare_disks, copy_disk, differing_run};
+    use crate::block::{
+        BlockDisk, BlockStorage, CopyProgress, Qcow2Disk, bench_disk, compare_disks, copy_disk, differing_run,
+    };
     #[pymodule_export]
     use crate::bus::Bus;
     #[pymodule_export]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ostler_block::bench::{self, Load};
 use ostler_block::compare;
 use ostler_block::copy::{self, Job, Packing, Progress};
 use pyo3::exceptions::PyValueError;
@@ -103,4 +104,23 @@ pub fn differing_run(
     }
     py.detach(|| compare::run_of_difference(one.disk.as_ref(), other.disk.as_ref(), offset, limit, unit))
         .map_err(|error| raise(&one.name, error))
+}
+
+/// Make `count` requests of `length` bytes, `step` apart: writes of the byte `pattern`, or reads.
+#[pyfunction]
+#[pyo3(signature = (disk, *, count, length, offset, step, pattern, flush_every, threads))]
+#[expect(clippy::too_many_arguments, reason = "each is a choice of the caller's")]
+pub fn bench_disk(
+    py: Python<'_>,
+    disk: &BlockDisk,
+    count: u64,
+    length: u64,
+    offset: u64,
+    step: u64,
+    pattern: Option<u8>,
+    flush_every: u64,
+    threads: usize,
+) -> PyResult<()> {
+    let load = Load { count, bytes: length, offset, step, pattern, flush_every, threads };
+    py.detach(|| bench::run(disk.disk.as_ref(), &load)).map_err(|error| raise(&disk.name, error))
 }

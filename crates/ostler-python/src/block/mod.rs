@@ -8,7 +8,7 @@ mod qcow2;
 use ostler_block::BlockError;
 use pyo3::prelude::*;
 
-pub use copy::{CopyProgress, compare_disks, copy_disk, differing_run};
+pub use copy::{CopyProgress, bench_disk, compare_disks, copy_disk, differing_run};
 pub use disk::{BlockDisk, BlockStorage};
 pub use qcow2::Qcow2Disk;
 

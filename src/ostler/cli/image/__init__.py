@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import typer
 
+from ostler.cli.image.bench import bench
 from ostler.cli.image.check import check
 from ostler.cli.image.commit import commit
 from ostler.cli.image.compare import compare
 from ostler.cli.image.convert import convert
 from ostler.cli.image.create import create
+from ostler.cli.image.dd import dd
 from ostler.cli.image.info import info
 from ostler.cli.image.initramfs import initramfs
 from ostler.cli.image.map import map_image
+from ostler.cli.image.measure import measure
 from ostler.cli.image.rebase import rebase
 from ostler.cli.image.resize import resize
 from ostler.cli.image.serve import serve
@@ -35,6 +38,9 @@ app.command()(check)
 app.command()(convert)
 app.command()(compare)
 app.command("map")(map_image)
+app.command()(measure)
+app.command()(bench)
+app.command()(dd)
 app.command()(resize)
 app.command()(snapshot)
 app.command()(rebase)

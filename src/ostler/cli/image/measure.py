@@ -1,0 +1,54 @@
+"""`ostler image measure`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+
+from ostler.cli.image import options as opt
+from ostler.errors import ConfigError
+
+
+def measure(
+    filename: Annotated[
+        str | None, typer.Argument(metavar="[FILE]", help="The image that would be converted.")
+    ] = None,
+    format: opt.Format = None,
+    target_format: Annotated[
+        str, typer.Option("-O", "--target-format", metavar="FMT", help="The target's format.")
+    ] = "raw",
+    options: opt.ImageOptions = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="SIZE", help="Of an empty disk, without FILE.")
+    ] = None,
+    output: opt.Output = "human",
+    shared: opt.Shared = False,
+) -> int:
+    """Say how much space an image will take.
+
+    Example: ostler image measure -O qcow2 disk.raw
+    """
+    if (filename is None) == (size is None):
+        raise ConfigError("measure: give an image, or --size")
+    as_json = opt.is_json(output)
+    from ostler.block.formats.qcow2 import FORMAT
+    from ostler.block.image import open_image
+    from ostler.block.measure import measure
+
+    chosen = FORMAT.parse_options(opt.parse_image_options(options))
+    with ExitStack() as stack:
+        image, size_bytes = None, 0
+        if filename is not None:
+            opened = open_image(filename, format=format, readonly=True, lock=not shared)
+            image = stack.enter_context(opened)
+            size_bytes = image.size_bytes
+        elif size is not None:
+            size_bytes = opt.size_option(size, "--size")
+        required, full = measure(image, size_bytes, target_format, chosen)
+    if as_json:
+        opt.print_json({"required": required, "fully-allocated": full})
+    else:
+        typer.echo(f"required size: {required}\nfully allocated size: {full}")
+    return 0
