@@ -14,6 +14,7 @@ BOOT_S = 150
 COMMANDS = {
     "cpus": "nproc",
     "clock": "cat /sys/devices/system/clocksource/clocksource0/current_clocksource",
+    "entropy": "dd if=/dev/hwrng bs=64 count=4 2>/dev/null | wc -c",
     "hypervisor": "dmesg | grep 'Hypervisor detected'",
 }
 
@@ -27,6 +28,7 @@ def main(kernel: str, initrd: str, cpus: str) -> int:
         append="console=ttyS0 quiet panic=-1",
         memory="256M",
         cpus=int(cpus),
+        devices=["virtio-rng"],
         accelerator="kvm",
     ) as vm:
         vm.serial.wait_for("ostler: ready", timeout=BOOT_S)

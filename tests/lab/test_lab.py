@@ -48,4 +48,5 @@ def test_stock_kernel_boots_to_its_shell_on_one_and_two_cpus() -> None:
         said = [line for line in done.output.splitlines() if line.startswith(f"guest {cpus}: ")]
         assert f"guest {cpus}: cpus {cpus}" in said
         assert f"guest {cpus}: clock kvm-clock" in said
+        assert f"guest {cpus}: entropy 256" in said  # by a doorbell, a worker and a message
         assert any("Hypervisor detected: KVM" in line for line in said)

@@ -105,6 +105,24 @@ def test_guest_rings_an_eventfd_without_an_exit() -> None:
     os.close(fd)
 
 
+def test_eventfd_removed_is_rung_no_more_and_another_may_take_its_place() -> None:
+    vm, vcpu = guest(OUT + HLT + OUT + HLT + OUT + HLT)
+    first, second = os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
+    vm.bus.add_eventfd("pio", 0x10, 1, first)
+    assert vcpu.run() == Hlt()
+    assert os.eventfd_read(first) == 1
+    vm.bus.remove("pio", 0x10)
+    assert vcpu.run() == IoOut(0x10, b"\0")
+    assert vcpu.run() == Hlt()
+    vm.bus.add_eventfd("pio", 0x10, 1, second)
+    assert vcpu.run() == Hlt()
+    assert os.eventfd_read(second) == 1
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(first)
+    os.close(first)
+    os.close(second)
+
+
 def test_access_nobody_owns_is_an_exit_where_the_bus_is_not_open() -> None:
     _, vcpu = guest(OUT + IN + HLT)
     vcpu.set_regs(rax=0x41)

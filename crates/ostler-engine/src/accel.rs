@@ -10,6 +10,9 @@ use std::sync::Arc;
 
 use ostler_memory::{GuestRam, MemoryError};
 
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::Space;
 use crate::exit::{Exit, IoHandler};
 use crate::regs::{
     CpuidEntry, DebugRegs, Events, GuestDebug, IrqchipState, LapicState, MpState, MsrEntry, Regs, Sregs, Xcr, XsaveArea,
@@ -85,6 +88,13 @@ pub trait Vm: Send + Sync + Debug {
     fn set_irq_line(&self, gsi: u32, level: bool);
     /// Delivers an MSI; false when no local APIC is addressed by it.
     fn signal_msi(&self, msi: Msi) -> bool;
+    /// Has writes of any size to exactly `address` add 1 to `eventfd` without leaving the guest; false
+    /// where the accelerator cannot, and the bus rings it.
+    fn bind_doorbell(&self, _space: Space, _address: u64, _eventfd: &EventFd) -> bool {
+        false
+    }
+    /// Takes back what [`Vm::bind_doorbell`] did.
+    fn unbind_doorbell(&self, _space: Space, _address: u64, _eventfd: &EventFd) {}
     fn irqchip_state(&self) -> Result<IrqchipState>;
     fn set_irqchip_state(&self, state: &IrqchipState) -> Result<()>;
 

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use arc_swap::ArcSwap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::accel::Vm;
 use crate::counters::{DeviceCounters, DeviceNumber, NOBODY};
 use crate::exit::IoHandler;
 
@@ -340,6 +341,41 @@ impl BusDevice for Doorbell {
     fn write(&self, _offset: u64, _data: &[u8]) {
         // A full counter means that the reader has all the news it needs.
         let _full = self.0.write(1);
+    }
+}
+
+/// A [`Doorbell`] that the accelerator rings without leaving the guest, where it can. What it does
+/// not see (a write past the first byte, say) still comes over the bus.
+#[derive(Debug)]
+pub struct BoundDoorbell {
+    doorbell: Doorbell,
+    vm: Arc<dyn Vm>,
+    at: Option<(Space, u64)>,
+}
+
+impl BoundDoorbell {
+    /// For the range of `space` that begins at `base`. It is unbound when the bus lets it go.
+    pub fn new(vm: Arc<dyn Vm>, space: Space, base: u64, eventfd: EventFd) -> Self {
+        let at = vm.bind_doorbell(space, base, &eventfd).then_some((space, base));
+        Self { doorbell: Doorbell(eventfd), vm, at }
+    }
+}
+
+impl Drop for BoundDoorbell {
+    fn drop(&mut self) {
+        if let Some((space, base)) = self.at {
+            self.vm.unbind_doorbell(space, base, &self.doorbell.0);
+        }
+    }
+}
+
+impl BusDevice for BoundDoorbell {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.doorbell.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.doorbell.write(offset, data);
     }
 }
 

@@ -24,7 +24,7 @@ pub mod ticker;
 pub mod vcpu;
 
 pub use accel::{AccelError, Accelerator, Kick, Msi, Vcpu, Vm};
-pub use bus::{Bus, BusDevice, BusError, Doorbell, Space};
+pub use bus::{BoundDoorbell, Bus, BusDevice, BusError, Doorbell, Space};
 pub use clock::VmClock;
 pub use exit::{Exit, IoHandler, NobodyAnswers};
 pub use irq::{EventFdInterrupt, Interrupt, IrqLine, MsiRoute};

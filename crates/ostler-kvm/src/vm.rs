@@ -9,11 +9,12 @@ use kvm_bindings::{
     KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_clock_data,
     kvm_enable_cap,
 };
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use ostler_engine::accel::Result;
 use ostler_engine::regs::IrqchipState;
-use ostler_engine::{AccelError, Msi, Vcpu, Vm};
+use ostler_engine::{AccelError, Msi, Space, Vcpu, Vm};
 use ostler_memory::GuestRam;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::accelerator::Host;
 use crate::ioctl::host;
@@ -113,6 +114,13 @@ fn prepare(fd: &VmFd, host: &Host) -> Result<()> {
     Ok(())
 }
 
+fn ioevent(space: Space, address: u64) -> IoEventAddress {
+    match space {
+        Space::Pio => IoEventAddress::Pio(address),
+        Space::Mmio => IoEventAddress::Mmio(address),
+    }
+}
+
 impl Vm for KvmVm {
     fn memory(&self) -> &Arc<GuestRam> {
         &self.shared.memory
@@ -164,6 +172,15 @@ impl Vm for KvmVm {
     fn signal_msi(&self, msi: Msi) -> bool {
         let delivered = |number| number > 0;
         self.shared.has_irqchip() && self.shared.fd.signal_msi(irqchip::kvm_msi_of(msi)).is_ok_and(delivered)
+    }
+
+    fn bind_doorbell(&self, space: Space, address: u64, eventfd: &EventFd) -> bool {
+        self.shared.fd.register_ioevent(eventfd, &ioevent(space, address), NoDatamatch).is_ok()
+    }
+
+    fn unbind_doorbell(&self, space: Space, address: u64, eventfd: &EventFd) {
+        // It was bound, so KVM knows it.
+        let _unbound = self.shared.fd.unregister_ioevent(eventfd, &ioevent(space, address), NoDatamatch);
     }
 
     fn irqchip_state(&self) -> Result<IrqchipState> {

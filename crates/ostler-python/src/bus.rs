@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use ostler_engine::bus::{BusDevice, Doorbell, Space};
-use ostler_engine::{IoHandler, fault};
+use ostler_engine::bus::{BoundDoorbell, BusDevice, Space};
+use ostler_engine::{IoHandler, Vm, fault};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -20,6 +20,7 @@ use crate::fd;
 #[derive(Debug)]
 pub struct Bus {
     pub(crate) bus: Arc<ostler_engine::Bus>,
+    pub(crate) vm: Arc<dyn Vm>,
 }
 
 #[pymethods]
@@ -52,8 +53,8 @@ impl Bus {
     /// interpreter (KVM's ioeventfd); reads give zeros. `fd` is duplicated.
     #[pyo3(signature = (space, base, size, fd, name="eventfd"))]
     fn add_eventfd(&self, py: Python<'_>, space: &str, base: u64, size: u64, fd: RawFd, name: &str) -> PyResult<()> {
-        let device = Arc::new(Doorbell(fd::eventfd(fd)?));
         let space = parse_space(space)?;
+        let device = Arc::new(BoundDoorbell::new(Arc::clone(&self.vm), space, base, fd::eventfd(fd)?));
         py.detach(|| self.bus.add(space, base, size, name, device)).map_err(raise)
     }
 

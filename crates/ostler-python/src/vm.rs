@@ -41,7 +41,7 @@ impl VirtualMachine {
         Ok(Self {
             accelerator,
             memory: Py::new(py, Memory { vm: Arc::clone(&vm) })?,
-            bus: Py::new(py, Bus { bus: Arc::new(ostler_engine::Bus::new()) })?,
+            bus: Py::new(py, Bus { bus: Arc::new(ostler_engine::Bus::new()), vm: Arc::clone(&vm) })?,
             clock: Py::new(py, Clock { clock })?,
             vm,
         })
