@@ -14,8 +14,8 @@ from ostler.image import Initramfs, ModuleTree
 
 SOURCES = Path(__file__).parent
 DRIVERS = (
-    "virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_balloon", "pvpanic_mmio",
-    "ext4",
+    "virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_net", "virtio_balloon",
+    "pvpanic_mmio", "ext4",
 )  # fmt: skip
 
 

@@ -31,7 +31,8 @@ PYTHON_LAYERS = {
     "control": LEAVES | PARTS | {"engine", "host", "machine"},
     "migration": LEAVES | {"control", "engine", "machine"},
     "testing": LEAVES | PARTS,
-    "cli": LEAVES | {"block", "control", "host", "image", "machine", "migration", "__init__"},
+    "cli": LEAVES
+    | {"block", "control", "host", "image", "machine", "migration", "net", "__init__"},
     "__init__": LEAVES | {"block", "control", "host", "machine"},
 }
 

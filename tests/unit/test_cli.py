@@ -65,7 +65,7 @@ def test_run_without_kernel_names_the_option(refused: Refused) -> None:
         (["--device", "debug-exit,iobase=0x40"], "0x40 belongs to pit already"),
         (["--device", "virtio-rng", "--device", "virtio-rng"], "a machine has one; give it once"),
         (["--colour"], "there is no option --colour; see ostler run --help"),
-        (["--mem", "1G"], "there is no option --mem: did you mean --memory, --name?; see"),
+        (["--mem", "1G"], "there is no option --mem: did you mean --memory, --name, --net?; see"),
         (["--append"], "--append needs a value: give one behind it; see ostler run --help"),
         (["--no-reboot=yes"], "--no-reboot takes no value: leave out the =; see ostler run"),
         (["surplus"], "'surplus' is more than this command takes: leave it out"),
@@ -172,7 +172,8 @@ def test_unknown_verb_is_refused(refused: Refused) -> None:
 def test_dry_run_shows_devices_of_the_users_own(
     capsys: pytest.CaptureFixture[str], kernel: Path
 ) -> None:
-    assert invoke(["run", "--dry-run", "--kernel", str(kernel), "--plug", str(EXAMPLE)]) == 0
+    options = ["--net", "none", "--plug", str(EXAMPLE)]
+    assert invoke(["run", "--dry-run", "--kernel", str(kernel), *options]) == 0
     assert "00:01.0                  counter" in capsys.readouterr().out
 
 

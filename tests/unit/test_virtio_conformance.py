@@ -15,11 +15,12 @@ from ostler.devices.virtio.blk import VirtioBlk
 from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.device import VirtioDevice
 from ostler.devices.virtio.input import VirtioKeyboard, VirtioTablet
+from ostler.devices.virtio.net import VirtioNet
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.transport import VirtioPci
 from ostler.devices.virtio.vsock import VirtioVsock
 from ostler.testing import FakeMachine, check_device
-from ostler.testing.pci import FakeBus, FakeImage, FakeRoute, FakeWorkers
+from ostler.testing.pci import FakeBus, FakeCable, FakeImage, FakeRoute, FakeWorkers
 
 DEVICES: tuple[Callable[[], VirtioDevice[Any]], ...] = (
     lambda: VirtioBlk(FakeImage(), FakeWorkers(), serial="conformance"),
@@ -30,6 +31,12 @@ DEVICES: tuple[Callable[[], VirtioDevice[Any]], ...] = (
     lambda: VirtioKeyboard(FakeWorkers()),
     lambda: VirtioTablet(FakeWorkers()),
     lambda: VirtioVsock(FakeWorkers(), 3, -1, "vsock"),
+)
+
+# Their state is changed by a queue, not by the configuration space.
+CARDS: tuple[Callable[[], VirtioDevice[Any]], ...] = (
+    lambda: VirtioNet(FakeCable(), FakeWorkers(), bytes.fromhex("525400123456"), mtu=1400),
+    lambda: VirtioNet(FakeCable(), FakeWorkers(), bytes(6), pairs=4, hash_report=True),
 )
 
 
@@ -55,7 +62,7 @@ def test_virtio_device_conforms(new: Callable[[], VirtioDevice[Any]]) -> None:
     check_device(lambda machine: new(), max(len(new().config()), 16))
 
 
-@pytest.mark.parametrize("new", DEVICES)
+@pytest.mark.parametrize("new", DEVICES + CARDS)
 @pytest.mark.parametrize("transport", [VirtioPci, Common])
 def test_virtio_transport_conforms(
     new: Callable[[], VirtioDevice[Any]], transport: type[VirtioPci]

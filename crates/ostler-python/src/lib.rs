@@ -15,6 +15,7 @@ mod exits;
 mod fd;
 mod irq;
 mod memory;
+mod net;
 mod queues;
 mod registers;
 mod threads;
@@ -41,6 +42,8 @@ mod _native {
     use crate::irq::{IrqLine, MsiRoute};
     #[pymodule_export]
     use crate::memory::Memory;
+    #[pymodule_export]
+    use crate::net::{NetLink, NetSwitch, VirtioNic};
     #[pymodule_export]
     use crate::queues::VirtioFeed;
     #[pymodule_export]

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use ostler_engine::irq::Interrupt;
 use ostler_memory::GuestRam;
 use ostler_virtio::limit::Limited;
+use ostler_virtio::net::Nic;
 use ostler_virtio::worker::StartError;
 use ostler_virtio::{
     BlkService, Disk, InputService, OutputService, Position, Queue, RingConfig, RngService, Service, Worker,
@@ -21,6 +22,7 @@ use crate::error::Kind;
 use crate::fd;
 use crate::irq::MsiRoute;
 use crate::memory::Memory;
+use crate::net::{NetLink, VirtioNic};
 use crate::queues::{VirtioFeed, call_worker};
 use crate::vsock::VirtioVsock;
 
@@ -82,6 +84,12 @@ impl VirtioWorkers {
         }
         let limited = Limited::new(RngService, bytes_per_second)?;
         start(py, &self.memory, "virtio-rng", queue, limited)
+    }
+
+    /// A NIC with the address `mac` and up to `pairs` pairs of queues on `link`.
+    fn nic(&self, link: &NetLink, mac: [u8; 6], pairs: u16) -> VirtioNic {
+        let nic = Arc::new(Nic::new(Arc::clone(&link.link), mac, pairs));
+        VirtioNic { memory: Arc::clone(&self.memory), nic }
     }
 
     /// Hand the bytes read from `fd` to the guest.

@@ -13,6 +13,7 @@
 //! * [`vsock`]: sockets between the guest and the host;
 //! * [`limit`]: any of them, within a rate;
 //! * [`host`]: whatever devices outside this crate answer.
+//! * [`net`]: Ethernet frames.
 
 pub mod balloon;
 pub mod blk;
@@ -21,6 +22,7 @@ pub mod chain;
 pub mod console;
 pub mod host;
 pub mod limit;
+pub mod net;
 pub mod ring;
 pub mod rng;
 pub mod vsock;

@@ -19,6 +19,8 @@ use crate::ring::{Position, Ring, RingConfig, RingError};
 pub enum Outcome {
     /// Finished, with so many bytes written to it.
     Done(u32),
+    /// It is full, and what it begins goes on in the next chain; the driver gets all of them at once.
+    More,
     /// It has to wait for the service's source.
     Later,
 }
@@ -67,14 +69,40 @@ pub struct Worker {
 #[derive(Debug)]
 struct Shared {
     /// Held while a request is executed.
-    ring: Mutex<Ring>,
+    progress: Mutex<Progress>,
     stop: EventFd,
     stopping: AtomicBool,
 }
 
+/// The ring and what was popped from it and not given back.
+#[derive(Debug)]
+struct Progress {
+    ring: Ring,
+    /// Full chains that wait for the end of what they begin (see [`Outcome::More`]).
+    held: Vec<(Chain, u32)>,
+}
+
+impl Progress {
+    /// Gives `chain` back, and before it what was held.
+    fn finish(&mut self, map: &GuestMap, chain: &mut Chain, len: u32) -> Result<(), Broken> {
+        if self.held.is_empty() {
+            return self.ring.push(map, chain, len);
+        }
+        self.held.push((std::mem::take(chain), len));
+        self.ring.push_all(map, &self.held)?;
+        self.held.clear();
+        Ok(())
+    }
+
+    fn hold(&mut self, chain: &mut Chain) {
+        let len = chain.writable.len() as u32;
+        self.held.push((std::mem::take(chain), len));
+    }
+}
+
 impl Shared {
-    fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn stopping(&self) -> bool {
@@ -87,7 +115,11 @@ impl Worker {
     pub fn start(queue: Queue, service: Box<dyn Service>) -> Result<Self, StartError> {
         let ring = Ring::new(&queue.config, &queue.memory.map())?;
         let stop = EventFd::new(EFD_NONBLOCK)?;
-        let shared = Arc::new(Shared { ring: Mutex::new(ring), stop, stopping: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            progress: Mutex::new(Progress { ring, held: Vec::new() }),
+            stop,
+            stopping: AtomicBool::new(false),
+        });
         let mut serving = Serving { shared: Arc::clone(&shared), queue, service, chain: Chain::default() };
         let thread = thread::Builder::new().name(serving.queue.name.clone()).spawn(move || serving.run())?;
         Ok(Self { shared, thread: Some(thread) })
@@ -95,7 +127,8 @@ impl Worker {
 
     /// Where the worker stands, between two requests.
     pub fn position(&self) -> Position {
-        self.shared.ring().position()
+        let progress = self.shared.progress();
+        progress.ring.position_before(&progress.held)
     }
 
     /// Has the thread end after the request in flight, and does not wait for it.
@@ -164,10 +197,10 @@ impl Serving {
     fn serve_available(&mut self) -> Result<Idle, Broken> {
         let map = self.queue.memory.map();
         loop {
-            self.shared.ring().disable_kicks(&map)?;
+            self.shared.progress().ring.disable_kicks(&map)?;
             let idle = self.serve_until_idle(&map)?;
-            let more = self.shared.ring().enable_kicks(&map)?;
-            if idle == Idle::Blocked || !more || self.shared.stopping() {
+            // Whoever is blocked has a chain, so that the doorbell would be no news.
+            if idle == Idle::Blocked || !self.shared.progress().ring.enable_kicks(&map)? || self.shared.stopping() {
                 return Ok(idle);
             }
         }
@@ -176,19 +209,23 @@ impl Serving {
     fn serve_until_idle(&mut self, map: &GuestMap) -> Result<Idle, Broken> {
         let Self { shared, service, chain, queue } = self;
         while !shared.stopping() {
-            let mut ring = shared.ring();
-            if !ring.pop_into(map, chain)? {
+            let mut progress = shared.progress();
+            if !progress.ring.pop_into(map, chain)? {
                 break;
             }
             match service.serve(chain, map)? {
-                Outcome::Done(len) => ring.push(map, chain, len)?,
+                Outcome::Done(len) => progress.finish(map, chain, len)?,
+                Outcome::More => {
+                    progress.hold(chain);
+                    continue;
+                }
                 Outcome::Later => {
-                    ring.unpop(chain);
+                    progress.ring.unpop(chain);
                     return Ok(Idle::Blocked);
                 }
             }
-            if ring.needs_interrupt(map)? {
-                drop(ring);
+            if progress.ring.needs_interrupt(map)? {
+                drop(progress);
                 if let Some(interrupt) = &queue.interrupt {
                     interrupt.trigger();
                 }

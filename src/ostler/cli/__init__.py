@@ -38,6 +38,7 @@ class Verb:
 VERBS = {
     "run": Verb("ostler.cli.run", "run", "Boot a kernel in a virtual machine."),
     "host": Verb("ostler.cli.host", "app", "Look at the machine that guests run on."),
+    "net": Verb("ostler.cli.net", "app", "Look at the machines' networks."),
     "image": Verb("ostler.cli.image", "app", "Make images for guests."),
 }
 

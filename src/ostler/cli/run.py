@@ -22,6 +22,7 @@ from ostler.config import (
     DiskConfig,
     MachineConfig,
     MemoryConfig,
+    PublishConfig,
     SerialConfig,
     SerialKind,
     SoftJit,
@@ -29,6 +30,7 @@ from ostler.config import (
     VirtioShareConfig,
     VirtioVsockConfig,
     parse_device,
+    parse_nets,
 )
 from ostler.errors import ConfigError, HostError
 
@@ -126,6 +128,25 @@ def run(
             " boot; repeat it for more. Example: --plug docs/examples/virtio_device.py",
         ),
     ] = None,
+    net: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND[=TARGET][,OPTION=...]",
+            help="A network card; repeat it for more. Kinds: user (the default, needs passt, not"
+            " root), tap=BRIDGE, switch=NAME (machines of one process), none. Options: mac=ADDRESS,"
+            " queues=N, mtu=BYTES, pcap=FILE, hash=on, packed=off; host=on with user: the guest"
+            " reaches this host's 127.0.0.1 as its gateway."
+            " Example: --net tap=br0,queues=2 --net user,pcap=net.pcap",
+        ),
+    ] = None,
+    publish: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[ADDRESS:]PORT:GUEST_PORT[/udp]",
+            help="Have a port of this host lead to one of the guest; repeat it for more. Without an"
+            " address only this host reaches it. Example: --publish 2222:22",
+        ),
+    ] = None,
     serial: Annotated[
         str,
         typer.Option(
@@ -199,6 +220,8 @@ def run(
             *_vsock(vsock, name),
             *(VirtioShareConfig.parse(text) for text in share or ()),
         ),
+        nets=parse_nets(net or ()),
+        publish=tuple(PublishConfig.parse(text) for text in publish or ()),
         accelerator=AcceleratorChoice.parse(accel),
         reboot=not no_reboot,
     )
@@ -247,6 +270,7 @@ def start(config: MachineConfig, plugs: Sequence[Plug], *, print_stats: bool = F
         sys.stderr.write(f"ostler: {chosen.note}\n")
     config = replace(config, accelerator=AcceleratorChoice((chosen.name,)))
     vm = VM.from_config(config, plugs)
+    vm.on_report = _report
     with ExitStack() as stack:
         output_fd = stack.enter_context(_output(config.serial))
         caught = stack.enter_context(_signals(vm))
@@ -288,6 +312,11 @@ def _output_lost(failures: Iterable[OSError | None]) -> int:
             " room or send its output elsewhere"
         ) from error
     return 0
+
+
+def _report(text: str) -> None:
+    """Tell what went wrong beside the guest; the terminal may be in raw mode."""
+    sys.stderr.write(f"ostler: {text}\r\n" if sys.stderr.isatty() else f"ostler: {text}\n")
 
 
 def _copies(

@@ -18,12 +18,14 @@ from ostler.config.devices import (
     parse_device,
 )
 from ostler.config.disk import DiskConfig
-from ostler.config.machine import MachineConfig
+from ostler.config.machine import DEFAULT_NAME, MachineConfig
 from ostler.config.memory import MemoryConfig
+from ostler.config.net import NetConfig, PublishConfig, parse_nets
 from ostler.config.serial import SerialConfig, SerialKind
 from ostler.config.size import format_size, parse_size
 
 __all__ = [
+    "DEFAULT_NAME",
     "AcceleratorChoice",
     "CpuConfig",
     "DebugExitConfig",
@@ -31,6 +33,8 @@ __all__ = [
     "DiskConfig",
     "MachineConfig",
     "MemoryConfig",
+    "NetConfig",
+    "PublishConfig",
     "SerialConfig",
     "SerialKind",
     "SoftJit",
@@ -43,5 +47,6 @@ __all__ = [
     "VirtioVsockConfig",
     "format_size",
     "parse_device",
+    "parse_nets",
     "parse_size",
 ]

@@ -11,8 +11,12 @@ from ostler.config.cpu import CpuConfig
 from ostler.config.devices import DeviceConfig
 from ostler.config.disk import DiskConfig
 from ostler.config.memory import MemoryConfig
+from ostler.config.net import NetConfig, PublishConfig
 from ostler.config.serial import SerialConfig
 from ostler.errors import ConfigError
+
+# What a machine is called that nobody named.
+DEFAULT_NAME = "guest"
 
 
 class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -21,18 +25,24 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     kernel: Path
     initrd: Path | None = None
     append: str = ""
-    name: str = "guest"
+    name: str = DEFAULT_NAME
     cpu: CpuConfig = CpuConfig()
     memory: MemoryConfig = MemoryConfig()
     disks: tuple[DiskConfig, ...] = ()
     serial: SerialConfig = SerialConfig()
     devices: tuple[DeviceConfig, ...] = ()
+    nets: tuple[NetConfig, ...] | None = None
+    """`None`: user mode networking where the host has it."""
+    publish: tuple[PublishConfig, ...] = ()
     accelerator: AcceleratorChoice = AcceleratorChoice()
     reboot: bool = True
 
     def __post_init__(self) -> None:
         if "\0" in self.append:
             raise ConfigError("--append: a kernel command line holds no NUL; remove it")
+        users = [net for net in self.nets or () if net.kind == "user"]
+        if self.publish and self.nets is not None and not users:
+            raise ConfigError(f"{self.publish[0]}: needs the user mode network; add --net user")
         writable = [disk.path for disk in self.disks if not (disk.readonly or disk.overlay)]
         for path in {disk.path for disk in self.disks}:
             if path in writable and sum(disk.path == path for disk in self.disks) > 1:

@@ -21,6 +21,7 @@ from ostler.firmware.plan import BootPlan
 from ostler.machine.board import Host
 from ostler.machine.boot import acpi_tables, plan_boot, write_boot
 from ostler.machine.disks import GuestDisk
+from ostler.machine.networks import Network
 from ostler.machine.plug import Plug, plug_in
 from ostler.machine.virt import VirtBoard
 
@@ -52,6 +53,7 @@ class Session:
         accelerator: str,
         outside: Outside,
         requests: MachineRequests,
+        networks: Sequence[Network] = (),
     ) -> None:
         self.config, self.console = config, outside.serial
         self.printed_before = self.console.position()
@@ -71,7 +73,9 @@ class Session:
             outside.images,
             fds,
             outside.vsock,
+            networks,
         )
+        self._networks = networks
         try:
             self.board = VirtBoard(config, self.vm, host)
             plug_in(outside.plugs, self.board)
@@ -91,6 +95,8 @@ class Session:
         if self._hvc:
             self._hvc.start()
         self.timers.start()
+        for network, card in zip(self._networks, self.board.nets, strict=True):
+            network.on_change = card.link_changed
         self.threads.resume()
 
     def pause(self) -> None:
@@ -110,6 +116,8 @@ class Session:
     def close(self) -> None:
         """End the threads and give everything back."""
         self.console.disconnect()
+        for network in self._networks:
+            network.on_change = None
         self.threads.stop()
         self.timers.close()
         self.board.close()

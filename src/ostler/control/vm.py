@@ -13,8 +13,9 @@ import gc
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,12 +27,16 @@ from ostler.config import (
     DiskConfig,
     MachineConfig,
     MemoryConfig,
+    NetConfig,
+    PublishConfig,
     SoftJit,
     parse_device,
+    parse_nets,
 )
 from ostler.control.accelerator import choose
 from ostler.control.balloon import Balloon
 from ostler.control.console import SerialConsole
+from ostler.control.network import NetworkCard
 from ostler.control.outcome import Ending, Outcome
 from ostler.control.requests import (
     DebugExit,
@@ -51,12 +56,14 @@ from ostler.control.session import Outside, Session
 from ostler.control.stats import VmStats
 from ostler.control.vsock import Vsock, open_vsock
 from ostler.devices.device import GuestMemory
-from ostler.engine import Exit, InternalError, Shutdown
+from ostler.devices.virtio.net import VirtioNet
+from ostler.engine import Exit, InternalError, NetLinks, Shutdown
 from ostler.errors import ConfigError, OstlerError, WaitTimeout
 from ostler.host.accelerator import Decision
 from ostler.host.admission import admit_memory
 from ostler.host.view import HostView
 from ostler.machine.disks import GuestDisk, open_disks
+from ostler.machine.networks import Network, nobody, open_networks
 from ostler.machine.plug import Plug
 
 
@@ -64,11 +71,12 @@ class VM:
     """One virtual machine; it runs from `start`, or the `with` statement, until it has ended.
 
     `kernel` is a bzImage, ELF or multiboot image, `disks` are paths or texts as `--disk` takes them
-    (`disk.img,readonly=on`), `devices` as `--device` does, `memory` is `512M`, `4G` or bytes. With
-    `reboot` false, a reset ends the machine. `ConfigError` and `HostError` come from `start`, or
-    from here where a value alone is wrong. `serial` is the first serial port, `hvc` the console of
-    a `virtio-console` device, `balloon` the memory balloon of a `virtio-balloon`, `vsock`
-    the sockets of a `virtio-vsock`.
+    (`disk.img,readonly=on`), `devices` as `--device` does, `net` and `publish` as `--net` and
+    `--publish` do (`net="none"`: no network; by default user mode where the host has it), `memory`
+    is `512M`, `4G` or bytes. With `reboot` false, a reset ends the machine. `ConfigError` and
+    `HostError` come from `start`, or from here where a value alone is wrong. `serial` is the first
+    serial port, `hvc` the console of a `virtio-console` device, `balloon` the memory balloon of a
+    `virtio-balloon`, `vsock` the sockets of a `virtio-vsock`, `net` the network cards.
     Each of `plug` is called with the board at every boot, to add devices of your own to it.
     """
 
@@ -80,6 +88,8 @@ class VM:
         append: str = "",
         disks: Iterable[str | Path | DiskConfig] = (),
         devices: Iterable[str | DeviceConfig] = (),
+        net: str | NetConfig | Iterable[str | NetConfig] | None = None,
+        publish: str | Iterable[str] = (),
         memory: str | int = "512M",
         cpus: int = 1,
         accelerator: str = "auto",
@@ -100,6 +110,10 @@ class VM:
                 for disk in disks
             ),
             devices=tuple(parse_device(d) if isinstance(d, str) else d for d in devices),
+            nets=_nets(net),
+            publish=tuple(
+                PublishConfig.parse(p) for p in ([publish] if isinstance(publish, str) else publish)
+            ),
             accelerator=AcceleratorChoice.parse(accelerator),
             reboot=reboot,
         )
@@ -123,6 +137,9 @@ class VM:
         self._open = ExitStack()
         self._images: list[GuestDisk] = []
         self._accelerator: Decision | None = None
+        self._networks: list[Network] = []
+        self.on_report: Callable[[str], None] = nobody
+        """Called with a line when something on the host's side goes wrong; from any thread."""
         self._session: Session | None = None
         self._past = VmStats("")  # of the boots that are over
         self._boot = 0
@@ -141,6 +158,9 @@ class VM:
         admit_memory(self.config.memory.size_bytes, HostView())
         try:
             self._accelerator = choose(self.config.accelerator)
+            # First: what it starts gets ready while the machine is built.
+            networks = open_networks(self.config, NetLinks(), lambda text: self.on_report(text))
+            self._networks = self._open.enter_context(networks)
             self._images = self._open.enter_context(open_disks(self.config))
             self.vsock.end = self._open.enter_context(open_vsock(self.config))
             self._session = self._new_session()
@@ -249,6 +269,20 @@ class VM:
             return self._past
 
     @property
+    def net(self) -> list[NetworkCard]:
+        """The network cards; none before `start`."""
+        return [
+            NetworkCard(network, partial(self._card, number))
+            for number, network in enumerate(self._networks)
+        ]
+
+    def _card(self, number: int) -> VirtioNet:
+        with self._lock:
+            if self._session is None:
+                raise ConfigError("this VM does not run; ask its network cards while it does")
+            return self._session.board.nets[number]
+
+    @property
     def running(self) -> bool:
         """Whether the machine has been started and has not ended."""
         return self._control.ident is not None and not self._done.is_set()
@@ -279,7 +313,7 @@ class VM:
         requests = SessionRequests(self._mailbox, self._boot)
         end = self.vsock.end
         outside = Outside(self._images, self.serial, self.hvc, end, self._plugs)
-        session = Session(self.config, self.accelerator.name, outside, requests)
+        session = Session(self.config, self.accelerator.name, outside, requests, self._networks)
         session.start(requests.on_exit)
         return session
 
@@ -379,8 +413,21 @@ class VM:
         try:
             with self._lock:
                 self._close_session()
+            self._networks = []
             self._open.close()
         finally:
             self.serial.end(f"the guest has ended ({outcome})")
             self.hvc.end(f"the guest has ended ({outcome})")
             self._done.set()
+
+
+def _nets(
+    net: str | NetConfig | Iterable[str | NetConfig] | None,
+) -> tuple[NetConfig, ...] | None:
+    """The cards that `VM(net=...)` asks for."""
+    if net is None:
+        return None
+    nets = [net] if isinstance(net, str | NetConfig) else list(net)
+    if "none" in nets or not nets:
+        return parse_nets(str(n) for n in nets) or ()
+    return tuple(n if isinstance(n, NetConfig) else NetConfig.parse(n) for n in nets)

@@ -28,11 +28,14 @@ from ostler._native import (
     IrqLine,
     Memory,
     MsiRoute,
+    NetLink,
+    NetSwitch,
     Threads,
     Vcpu,
     VirtioBalloon,
     VirtioDisk,
     VirtioFeed,
+    VirtioNic,
     VirtioVsock,
     VirtioWorker,
     VirtioWorkers,
@@ -50,6 +53,7 @@ from ostler.engine.exits import (
     MmioWrite,
     Shutdown,
 )
+from ostler.engine.network import NetLinks
 from ostler.engine.virtio import QueueSetup
 from ostler.registers import (
     CpuidEntry,
@@ -94,6 +98,9 @@ __all__ = [
     "MmioWrite",
     "MpState",
     "MsiRoute",
+    "NetLink",
+    "NetLinks",
+    "NetSwitch",
     "PicState",
     "PitChannelState",
     "QueueSetup",
@@ -107,6 +114,7 @@ __all__ = [
     "VirtioBalloon",
     "VirtioDisk",
     "VirtioFeed",
+    "VirtioNic",
     "VirtioVsock",
     "VirtioWorker",
     "VirtioWorkers",

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from ostler.config import NetConfig
 from ostler.devices.device import Device, IrqLine
 from ostler.devices.pci.device import ReadWrite
 from ostler.devices.requests import MachineRequests
 from ostler.devices.serial import SerialHost
 from ostler.devices.timer import TimerService, WallClock
-from ostler.devices.virtio.workers import Workers
+from ostler.devices.virtio.workers import Cable, Workers
 from ostler.machine.disks import GuestDisk
 from ostler.machine.hardware import Hardware, RecordedBus, RecordedLines
 from ostler.machine.memory_map import IRQCHIP_RANGES
+
+
+class NetCable(Protocol):
+    """A network card's cable and what the card on it is like."""
+
+    @property
+    def config(self) -> NetConfig: ...
+    @property
+    def link(self) -> Cable: ...
+    @property
+    def mac(self) -> bytes: ...
+    @property
+    def mtu(self) -> int:
+        """What the driver should use at most, 0 for what it likes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +38,7 @@ class Host:
 
     `images` are the open disks in the order of the configuration; `console_fds` are the input and
     the output end of the virtio console, `vsock` the listening unix socket of the virtio-vsock
-    device and its path.
+    device and its path, `cables` those of the network cards.
     """
 
     serial: SerialHost
@@ -34,6 +49,7 @@ class Host:
     images: Sequence[GuestDisk] = ()
     console_fds: tuple[int, int] | None = None
     vsock: tuple[int, str] | None = None
+    cables: Sequence[NetCable] = ()
 
 
 class Shifted:

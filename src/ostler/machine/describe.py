@@ -11,7 +11,15 @@ from ostler.machine import memory_map as at
 from ostler.machine.board import Host
 from ostler.machine.boot import plan_boot, unpack_streams
 from ostler.machine.disks import GuestDisk, open_disks
-from ostler.machine.paper import PaperHardware, PaperMemory, PaperRequests, PaperTime, PaperWorkers
+from ostler.machine.networks import nets_of
+from ostler.machine.paper import (
+    PaperCable,
+    PaperHardware,
+    PaperMemory,
+    PaperRequests,
+    PaperTime,
+    PaperWorkers,
+)
 from ostler.machine.plug import Plug, plug_in
 from ostler.machine.virt import VirtBoard
 
@@ -38,7 +46,11 @@ def draw(config: MachineConfig, images: Sequence[GuestDisk] = ()) -> VirtBoard:
     """The board on paper."""
     time = PaperTime()
     fds = (NO_FD, NO_FD)
-    host = Host(Unplugged(), time, time, PaperRequests(), PaperWorkers(), images, fds, (NO_FD, ""))
+    cables = [PaperCable(net) for net in nets_of(config)]
+    vsock = (NO_FD, "")
+    host = Host(
+        Unplugged(), time, time, PaperRequests(), PaperWorkers(), images, fds, vsock, cables
+    )
     return VirtBoard(config, PaperHardware(), host)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ostler.config import NetConfig
 from ostler.devices.pci.device import ReadWrite, Space
-from ostler.devices.virtio.workers import BlkBackend, Handler, Queue, Worker
+from ostler.devices.virtio.workers import BlkBackend, Cable, Handler, NicBackend, Queue, Worker
 from ostler.firmware.plan import Buffer
 
 
@@ -173,8 +175,56 @@ class PaperVsock:
     transmit = receive
 
 
+@dataclass
+class PaperCable:
+    """A cable that is not plugged in."""
+
+    config: NetConfig
+    mac: bytes = bytes(6)
+    mtu: int = 0
+    up: bool = False
+
+    @property
+    def link(self) -> Cable:
+        """Itself."""
+        return self
+
+
+class PaperNic:
+    """A card without a driver."""
+
+    announcing = False
+
+    def __init__(self, mac: bytes) -> None:
+        self.mac = mac
+
+    def negotiate(self, features: int) -> None:
+        pass
+
+    def resume(self, features: int) -> None:
+        pass
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, settings: dict[str, Any]) -> None:
+        pass
+
+    def counters(self) -> Sequence[Sequence[int]]:
+        return ((0,) * 4,) * 2
+
+    def receive(self, queue: Queue, pair: int) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
+
+    def transmit(self, queue: Queue, pair: int) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
+
+    def control(self, queue: Queue) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
+
+
 class PaperWorkers:
-    """Makes disks for devices to be built with; no queue is ever started."""
+    """Makes disks and network cards for devices to be built with; no queue is ever started."""
 
     def disk(self, disk: object, readonly: bool, serial: bytes) -> BlkBackend:
         return PaperBackend()
@@ -190,6 +240,9 @@ class PaperWorkers:
 
     def balloon(self) -> PaperBalloon:
         return PaperBalloon()
+
+    def nic(self, link: Any, mac: bytes, pairs: int) -> NicBackend:
+        return PaperNic(mac)
 
     def rng(self, queue: Queue, bytes_per_second: int) -> Worker:
         raise RuntimeError("a machine on paper does not run")

@@ -30,6 +30,7 @@ from ostler.devices.virtio.blk import VirtioBlk
 from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.device import F_RING_PACKED, VirtioDevice
 from ostler.devices.virtio.input import VirtioKeyboard, VirtioTablet
+from ostler.devices.virtio.net import VirtioNet
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.transport import VirtioPci
 from ostler.devices.virtio.vsock import VirtioVsock
@@ -60,6 +61,7 @@ class VirtBoard(Board):
             self._add_disk(number)
         for device in config.devices:
             self._add_requested(device)
+        self.nets = [self._add_net(number) for number in range(len(host.cables))]
 
     def close(self) -> None:
         # Behind the bridge the ranges move with the BARs; a reset would map them again.
@@ -152,6 +154,20 @@ class VirtBoard(Board):
             cache=config.cache != "writethrough",
         )
         self.plug_virtio(f"disk{number}", device, packed=config.packed)
+
+    def _add_net(self, number: int) -> VirtioNet:
+        cable = self.host.cables[number]
+        config = cable.config
+        device = VirtioNet(
+            cable.link,
+            self.host.workers,
+            cable.mac,
+            pairs=config.queues,
+            mtu=cable.mtu,
+            hash_report=config.hash,
+        )
+        self.plug_virtio(f"net{number}", device, packed=config.packed)
+        return device
 
     def _add_requested(self, device: DeviceConfig) -> None:
         match device:

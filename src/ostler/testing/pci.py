@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ostler.devices.pci.device import ReadWrite, Space
-from ostler.devices.virtio.workers import BlkBackend, Handler, Queue
+from ostler.devices.virtio.workers import BlkBackend, Handler, NicBackend, Queue
 from ostler.errors import ConfigError
 
 
@@ -234,12 +235,63 @@ class FakeVsock:
 
 
 @dataclass
+class FakeCable:
+    """A cable that a test plugs in and pulls."""
+
+    up: bool = True
+
+
+@dataclass
+class FakeNic:
+    """What the workers know of a network card."""
+
+    workers: FakeWorkers
+    mac: bytes
+    announcing: bool = False
+    features: int = 0
+    held: dict[str, Any] = field(default_factory=lambda: {"mac": bytes(6)})
+
+    def negotiate(self, features: int) -> None:
+        """Begin."""
+        self.features = features
+
+    def resume(self, features: int) -> None:
+        """Go on."""
+        self.features = features
+
+    def settings(self) -> dict[str, Any]:
+        """What was restored."""
+        return dict(self.held)
+
+    def restore(self, settings: dict[str, Any]) -> None:
+        """Take settings."""
+        self.held = dict(settings)
+
+    def counters(self) -> Sequence[Sequence[int]]:
+        """Nothing has come or gone."""
+        return ((0,) * 4,) * 2
+
+    def receive(self, queue: Queue, pair: int) -> FakeWorker:
+        """A receive worker."""
+        return self.workers.start(f"receive{pair}", queue)
+
+    def transmit(self, queue: Queue, pair: int) -> FakeWorker:
+        """A transmit worker."""
+        return self.workers.start(f"transmit{pair}", queue)
+
+    def control(self, queue: Queue) -> FakeWorker:
+        """A control worker."""
+        return self.workers.start("control", queue)
+
+
+@dataclass
 class FakeWorkers:
     """Starts `FakeWorker`s and remembers them; `refuse` makes it find no memory at the rings."""
 
     started: list[FakeWorker] = field(default_factory=list)
     disks: list[FakeDisk] = field(default_factory=list)
     balloons: list[FakeBalloon] = field(default_factory=list)
+    nics: list[FakeNic] = field(default_factory=list)
     refuse: bool = False
 
     def disk(self, disk: object, readonly: bool, serial: bytes) -> BlkBackend:
@@ -265,6 +317,11 @@ class FakeWorkers:
         """A balloon."""
         self.balloons.append(FakeBalloon(self))
         return self.balloons[-1]
+
+    def nic(self, link: Any, mac: bytes, pairs: int) -> NicBackend:
+        """A network card."""
+        self.nics.append(FakeNic(self, mac))
+        return self.nics[-1]
 
     def rng(self, queue: Queue, bytes_per_second: int) -> FakeWorker:
         """An entropy worker."""

@@ -80,6 +80,14 @@ impl Ring {
         }
     }
 
+    /// Where the device would stand had it not popped `held`, its last pops.
+    pub fn position_before(&self, held: &[(Chain, u32)]) -> Position {
+        match &self.0 {
+            Layout::Split(ring) => ring.position_before(held.len()),
+            Layout::Packed(ring) => ring.position_before(held.iter().map(|(chain, _)| chain.slots).sum()),
+        }
+    }
+
     /// Makes `chain` the next available one; false when there is none. What `chain` held is
     /// forgotten, its room is used again.
     pub fn pop_into(&mut self, map: &GuestMap, chain: &mut Chain) -> Result<bool, Broken> {
@@ -108,6 +116,14 @@ impl Ring {
         match &mut self.0 {
             Layout::Split(ring) => ring.push(map, chain, len),
             Layout::Packed(ring) => ring.push(map, chain, len),
+        }
+    }
+
+    /// Gives several chains back, with the bytes written to each; the driver sees all or none.
+    pub fn push_all(&mut self, map: &GuestMap, used: &[(Chain, u32)]) -> Result<(), Broken> {
+        match &mut self.0 {
+            Layout::Split(ring) => ring.push_all(map, used),
+            Layout::Packed(ring) => ring.push_all(map, used),
         }
     }
 

@@ -109,6 +109,10 @@ impl PackedRing {
         Position { next_avail: self.next_avail.bits(), next_used: self.next_used.bits() }
     }
 
+    pub(super) fn position_before(&self, slots: u16) -> Position {
+        Position { next_avail: self.next_avail.back(slots, self.size).bits(), ..self.position() }
+    }
+
     pub(super) fn pop_into(&mut self, map: &GuestMap, chain: &mut Chain) -> Result<bool, Broken> {
         if !self.is_available(map)? {
             return Ok(false);
@@ -151,16 +155,41 @@ impl PackedRing {
     }
 
     pub(super) fn push(&mut self, map: &GuestMap, chain: &Chain, len: u32) -> Result<(), Broken> {
-        let at = self.gpa(self.next_used);
-        store(map, at + ID_OFFSET, chain.head, Ordering::Relaxed)?;
-        map.store(len.to_le(), GuestAddress(at + LEN_OFFSET), Ordering::Relaxed).map_err(|_| Broken::NotMemory)?;
-        let turn = if self.next_used.wrap { AVAIL | USED } else { 0 };
-        let written = if len == 0 { 0 } else { WRITE };
+        let flags = self.write_used(map, self.next_used, chain, len)?;
         // Released: who sees the flags sees the id and the length.
-        store(map, at + FLAGS_OFFSET, turn | written, Ordering::Release)?;
-        self.next_used = self.next_used.forward(chain.slots, self.size);
-        self.used_unsignalled = self.used_unsignalled.saturating_add(chain.slots).min(self.size);
+        store(map, self.gpa(self.next_used) + FLAGS_OFFSET, flags, Ordering::Release)?;
+        self.advance(chain.slots);
         Ok(())
+    }
+
+    pub(super) fn push_all(&mut self, map: &GuestMap, used: &[(Chain, u32)]) -> Result<(), Broken> {
+        let Some(((first, first_len), after)) = used.split_first() else { return Ok(()) };
+        let mut at = self.next_used.forward(first.slots, self.size);
+        for (chain, len) in after {
+            let flags = self.write_used(map, at, chain, *len)?;
+            store(map, self.gpa(at) + FLAGS_OFFSET, flags, Ordering::Relaxed)?;
+            at = at.forward(chain.slots, self.size);
+        }
+        // The driver comes to the others by way of the first.
+        self.push(map, first, *first_len)?;
+        for (chain, _) in after {
+            self.advance(chain.slots);
+        }
+        Ok(())
+    }
+
+    /// Writes the id and length of a used descriptor; its flags, which show it to the driver.
+    fn write_used(&self, map: &GuestMap, at: Cursor, chain: &Chain, len: u32) -> Result<u16, Broken> {
+        let gpa = self.gpa(at);
+        store(map, gpa + ID_OFFSET, chain.head, Ordering::Relaxed)?;
+        map.store(len.to_le(), GuestAddress(gpa + LEN_OFFSET), Ordering::Relaxed).map_err(|_| Broken::NotMemory)?;
+        let turn = if at.wrap { AVAIL | USED } else { 0 };
+        Ok(if len == 0 { turn } else { turn | WRITE })
+    }
+
+    fn advance(&mut self, slots: u16) {
+        self.next_used = self.next_used.forward(slots, self.size);
+        self.used_unsignalled = self.used_unsignalled.saturating_add(slots).min(self.size);
     }
 
     pub(super) fn needs_interrupt(&mut self, map: &GuestMap) -> Result<bool, Broken> {

@@ -1,6 +1,6 @@
 //! The split virtqueue (virtio 1.2, section 2.7).
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use ostler_memory::GuestMap;
 use virtio_queue::desc::split::Descriptor;
@@ -12,11 +12,18 @@ use crate::chain::{Broken, Chain, DESCRIPTOR_BYTES, MAX_DESCRIPTORS, indirect_en
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`.
 const NO_INTERRUPT: u16 = 1;
+/// Flags and index come before the entries of both rings.
+const AVAIL_HEADER_BYTES: u64 = 4;
+const AVAIL_ENTRY_BYTES: u64 = 2;
+const USED_HEADER_BYTES: u64 = 4;
+const USED_ENTRY_BYTES: u64 = 8;
 
 #[derive(Debug)]
 pub(super) struct SplitRing {
     queue: Queue,
     indirect: bool,
+    /// The used index when the driver's wish for an interrupt was last looked at.
+    signalled: u16,
 }
 
 impl SplitRing {
@@ -30,11 +37,16 @@ impl SplitRing {
         if config.avail_ring == 0 || !queue.is_valid(map) {
             return Err(RingError::NotMemory);
         }
-        Ok(Self { queue, indirect: config.indirect })
+        Ok(Self { queue, indirect: config.indirect, signalled: config.position.next_used })
     }
 
     pub(super) fn position(&self) -> Position {
         Position { next_avail: self.queue.next_avail(), next_used: self.queue.next_used() }
+    }
+
+    pub(super) fn position_before(&self, pops: usize) -> Position {
+        let position = self.position();
+        Position { next_avail: position.next_avail.wrapping_sub(pops as u16), ..position }
     }
 
     pub(super) fn pop_into(&mut self, map: &GuestMap, chain: &mut Chain) -> Result<bool, Broken> {
@@ -63,16 +75,36 @@ impl SplitRing {
         self.queue.add_used(map, chain.head, len).map_err(broken)
     }
 
-    pub(super) fn needs_interrupt(&mut self, map: &GuestMap) -> Result<bool, Broken> {
-        let wanted = self.queue.needs_notification(map).map_err(broken)?;
-        if !wanted || self.queue.event_idx_enabled() {
-            return Ok(wanted);
+    pub(super) fn push_all(&mut self, map: &GuestMap, used: &[(Chain, u32)]) -> Result<(), Broken> {
+        let Some(((last, last_len), before)) = used.split_last() else { return Ok(()) };
+        for (chain, len) in before {
+            self.write_used(map, chain, *len)?;
+            self.queue.set_next_used(self.queue.next_used().wrapping_add(1));
         }
-        let flags: u16 = map
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map(u16::from_le)
-            .map_err(|_| Broken::NotMemory)?;
-        Ok(flags & NO_INTERRUPT == 0)
+        // This one stores the index, with which the driver sees them all.
+        self.push(map, last, *last_len)
+    }
+
+    /// Writes the next entry of the used ring; the driver does not see it yet.
+    fn write_used(&self, map: &GuestMap, chain: &Chain, len: u32) -> Result<(), Broken> {
+        let entry = u64::from(self.queue.next_used() % self.queue.size());
+        let gpa = GuestAddress(self.queue.used_ring() + USED_HEADER_BYTES + USED_ENTRY_BYTES * entry);
+        let bytes = u64::from(chain.head) | u64::from(len) << 32;
+        map.write_obj(bytes.to_le(), gpa).map_err(|_| Broken::NotMemory)
+    }
+
+    pub(super) fn needs_interrupt(&mut self, map: &GuestMap) -> Result<bool, Broken> {
+        // What was used has to be visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let next = self.queue.next_used();
+        let before = std::mem::replace(&mut self.signalled, next);
+        if self.queue.event_idx_enabled() {
+            let used_event = AVAIL_HEADER_BYTES + AVAIL_ENTRY_BYTES * u64::from(self.queue.size());
+            let wanted = load(map, self.queue.avail_ring() + used_event)?;
+            // The rule of section 2.7.10.2: the index has moved past what the driver waits for.
+            return Ok(next.wrapping_sub(wanted).wrapping_sub(1) < next.wrapping_sub(before));
+        }
+        Ok(load(map, self.queue.avail_ring())? & NO_INTERRUPT == 0)
     }
 
     pub(super) fn disable_kicks(&mut self, map: &GuestMap) -> Result<(), Broken> {
@@ -90,6 +122,10 @@ fn configured(config: &RingConfig) -> Result<Queue, virtio_queue::Error> {
     queue.try_set_avail_ring_address(GuestAddress(config.avail_ring))?;
     queue.try_set_used_ring_address(GuestAddress(config.used_ring))?;
     Ok(queue)
+}
+
+fn load(map: &GuestMap, gpa: u64) -> Result<u16, Broken> {
+    map.load(GuestAddress(gpa), Ordering::Relaxed).map(u16::from_le).map_err(|_| Broken::NotMemory)
 }
 
 fn broken(error: virtio_queue::Error) -> Broken {

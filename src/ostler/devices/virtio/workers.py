@@ -6,7 +6,7 @@ the guest on its own thread, without the interpreter. Tests hand in fakes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -114,6 +114,49 @@ class VsockHub(Protocol):
         """Serve the queue on which the guest sends."""
 
 
+class Cable(Protocol):
+    """The host's end of a network card's cable."""
+
+    @property
+    def up(self) -> bool:
+        """Whether somebody is at the other end."""
+
+
+class NicBackend(Protocol):
+    """What the queues of one network card share."""
+
+    announcing: bool
+    """Whether the driver was asked to announce itself and has not done so."""
+
+    @property
+    def mac(self) -> bytes:
+        """The address, which the driver may have changed."""
+
+    def negotiate(self, features: int) -> None:
+        """Begin with the driver's features: its settings are those of a new start."""
+
+    def resume(self, features: int) -> None:
+        """Go on with what was negotiated before."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the driver has set: the fields of a `NetState`, without `announcing`."""
+
+    def restore(self, settings: dict[str, Any]) -> None:
+        """Take settings that were saved."""
+
+    def counters(self) -> Sequence[Sequence[int]]:
+        """Frames, bytes, dropped and faulty frames received, and the same of those sent."""
+
+    def receive(self, queue: Queue, pair: int) -> Worker:
+        """Serve the receive queue of pair number `pair`."""
+
+    def transmit(self, queue: Queue, pair: int) -> Worker:
+        """Serve its transmit queue."""
+
+    def control(self, queue: Queue) -> Worker:
+        """Serve the control queue."""
+
+
 Handler = Callable[[bytes, int], bytes]
 """Answers a request of the driver, given its bytes and the most that the answer may have."""
 
@@ -139,6 +182,9 @@ class Workers(Protocol):
 
     def disk(self, disk: Any, readonly: bool, serial: bytes) -> BlkBackend:
         """A disk of what the data path `disk` of an image holds."""
+
+    def nic(self, link: Any, mac: bytes, pairs: int) -> NicBackend:
+        """A network card on `link`, which is one of the engine's cables."""
 
     def rng(self, queue: Queue, bytes_per_second: int) -> Worker:
         """Fill buffers with random bytes, at most so many a second; 0 is no limit."""

@@ -1,0 +1,146 @@
+"""A network card of a guest: `KIND[=TARGET][,mac=ADDRESS][,queues=N][,mtu=BYTES][,pcap=FILE]`.
+
+And the ports of the host that lead to it: `[ADDRESS:]PORT:GUEST_PORT[/udp]`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from ostler.config.options import build, split_options
+from ostler.errors import ConfigError
+
+# Each kind, and what its target is; `None`: it has none.
+KINDS = {
+    "user": None,
+    "tap": "a bridge or a tap device of the host, br0 say",
+    "switch": "the name of a switch in this process",
+}
+MODELS = ("virtio",)
+MAX_QUEUES = 16
+MIN_MTU, MAX_MTU = 68, 65_520
+MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
+
+
+class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A network card and where its cable leads.
+
+    `queues` are pairs of queues; `mtu` is what the driver is told, 0 for what fits the network;
+    `pcap` is a file that gets a copy of every frame;
+    `hash` has the card report hashes of frames; with `host`, a guest on the user mode network
+    reaches the host's own 127.0.0.1 as its gateway. `packed`: packed rings are offered.
+    """
+
+    kind: str = "user"
+    target: str = ""
+    mac: str = ""
+    model: str = "virtio"
+    queues: int = 1
+    mtu: int = 0
+    pcap: Path | None = None
+    hash: bool = False
+    host: bool = False
+    packed: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(f"--net {self.kind!r}: there is: {', '.join(KINDS)}, none")
+        self._check_target()
+        if self.mac and not _is_usable(self.mac):
+            raise ConfigError(
+                f"{self}: {self.mac!r} is no address for one card; give 52:54:00:12:34:56 say"
+            )
+        if self.model not in MODELS:
+            raise ConfigError(f"{self}: no model {self.model!r}; there is: {', '.join(MODELS)}")
+        if not 1 <= self.queues <= MAX_QUEUES:
+            raise ConfigError(f"{self}: queues={self.queues}: give 1 to {MAX_QUEUES}")
+        if self.mtu and not MIN_MTU <= self.mtu <= MAX_MTU:
+            raise ConfigError(f"{self}: mtu={self.mtu}: give {MIN_MTU} to {MAX_MTU} bytes")
+
+    def _check_target(self) -> None:
+        wanted = KINDS[self.kind]
+        if wanted is None and self.target:
+            raise ConfigError(f"{self}: {self.kind} has no target; leave ={self.target} out")
+        if wanted is not None and not self.target and self.kind != "tap":
+            raise ConfigError(f"{self}: give {wanted}: --net {self.kind}=...")
+
+    def __str__(self) -> str:
+        return f"--net {self.kind}{'=' if self.target else ''}{self.target}"
+
+    @property
+    def mac_bytes(self) -> bytes:
+        """The address asked for, or nothing."""
+        return bytes.fromhex(re.sub("[:-]", "", self.mac))
+
+    @classmethod
+    def parse(cls, text: str) -> NetConfig:
+        """From what follows `--net`, but `none`."""
+        head, values = split_options(text, "--net")
+        kind, _, target = head.partition("=")
+        if twice := {"kind", "target"} & values.keys():
+            raise ConfigError(f"--net {text!r}: the kind comes first and once; drop {min(twice)}=")
+        pcap = values.pop("pcap", "")
+        places: dict[str, object] = {"kind": kind, "target": target}
+        if pcap:
+            places["pcap"] = Path(pcap)
+        return build(cls, {**places, **values}, f"--net {head}")
+
+
+class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A port of the host that leads to one of the guest, on its user mode network."""
+
+    port: int
+    guest_port: int
+    address: str = "127.0.0.1"
+    protocol: str = "tcp"
+
+    @classmethod
+    def parse(cls, text: str) -> PublishConfig:
+        """From what follows `--publish`."""
+        ports, slash, protocol = text.partition("/")
+        if slash and protocol not in ("tcp", "udp"):
+            raise ConfigError(f"--publish {text!r}: no protocol {protocol!r}; there is: tcp, udp")
+        import ipaddress
+
+        address, _, guest = ports.rpartition(":")
+        address, _, port = address.rpartition(":")
+        address = address.removeprefix("[").removesuffix("]")
+        try:
+            ipaddress.ip_address(address or "127.0.0.1")
+            numbers = int(port), int(guest)
+        except ValueError:
+            numbers = 0, 0
+        if not all(0 < number < 1 << 16 for number in numbers):
+            raise ConfigError(
+                f"--publish {text!r}: give PORT:GUEST_PORT, 2222:22 say, or ADDRESS:PORT:GUEST_PORT"
+            )
+        return cls(*numbers, address or "127.0.0.1", protocol or "tcp")
+
+    def __str__(self) -> str:
+        return f"--publish {self.address}:{self.port}:{self.guest_port}/{self.protocol}"
+
+
+def parse_nets(texts: Iterable[str]) -> tuple[NetConfig, ...] | None:
+    """The cards of a machine: `None` where nothing was said, none where that was."""
+    texts = list(texts)
+    if not texts:
+        return None
+    if "none" in texts:
+        if len(texts) > 1:
+            raise ConfigError(
+                "--net none: there are other --net options; leave one or the other out"
+            )
+        return ()
+    return tuple(NetConfig.parse(text) for text in texts)
+
+
+def _is_usable(text: str) -> bool:
+    """An address of one card: not a group's, not zero."""
+    if not MAC.fullmatch(text):
+        return False
+    mac = bytes.fromhex(re.sub("[:-]", "", text))
+    return not mac[0] & 1 and any(mac)
