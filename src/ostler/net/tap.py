@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import struct
 
 from ostler.errors import ConfigError, HostError
@@ -23,6 +24,7 @@ TUNSETVNETHDRSZ = 0x4004_54D8
 TUNSETVNETLE = 0x4004_54DC
 IFF_TAP, IFF_NO_PI, IFF_MULTI_QUEUE, IFF_VNET_HDR = 0x0002, 0x1000, 0x0100, 0x4000
 HEADER_BYTES = 12
+LOOK_EVERY_S = 1.0
 
 
 class Tap(Backend):
@@ -55,7 +57,7 @@ class Tap(Backend):
             self.close()
             raise
         self._monitor, self._events = monitor, events
-        monitor.watch(self._fds[0], 0, self._vanished)
+        monitor.after(LOOK_EVERY_S, self._look)
 
     @staticmethod
     def _bridge(target: str, what: str) -> str:
@@ -101,8 +103,15 @@ class Tap(Backend):
                 f"{what}: {self.name}: {error.strerror}; run as root or with CAP_NET_ADMIN"
             ) from error
 
-    def _vanished(self) -> None:
-        self._monitor.forget(self._fds[0])
+    def _look(self) -> None:
+        """The kernel wakes nobody who waits for nothing but the end of a tap device."""
+        if not self._fds:
+            return
+        end = select.poll()
+        end.register(self._fds[0], 0)
+        if not end.poll(0):
+            self._monitor.after(LOOK_EVERY_S, self._look)
+            return
         self._events.report(f"the tap device {self.name} is gone; the guest has no carrier")
         self._events.changed()
 
