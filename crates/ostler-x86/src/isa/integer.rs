@@ -91,8 +91,8 @@ table! {
     // One name, two instructions: the string ones have no vector register.
     Movsd => |instruction, op| {
         if instruction.is_string_instruction() { select_string(instruction, op) } else { crate::isa::vector::select_movsd(instruction, op) }
-    };
+    }, Vector;
     Cmpsd => |instruction, op| {
         if instruction.is_string_instruction() { select_string(instruction, op) } else { crate::isa::vector::select_cmpsd(instruction, op) }
-    };
+    }, Float;
 }

@@ -18,7 +18,10 @@ pub const TLB_ENTRIES: usize = 4096;
 /// One bank per [`crate::mmu::Privilege`].
 pub const TLB_BANKS: usize = 4;
 /// Entries of the table of jump targets, per bank.
-pub const JUMP_ENTRIES: usize = 2048;
+pub const JUMP_ENTRIES: usize = 8192;
+/// The lowest bit of an address that chooses its entry: functions begin at multiples of 16, but what follows a call
+/// is anywhere.
+pub const JUMP_SHIFT: u32 = 2;
 /// Instructions of one block at most, plus one: what a block's exit may add to the count.
 const COUNTS: usize = crate::decode::block::MAX_OPS + 1;
 /// Room for a signal frame with all of the host's vector state, and for its handler.
@@ -148,7 +151,7 @@ impl Default for ContextBox {
         let Some(memory) = NonNull::new(memory.cast::<Allocation>()) else { handle_alloc_error(layout) };
         let mut this = Self(memory);
         this.tlb_index_mask = (TLB_ENTRIES as u64 - 1) << 12;
-        this.jump_index_mask = JUMP_ENTRIES as u64 - 1;
+        this.jump_index_mask = (JUMP_ENTRIES as u64 - 1) << JUMP_SHIFT;
         this.page_mask = !0xfff;
         this.page_mask_16 = !0xfff | 15;
         this.page_mask_32 = !0xfff | 31;

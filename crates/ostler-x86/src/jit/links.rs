@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 
 use crate::decode::block::{Block, CodeCache};
-use crate::jit::context::{Context, JUMP_ENTRIES};
+use crate::jit::context::{Context, JUMP_ENTRIES, JUMP_SHIFT};
 use crate::jit::{BANKS, Jit, Key};
 
 /// What a block knows of its translation.
@@ -49,12 +49,12 @@ impl Translated {
 }
 
 fn index(linear: u64) -> usize {
-    linear as usize % JUMP_ENTRIES
+    (linear >> JUMP_SHIFT) as usize % JUMP_ENTRIES
 }
 
 /// What `target` holds where nothing is known: an address of another index, negated.
 fn nothing(index: usize) -> u64 {
-    (index as u64 ^ 1).wrapping_neg()
+    ((index as u64 ^ 1) << JUMP_SHIFT).wrapping_neg()
 }
 
 impl Jit {

@@ -21,6 +21,9 @@ impl Translator<'_> {
             (Mnemonic::Push, OpKind::Immediate8to64 | OpKind::Immediate32to64) => {
                 self.push_immediate(instruction.immediate(0) as u32);
             }
+            (Mnemonic::Push, OpKind::Memory) if instruction.memory_size().size() == 8 => {
+                self.push_memory(instruction)?
+            }
             (Mnemonic::Pop, OpKind::Register) if instruction.op0_register().is_gpr64() => {
                 self.pop_register(instruction.op0_register().number() as u8);
             }
@@ -57,6 +60,19 @@ impl Translator<'_> {
         self.code.with_memory(true, &[0xc7], 0, Memory::indexed(C, T));
         self.code.put32(value);
         self.move_stack_pointer(-8);
+    }
+
+    fn push_memory(&mut self, instruction: &Instruction) -> Option<()> {
+        let address = self.linear_address(instruction)?;
+        self.look_up(address, Wanted::read(8));
+        self.code.load_from(T, Memory::indexed(C, address));
+        self.code.store(crate::jit::context::field!(scratch), T);
+        self.look_up_below();
+        self.code.lea(T, Memory::indexed(C, T));
+        self.code.load(C, crate::jit::context::field!(scratch));
+        self.code.store_to(Memory::at(T, 0), C);
+        self.move_stack_pointer(-8);
+        Some(())
     }
 
     /// Pushes the address of the next instruction.
