@@ -80,10 +80,6 @@ fn may_run(sequence: &Sequence, bytes: &[u8], item: &Instruction) -> bool {
     if matches!(item.mnemonic(), Mnemonic::Loope | Mnemonic::Loopne) && repeats {
         return false;
     }
-    // iced takes F3 with REX.B for PAUSE; processors exchange RAX and R8.
-    if item.mnemonic() == Mnemonic::Pause && item.len() != 2 {
-        return false;
-    }
     if item.is_ip_rel_memory_operand() && item.ip_rel_memory_address().wrapping_sub(CODE.base) < CODE.bytes {
         return false;
     }

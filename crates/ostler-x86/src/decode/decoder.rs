@@ -1,6 +1,6 @@
 //! One instruction from iced's form to ours.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use crate::cpu::Cpu;
 use crate::cpu::regs::{BLOCK_RIP, ZERO};
@@ -70,10 +70,12 @@ impl<'a> BlockDecoder<'a> {
             return Decoded::Truncated;
         }
         let rest = &self.bytes[self.position..];
-        self.position += instruction.len();
+        let len = instruction.len();
+        self.position += len;
+        let instruction = exchange_of_r8(self.bitness, &rest[..len], &instruction).unwrap_or(instruction);
         let mut op = generic_op(&instruction, self.bitness, self.start_rip);
         op.end = self.position as u16;
-        op.len = instruction.len() as u8;
+        op.len = len as u8;
         let selected = if instruction.is_invalid() || !lock_allowed(&instruction) || !self.is_offered(&instruction) {
             None
         } else {
@@ -87,6 +89,16 @@ impl<'a> BlockDecoder<'a> {
         let ends_block = selected.is_none() || isa::ends_block(&instruction);
         Decoded::Instruction { op, ends_block }
     }
+}
+
+/// F3 90 with REX.B: processors exchange RAX with R8, where iced has PAUSE.
+fn exchange_of_r8(bitness: u32, bytes: &[u8], decoded: &Instruction) -> Option<Instruction> {
+    let [.., rex, _] = bytes else { return None };
+    if bitness != 64 || decoded.mnemonic() != Mnemonic::Pause || rex & 0xf1 != 0x41 {
+        return None;
+    }
+    let without: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0xf3).collect();
+    Some(Decoder::new(bitness, &without, RESERVED_NOPS).decode())
 }
 
 fn undefined(cpu: &mut Cpu, _op: &Op) -> Exec {

@@ -8,6 +8,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     flags(&mut cases);
     lengths(&mut cases);
+    pauses(&mut cases);
     alignment(&mut cases);
     loops(&mut cases);
     self_modifying(&mut cases);
@@ -32,6 +33,20 @@ fn flags(cases: &mut Vec<Case>) {
         for start in [0, rflags::STATUS | rflags::DF] {
             cases.push(Case::new("flags", &[opcode]).flags(start));
         }
+    }
+}
+
+/// F3 90 is PAUSE, but with REX.B it exchanges RAX and R8.
+fn pauses(cases: &mut Vec<Case>) {
+    for code in [
+        &[0xf3, 0x90][..],
+        &[0xf3, 0x48, 0x90],
+        &[0xf3, 0x41, 0x90],
+        &[0xf3, 0x4d, 0x90],
+        &[0xf3, 0xf3, 0x49, 0x90],
+        &[0x66, 0xf3, 0x41, 0x90],
+    ] {
+        cases.push(Case::new("pause", code).gpr(RAX, 0x1234_5678_9abc_def0).gpr(8, !0));
     }
 }
 
