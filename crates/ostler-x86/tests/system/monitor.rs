@@ -42,7 +42,7 @@ fn wait_for_line(a: &mut CodeAssembler) {
 }
 
 /// Runs the guest, and kicks it out of what it does not get out of itself.
-fn run_guarded(guest: &mut Guest) -> Exit {
+pub fn run_guarded(guest: &mut Guest) -> Exit {
     let kick = guest.vcpu.kicker();
     let (done, wait) = mpsc::channel::<()>();
     thread::scope(|scope| {

@@ -5,12 +5,16 @@ use ostler_engine::Exit;
 use ostler_engine::regs::MsrEntry;
 
 use crate::guest::*;
+use crate::monitor::run_guarded;
 
 const PV_EOI_EN: u32 = 0x4b56_4d04;
 const X2APIC_EOI: u32 = 0x80b;
 const X2APIC_SVR: u32 = 0x80f;
 /// Vectors 64..95 in service.
 const X2APIC_ISR2: u32 = 0x812;
+const X2APIC_LVT_TIMER: u32 = 0x832;
+const TSC_DEADLINE_MODE: u32 = 1 << 18;
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC_SELF_IPI: u32 = 0x83f;
 
 const WORD: u64 = 0x9_0000;
@@ -109,6 +113,41 @@ fn interrupt_that_arrives_before_the_end_takes_the_offer_back() {
         a.iretq().unwrap();
     });
     assert_eq!(run(&mut guest), [0, 1, 0, 1]);
+}
+
+#[test]
+fn interrupt_ended_in_memory_does_not_keep_the_next_one_from_ending_mwait() {
+    let mut guest = guest(|a| {
+        let mut early = a.create_label();
+        wrmsr(a, X2APIC_LVT_TIMER, TSC_DEADLINE_MODE | 0x41);
+        a.rdtsc().unwrap();
+        a.shl(rdx, 32).unwrap();
+        a.or(rax, rdx).unwrap();
+        a.lea(rsi, rax + 20_000_000).unwrap();
+        a.mov(rdx, rsi).unwrap();
+        a.shr(rdx, 32).unwrap();
+        a.mov(eax, esi).unwrap();
+        a.mov(ecx, IA32_TSC_DEADLINE).unwrap();
+        a.wrmsr().unwrap();
+        a.sti().unwrap();
+        wrmsr(a, X2APIC_SELF_IPI, 0x41);
+        a.cli().unwrap();
+        // The timer has the same vector: no more urgent than what the local APIC believes to be in service.
+        a.set_label(&mut early).unwrap();
+        a.rdtsc().unwrap();
+        a.shl(rdx, 32).unwrap();
+        a.or(rax, rdx).unwrap();
+        a.sub(rax, rsi).unwrap();
+        a.cmp(rax, 20_000_000).unwrap();
+        a.jl(early).unwrap();
+        a.mov(rax, WORD + 0x1000).unwrap();
+        a.xor(ecx, ecx).unwrap();
+        a.xor(edx, edx).unwrap();
+        a.monitor().unwrap();
+        a.mov(ecx, 1).unwrap();
+        a.mwait().unwrap();
+    });
+    assert!(matches!(run_guarded(&mut guest), Exit::IoOut { port: 0x10, .. }), "the wait ends");
 }
 
 #[test]

@@ -100,8 +100,9 @@ impl Cpu {
         }
     }
 
-    /// Whether an interrupt waits for RFLAGS.IF.
-    fn has_interrupt(&self) -> bool {
+    /// Whether an interrupt waits for RFLAGS.IF. One that the guest ended in memory is no longer in its way.
+    fn has_interrupt(&mut self) -> bool {
+        self.settle_pv_eoi();
         let at_controllers = || match (self.vm.irqchip(), &self.lapic) {
             (Some(chip), Some(lapic)) => chip.has_interrupt(lapic),
             _ => false,
