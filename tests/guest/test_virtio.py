@@ -102,7 +102,7 @@ def test_devices_work_on_packed_and_on_split_rings(
     boot: Boot, cloud: Kernel, disk: Path, layout: str
 ) -> None:
     devices = [f"{kind},packed={layout}" for kind in ("virtio-rng", "virtio-console")]
-    vm = start_shell(boot, cloud, disks=[f"{disk},packed={layout}"], devices=devices)
+    vm = start_shell(boot, cloud, disks=[f"{disk},packed={layout}"], devices=devices, net="none")
     assert set(negotiated(vm, PACKED)) == {"1" if layout == "on" else "0"}
     assert set(negotiated(vm, INDIRECT)) == set(negotiated(vm, EVENT_INDEX)) == {"1"}
     assert GREETING_HASH in vm.serial.run(READ_GREETING)

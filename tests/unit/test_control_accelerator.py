@@ -92,7 +92,8 @@ def test_run_on_a_host_without_kvm_falls_back_with_one_line(tmp_path: Path, want
     hide = 'mount -t tmpfs none /dev && exec "$0" -c "$1" "$2" "$3"'
     program = (
         "import sys; from ostler.cli import invoke; sys.exit(invoke(['run', '--kernel',"
-        " sys.argv[1], '--accel', sys.argv[2], '--device', 'debug-exit', '--serial', 'none']))"
+        " sys.argv[1], '--accel', sys.argv[2], '--device', 'debug-exit', '--serial', 'none',"
+        " '--net', 'none']))"
     )
     ran = subprocess.run(
         ["unshare", "--mount", "sh", "-c", hide, sys.executable, program, str(kernel), wanted],
