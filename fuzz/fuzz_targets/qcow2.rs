@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
+use ostler_block::qcow2::exchange::Change;
 use ostler_block::qcow2::{Layout, Options};
 use ostler_block::storage::MemoryStorage;
 use ostler_block::{Disk, Qcow2};
@@ -48,7 +49,10 @@ fn use_disk(image: &Qcow2, choice: &[u8]) -> ostler_block::Result<()> {
         image.flush()?;
     }
     if choice[9] & 4 != 0 {
-        image.share_active()?;
+        let (l1, snapshots) = (image.l1(), (0, 0));
+        let at = image.allocate(8 * l1.len() as u64)?;
+        image.exchange(&Change { l1: None, size: DISK_BYTES, copy_at: Some(at), gone: &[], snapshots })?;
+        image.exchange(&Change { l1: Some(&l1), size: DISK_BYTES, copy_at: None, gone: &l1, snapshots })?;
         image.refresh_flags()?;
     }
     image.read_bytes(&mut bytes, offset)

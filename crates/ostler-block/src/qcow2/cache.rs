@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::Result;
 use crate::storage::Storage;
+use crate::{BlockError, Result};
 
 const MAX_SLICE_BYTES: u64 = 4096;
 
@@ -26,6 +26,7 @@ pub struct SliceCache {
     capacity: usize,
     hand: usize,
     slice_bytes: u64,
+    cluster: u64,
     dirty: usize,
 }
 
@@ -34,7 +35,7 @@ impl SliceCache {
     pub fn new(bytes: u64, cluster: u64) -> Self {
         let slice_bytes = cluster.min(MAX_SLICE_BYTES);
         let capacity = usize::try_from(bytes / slice_bytes).unwrap_or(usize::MAX).max(16);
-        Self { slots: Vec::new(), index: HashMap::new(), capacity, hand: 0, slice_bytes, dirty: 0 }
+        Self { slots: Vec::new(), index: HashMap::new(), capacity, hand: 0, slice_bytes, cluster, dirty: 0 }
     }
 
     pub fn slice_bytes(&self) -> u64 {
@@ -57,6 +58,10 @@ impl SliceCache {
             return Ok(slot);
         }
         let mut bytes = vec![0; self.slice_bytes as usize];
+        let file_end = storage.len()?;
+        if offset >= file_end.next_multiple_of(self.cluster) {
+            return Err(BlockError::CutOff { host: offset, file_end });
+        }
         storage.read_bytes(&mut bytes, offset)?;
         let words = bytes.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
         let slot = Slot { offset, words, dirty: false, used: true };

@@ -40,6 +40,8 @@ pub struct Report {
     pub bad_blocks: Vec<u64>,
     /// Clusters in use that no refcount block counts.
     pub uncounted: u64,
+    /// References to clusters of which the file has nothing: it was cut off.
+    pub behind_end: u64,
     /// One line for each of the first bad entries.
     pub messages: Vec<String>,
     pub allocated: u64,
@@ -113,7 +115,7 @@ impl Qcow2 {
         check.disk_and_snapshots(&tables, snapshots, others)?;
         check.compare(&mut tables)?;
         check.report.wrong_flags = self.count_flags(&mut tables, false)?;
-        check.report.image_end = check.found.last().map_or(0, |last| (last + 1) << check.layout.cluster_bits);
+        check.report.image_end = check.image_end();
         Ok(check.report)
     }
 
@@ -182,6 +184,13 @@ fn clusters(layout: &Layout, offset: u64, bytes: u64) -> u64 {
 }
 
 impl Check<'_> {
+    /// Behind the last cluster that is in use and in the file.
+    fn image_end(&self) -> u64 {
+        let bits = self.layout.cluster_bits;
+        let in_file = self.found.clusters().filter(|cluster| cluster << bits < self.file_end);
+        in_file.max().map_or(0, |last| (last + 1) << bits)
+    }
+
     fn say(&mut self, message: String) {
         if self.report.messages.len() < MAX_MESSAGES {
             self.report.messages.push(message);
@@ -321,7 +330,14 @@ impl Check<'_> {
         if is_active {
             self.count_guest_cluster(entry, host)?;
         }
-        if layout.external_data { Ok(()) } else { self.found.add(host >> layout.cluster_bits, 1) }
+        if layout.external_data {
+            return Ok(());
+        }
+        if host >= self.file_end {
+            self.say(format!("ERROR data at {host:#x} is behind the end of the file at {:#x}", self.file_end));
+            self.report.behind_end += 1;
+        }
+        self.found.add(host >> layout.cluster_bits, 1)
     }
 
     fn count_guest_cluster(&mut self, entry: Entry, host: u64) -> Result<()> {

@@ -176,17 +176,18 @@ impl Qcow2 {
     /// Entries without a host cluster for a run, which read as zeroes.
     fn replace_run(&self, tables: &mut Tables, at: u64, mapping: &Mapping, punch: bool) -> Result<()> {
         let (storage, layout) = (self.storage.as_ref(), tables.layout);
-        let hides = self.backing.as_ref().is_some_and(|backing| backing.size() > at);
-        if hides && layout.version < 3 {
-            return Ok(());
-        }
+        let backed = self.backing.as_ref().map_or(0, |backing| backing.size());
         let zero = if layout.extended_l2 {
             Entry { word: 0, bitmap: !0 << SUBCLUSTERS }
         } else {
             Entry { word: ZERO, bitmap: 0 }
         };
-        let new = if hides { zero } else { Entry::default() };
         for cluster in at >> layout.cluster_bits..(at + mapping.len) >> layout.cluster_bits {
+            let hides = cluster << layout.cluster_bits < backed;
+            if hides && layout.version < 3 {
+                continue;
+            }
+            let new = if hides { zero } else { Entry::default() };
             let old = tables.entry(storage, cluster)?;
             if old == new {
                 continue;

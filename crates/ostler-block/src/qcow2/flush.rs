@@ -160,7 +160,7 @@ impl Qcow2 {
         if self.options.is_unsafe { Ok(()) } else { Ok(self.storage.flush()?) }
     }
 
-    fn sync_all(&self) -> Result<()> {
+    pub(super) fn sync_all(&self) -> Result<()> {
         if self.layout_external() && !self.options.is_unsafe {
             self.data.flush()?;
         }

@@ -16,6 +16,7 @@ pub mod check;
 mod compressed;
 mod discard;
 mod entry;
+pub mod exchange;
 mod flush;
 pub mod layout;
 pub mod refcounts;
@@ -23,7 +24,7 @@ mod tables;
 mod tree;
 mod write;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::compressed::Unpacked;
@@ -69,6 +70,8 @@ pub struct Qcow2 {
     landed: Condvar,
     /// Data was written since the last flush.
     is_unsettled: AtomicBool,
+    /// The file has at least begun every cluster below.
+    known_end: AtomicU64,
     unpacked: Mutex<Unpacked>,
 }
 
@@ -96,6 +99,7 @@ impl Qcow2 {
             tables: Mutex::new(tables),
             landed: Condvar::new(),
             is_unsettled: AtomicBool::new(false),
+            known_end: AtomicU64::new(if layout.external_data { u64::MAX } else { 0 }),
             unpacked: Mutex::new(Unpacked::default()),
         })
     }
@@ -141,7 +145,10 @@ impl Qcow2 {
 
     fn read_run(&self, mapping: &Mapping, into: &Sink<'_>, offset: u64) -> Result<()> {
         match mapping.content {
-            Content::Data => Ok(self.data.read(into, mapping.host)?),
+            Content::Data => {
+                self.check_end(mapping.host, mapping.len)?;
+                Ok(self.data.read(into, mapping.host)?)
+            }
             Content::Compressed => self.read_compressed(mapping, into, offset),
             Content::Unallocated => self.read_backing(into, offset),
             Content::Zero => {
@@ -149,6 +156,18 @@ impl Qcow2 {
                 Ok(())
             }
         }
+    }
+
+    /// Fails where the file ends before a cluster begins: what was there is lost, not zero.
+    fn check_end(&self, host: u64, len: u64) -> Result<()> {
+        let end = host.saturating_add(len);
+        if end <= self.known_end.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let file_end = self.storage.len()?;
+        let known_end = file_end.next_multiple_of(self.layout().cluster());
+        self.known_end.store(known_end, Ordering::Relaxed);
+        if end <= known_end { Ok(()) } else { Err(BlockError::CutOff { host: end, file_end }) }
     }
 
     fn read_backing(&self, into: &Sink<'_>, offset: u64) -> Result<()> {
@@ -187,6 +206,7 @@ impl Qcow2 {
                 if there == 0 { Ok((true, mapping.len)) } else { backing.zero_at(offset, there) }
             }
             (Content::Data, _) if mapping.len >= HOLE_BYTES => {
+                self.check_end(mapping.host, mapping.len)?;
                 // Space that was reserved and never written is a hole of the file.
                 let run = self.data.run_at(mapping.host, mapping.len)?;
                 Ok((!run.is_data && self.data.grows_with_zeroes(), run.len.max(1)))

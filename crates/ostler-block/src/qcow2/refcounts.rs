@@ -7,6 +7,8 @@ use crate::storage::Storage;
 use crate::{BlockError, Result};
 
 const CACHED_BYTES: u64 = 16 << 20;
+/// Of blocks that change together, which the refcounts of 32 TiB in clusters of 64 KiB take.
+const MAX_DIRTY_BYTES: u64 = 1 << 30;
 const SECTOR: usize = 512;
 
 /// A block in memory.
@@ -59,6 +61,17 @@ impl Refcounts {
         })
     }
 
+    /// The refcounts as the file has them, when changes in memory are not to be.
+    pub fn reopen(other: &Self, storage: &dyn Storage) -> Result<Self> {
+        let (mut layout, mut fields) = (other.layout, [0; 12]);
+        storage.read_bytes(&mut fields, super::flush::HEADER_REFCOUNT_TABLE)?;
+        let word = u64::from_be_bytes(*fields.first_chunk().unwrap_or(&[0; 8]));
+        let clusters = u32::from_be_bytes(*fields.last_chunk().unwrap_or(&[0; 4]));
+        (layout.refcount_table_offset, layout.refcount_table_clusters) = (word, clusters);
+        layout.check()?;
+        Self::open(&layout, storage, storage.len()?)
+    }
+
     pub fn table(&self) -> (u64, u32) {
         (self.table_offset, self.table_clusters)
     }
@@ -88,8 +101,11 @@ impl Refcounts {
             return Err(BlockError::damaged(format!("refcount table entry {number} is {offset:#x}")));
         }
         if !self.blocks.contains_key(&number) {
-            self.make_room();
+            self.make_room()?;
             let mut bytes = vec![0; self.layout.cluster() as usize];
+            if offset >= storage.len()? {
+                return Err(BlockError::damaged(format!("refcount block {number} is behind the end of the file")));
+            }
             storage.read_bytes(&mut bytes, offset)?;
             self.blocks.insert(number, Block { bytes, dirty: None });
         }
@@ -97,10 +113,14 @@ impl Refcounts {
         Ok(self.blocks.get_mut(&number).map(|block| (block, place)))
     }
 
-    fn make_room(&mut self) {
+    fn make_room(&mut self) -> Result<()> {
         if self.blocks.len() as u64 >= (CACHED_BYTES >> self.layout.cluster_bits).max(4) {
             self.blocks.retain(|_, block| block.dirty.is_some());
         }
+        if self.blocks.len() as u64 >= MAX_DIRTY_BYTES >> self.layout.cluster_bits {
+            return Err(BlockError::damaged("its tables refer to clusters all over the address space"));
+        }
+        Ok(())
     }
 
     /// So many blocks are dirty that they should be written.
@@ -258,6 +278,48 @@ impl Refcounts {
         self.moved = true;
         self.fresh_from = self.fresh_from.max((start + blocks + clusters) << self.layout.cluster_bits);
         self.add(storage, start, blocks + clusters, 1)
+    }
+
+    /// Moves the blocks that changed, and the table, to free places: what the file has stays as it is
+    /// until the header names the new table. The runs of clusters that are free then.
+    pub fn relocate(&mut self, storage: &dyn Storage) -> Result<Vec<(u64, u64)>> {
+        let (bits, clusters) = (self.layout.cluster_bits, self.table_clusters);
+        let table = self.allocate_contiguous(storage, clusters.into())?;
+        let mut left = Vec::new();
+        if self.moved {
+            // It has grown meanwhile, and moved by that.
+            left.push((table, clusters.into()));
+        } else {
+            left.push((self.table_offset >> bits, clusters.into()));
+            (self.table_offset, self.moved) = (table << bits, true);
+        }
+        // Each place that is found may change one more block.
+        loop {
+            let unmoved = self.unmoved();
+            if unmoved.is_empty() {
+                left.append(&mut self.replaced);
+                return Ok(left);
+            }
+            for number in unmoved {
+                let (home, _one) = self.allocate(storage, 1)?;
+                left.push((self.table[number as usize] >> bits, 1));
+                self.move_block(number, home << bits);
+            }
+        }
+    }
+
+    /// Blocks that changed and are where the file's table says they are.
+    fn unmoved(&self) -> Vec<u64> {
+        let changed = self.blocks.iter().filter(|(_, block)| block.dirty.is_some());
+        changed.map(|(number, _)| *number).filter(|number| !self.table_dirty.contains(&(*number as usize))).collect()
+    }
+
+    fn move_block(&mut self, number: u64, offset: u64) {
+        if let Some(block) = self.blocks.get_mut(&number) {
+            block.dirty = Some((0, block.bytes.len().div_ceil(SECTOR)));
+        }
+        self.table[number as usize] = offset;
+        self.table_dirty.insert(number as usize);
     }
 
     /// Writes the blocks that changed. The table must not be written before they are stable.

@@ -226,7 +226,7 @@ impl Tables {
         Ok(())
     }
 
-    fn push_unlinked(&mut self, cluster: u64, punch: bool) {
+    pub(super) fn push_unlinked(&mut self, cluster: u64, punch: bool) {
         if let Some(last) = self.unlinked.last_mut()
             && last.first + last.count == cluster
             && last.punch == punch
@@ -243,7 +243,12 @@ impl Tables {
     }
 
     pub fn is_dirty(&self) -> bool {
-        self.slices.is_dirty() || !self.l1_dirty.is_empty() || self.refcounts.is_dirty()
+        self.has_changed_maps() || self.refcounts.is_dirty()
+    }
+
+    /// L1 or L2 tables differ from the file.
+    pub fn has_changed_maps(&self) -> bool {
+        self.slices.is_dirty() || !self.l1_dirty.is_empty()
     }
 
     /// Fails if a guest's data may not be at `host`: there is a table.

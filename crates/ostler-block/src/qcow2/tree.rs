@@ -27,30 +27,6 @@ impl Qcow2 {
         self.tables().l1.clone()
     }
 
-    /// Counts every cluster of the disk once more, and clears its COPIED flags: a copy of its L1
-    /// table is then a snapshot.
-    pub fn share_active(&self) -> Result<()> {
-        self.alone(|tables| {
-            let l1 = tables.l1.clone();
-            self.count_tree(tables, &l1, 1)?;
-            self.settle_tables(tables)?;
-            self.update_flags(tables)
-        })
-    }
-
-    /// Counts every cluster of a snapshot once more.
-    pub fn share_tree(&self, l1_offset: u64, entries: u32) -> Result<()> {
-        self.alone(|tables| {
-            let l1 = read_l1(&tables.layout, self.storage.as_ref(), l1_offset, entries)?;
-            self.count_tree(tables, &l1, 1)
-        })
-    }
-
-    /// Counts every cluster of a tree once less. Its L1 table is given as words, for it may be gone.
-    pub fn release_tree(&self, l1: &[u64]) -> Result<()> {
-        self.alone(|tables| self.count_tree(tables, l1, -1))
-    }
-
     /// An L1 table of the file.
     pub fn read_l1_at(&self, offset: u64, entries: u32) -> Result<Vec<u64>> {
         read_l1(&self.layout(), self.storage.as_ref(), offset, entries)
@@ -124,7 +100,7 @@ impl Qcow2 {
         })
     }
 
-    fn count_tree(&self, tables: &mut Tables, l1: &[u64], delta: i64) -> Result<()> {
+    pub(super) fn count_tree(&self, tables: &mut Tables, l1: &[u64], delta: i64) -> Result<()> {
         let (storage, layout) = (self.storage.as_ref(), tables.layout);
         let file_end = storage.len()?;
         for &word in l1.iter().filter(|word| **word & OFFSET_MASK != 0) {
@@ -132,7 +108,7 @@ impl Qcow2 {
             for entry in read_table(&layout, storage, offset, file_end)? {
                 count_entry(tables, storage, entry, delta)?;
             }
-            tables.refcounts.add(storage, offset >> layout.cluster_bits, 1, delta)?;
+            count_run(tables, storage, offset >> layout.cluster_bits, 1, delta)?;
         }
         Ok(())
     }
@@ -157,7 +133,7 @@ impl Qcow2 {
         for index in 0..tables.l1.len() {
             let word = tables.l1[index];
             let offset = word & OFFSET_MASK;
-            if offset == 0 || offset & layout.in_cluster() != 0 {
+            if offset == 0 || offset & layout.in_cluster() != 0 || offset >= file_end {
                 continue;
             }
             let right = flagged(word, tables.refcounts.get(storage, offset >> bits)? == 1);
@@ -194,7 +170,7 @@ impl Qcow2 {
     }
 }
 
-fn flagged(word: u64, is_owned: bool) -> u64 {
+pub(super) fn flagged(word: u64, is_owned: bool) -> u64 {
     if is_owned { word | COPIED } else { word & !COPIED }
 }
 
@@ -202,12 +178,19 @@ fn count_entry(tables: &mut Tables, storage: &dyn Storage, entry: Entry, delta: 
     let layout = tables.layout;
     if entry.is_compressed() {
         let at = layout.compressed(entry.word);
-        return tables.refcounts.add(storage, at.first, at.last - at.first + 1, delta);
+        return count_run(tables, storage, at.first, at.last - at.first + 1, delta);
     }
     match entry.host(&layout)? {
-        Some(host) if !layout.external_data => tables.refcounts.add(storage, host >> layout.cluster_bits, 1, delta),
+        Some(host) if !layout.external_data => count_run(tables, storage, host >> layout.cluster_bits, 1, delta),
         _ => Ok(()),
     }
+}
+
+fn count_run(tables: &mut Tables, storage: &dyn Storage, first: u64, count: u64, delta: i64) -> Result<()> {
+    if delta > 0 {
+        return tables.refcounts.add(storage, first, count, delta);
+    }
+    (first..first + count).try_for_each(|cluster| tables.count_down(storage, cluster, delta.unsigned_abs()))
 }
 
 /// The entries of the L2 table at `offset`.
@@ -225,7 +208,7 @@ pub fn read_table(layout: &Layout, storage: &dyn Storage, offset: u64, file_end:
     Ok(words.as_chunks().0.iter().map(|[word, bitmap]| Entry { word: *word, bitmap: *bitmap }).collect())
 }
 
-fn write_table(layout: &Layout, storage: &dyn Storage, offset: u64, entries: &[Entry]) -> Result<()> {
+pub(super) fn write_table(layout: &Layout, storage: &dyn Storage, offset: u64, entries: &[Entry]) -> Result<()> {
     let words = entries.iter().flat_map(|entry| {
         let words = [entry.word, entry.bitmap];
         words.into_iter().take(layout.entry_words() as usize)

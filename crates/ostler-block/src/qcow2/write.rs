@@ -58,6 +58,7 @@ impl Qcow2 {
             self.mark_dirty()?;
             let step = match self.take_off(at, end - at)? {
                 Some(flight) => {
+                    self.begin_clusters(&flight)?;
                     self.land(&flight, Ok(0))?;
                     flight.count * cluster
                 }
@@ -67,6 +68,17 @@ impl Qcow2 {
         }
         self.is_unsettled.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Has the file reach as far as clusters that are mapped without being written.
+    fn begin_clusters(&self, flight: &Flight) -> Result<()> {
+        let tables = self.tables();
+        let end = flight.host + (flight.count << tables.layout.cluster_bits);
+        if tables.layout.external_data || self.storage.len()? >= end {
+            Ok(())
+        } else {
+            Ok(self.storage.set_len(end)?)
+        }
     }
 
     /// How much from the start is mapped and owned, and was written.
@@ -80,6 +92,7 @@ impl Qcow2 {
             tables.check_data_place(mapping.host, mapping.len)?;
             mapping
         };
+        self.check_end(mapping.host, mapping.len)?;
         self.data.write(&from.slice(0, mapping.len as usize), mapping.host)?;
         Ok(mapping.len as usize)
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ostler_block::Qcow2;
+use ostler_block::qcow2::exchange::Change;
 use ostler_block::qcow2::{Layout, Options};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -98,16 +99,20 @@ impl Qcow2Disk {
         self.image.l1()
     }
 
-    fn share_active(&self, py: Python<'_>) -> PyResult<()> {
-        self.run(py, Qcow2::share_active)
-    }
-
-    fn share_tree(&self, py: Python<'_>, l1_offset: u64, entries: u32) -> PyResult<()> {
-        self.run(py, |image| image.share_tree(l1_offset, entries))
-    }
-
-    fn release_tree(&self, py: Python<'_>, l1: Vec<u64>) -> PyResult<()> {
-        self.run(py, |image| image.release_tree(&l1))
+    /// Make, apply or delete a snapshot: all of it or nothing is in the file after a crash. The
+    /// offset of the disk's L1 table.
+    #[pyo3(signature = (*, l1, size, copy_at, gone, snapshots))]
+    fn exchange(
+        &self,
+        py: Python<'_>,
+        l1: Option<Vec<u64>>,
+        size: u64,
+        copy_at: Option<u64>,
+        gone: Vec<u64>,
+        snapshots: (u64, u32),
+    ) -> PyResult<u64> {
+        let change = Change { l1: l1.as_deref(), size, copy_at, gone: &gone, snapshots };
+        self.run(py, |image| image.exchange(&change))
     }
 
     fn read_l1(&self, py: Python<'_>, offset: u64, entries: u32) -> PyResult<Vec<u64>> {
@@ -171,6 +176,7 @@ impl Qcow2Disk {
         found.set_item("bad_l1", report.bad_l1)?;
         found.set_item("bad_blocks", report.bad_blocks)?;
         found.set_item("uncounted", report.uncounted)?;
+        found.set_item("behind_end", report.behind_end)?;
         found.set_item("messages", report.messages)?;
         found.set_item("allocated", report.allocated)?;
         found.set_item("compressed", report.compressed)?;

@@ -36,7 +36,9 @@ impl From<BlockError> for Failure {
     fn from(error: BlockError) -> Self {
         match error {
             BlockError::Range { .. } | BlockError::ReadOnly | BlockError::Refused(_) => Self::Refused,
-            BlockError::Host(_) | BlockError::Damaged(_) | BlockError::Cancelled => Self::Host,
+            BlockError::Host(_) | BlockError::Damaged(_) | BlockError::CutOff { .. } | BlockError::Cancelled => {
+                Self::Host
+            }
         }
     }
 }

@@ -90,7 +90,7 @@ def _result(image: Qcow2Image, found: dict[str, Any]) -> CheckResult:
             kind = "Leaked cluster" if is_leak else "ERROR cluster"
             which = f"{first}" if count == 1 else f"{first} to {first + count - 1}"
             messages.append(f"{kind} {which} refcount={refcount} reference={references}")
-    corruptions += found["wrong_flags"] + found["uncounted"]
+    corruptions += found["wrong_flags"] + found["uncounted"] + found["behind_end"]
     corruptions += len(found["bad_l1"]) + len(found["bad_l2"]) + len(found["bad_blocks"])
     if found["wrong_flags"]:
         messages.append(f"ERROR OFLAG_COPIED of {found['wrong_flags']} entries")

@@ -1,7 +1,7 @@
 """Internal snapshots: a copy of the L1 table each, and a table of them.
 
-The order of writes keeps the image sound: clusters are counted for a snapshot before the header
-knows it, and the header has forgotten one before its clusters are given up.
+A crash leaves each change of them undone or done: `Qcow2Disk.exchange` writes all that changes to
+places that are free, and then the header, at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ostler.block.formats.qcow2.header import Header, Incompatible
+from ostler.block.formats.qcow2.header import Header
 from ostler.block.image import ImageFile, Snapshot, check_writable
 from ostler.errors import DiskError
 
@@ -153,14 +153,11 @@ def create(image: Qcow2Image, entries: list[Entry], name: str) -> Snapshot:
     if len(name.encode()) > 0xFFFF:
         raise DiskError(f"{image.name}: the name of the snapshot is too long; shorten it")
     image.disk.settle()
-    with Unsound(image):
-        image.disk.share_active()
-        l1 = image.disk.l1
-        offset = image.disk.allocate(8 * len(l1))
-        image.file.write(offset, struct.pack(f">{len(l1)}Q", *l1))
-        ident = str(max((int(e.id) for e in entries if e.id.isdecimal()), default=0) + 1)
-        entry = Entry(offset, len(l1), ident, name, time.time_ns(), 0, 0, image.size_bytes)
-        write_table(image, [*entries, entry])
+    l1 = image.disk.l1
+    ident = str(max((int(e.id) for e in entries if e.id.isdecimal()), default=0) + 1)
+    offset = image.disk.allocate(8 * len(l1))
+    entry = Entry(offset, len(l1), ident, name, time.time_ns(), 0, 0, image.size_bytes)
+    _exchange(image, [*entries, entry], copy_at=offset)
     entries.append(entry)
     return entry.public
 
@@ -169,14 +166,11 @@ def delete(image: Qcow2Image, entries: list[Entry], name: str) -> None:
     """Forget a snapshot."""
     _refuse_impossible(image)
     gone = find(image, entries, name)
+    image.disk.settle()
     l1 = image.disk.read_l1(gone.l1_offset, gone.l1_entries)
     rest = [entry for entry in entries if entry is not gone]
-    with Unsound(image):
-        write_table(image, rest)
-        entries[:] = rest
-        image.disk.release_tree(l1)
-        image.disk.release(gone.l1_offset, 8 * gone.l1_entries)
-        image.disk.refresh_flags()
+    _exchange(image, rest, gone=l1, freed=(gone.l1_offset, 8 * gone.l1_entries))
+    entries[:] = rest
 
 
 def apply(image: Qcow2Image, entries: list[Entry], name: str) -> None:
@@ -184,67 +178,45 @@ def apply(image: Qcow2Image, entries: list[Entry], name: str) -> None:
     _refuse_impossible(image)
     wanted = find(image, entries, name)
     image.disk.settle()
-    old, old_at = image.disk.l1, (image.header.l1_offset, image.header.l1_entries)
+    old = image.disk.l1
     l1 = image.disk.read_l1(wanted.l1_offset, wanted.l1_entries)
-    with Unsound(image):
-        image.disk.share_tree(wanted.l1_offset, wanted.l1_entries)
-        offset = image.disk.allocate(8 * len(l1))
-        image.file.write(offset, struct.pack(f">{len(l1)}Q", *l1))
-        image.disk.settle()
-        image.file.flush()
-        image.header.l1_offset, image.header.l1_entries = offset, len(l1)
-        image.header.size = wanted.disk_bytes
-        image.write_header()
-        image.disk.use_l1(offset, len(l1), wanted.disk_bytes)
-        image.size_bytes = wanted.disk_bytes
-        image.disk.release_tree(old)
-        image.disk.release(old_at[0], 8 * old_at[1])
-        image.disk.refresh_flags()
+    _exchange(image, entries, l1=l1, size_bytes=wanted.disk_bytes, gone=old)
 
 
-def write_table(image: Qcow2Image, entries: list[Entry]) -> None:
-    """A new table at a new place, then the header, then the old table's space."""
+def _exchange(
+    image: Qcow2Image,
+    entries: list[Entry],
+    *,
+    l1: list[int] | None = None,
+    size_bytes: int | None = None,
+    copy_at: int | None = None,
+    gone: list[int] | None = None,
+    freed: tuple[int, int] | None = None,
+) -> None:
+    """A new table of snapshots at a new place, and all that has to agree with it, at once."""
     header = image.header
-    packed = b"".join(entry.pack() for entry in entries)
     old = header.snapshots_offset, table_bytes(image.file, header)
+    packed = b"".join(entry.pack() for entry in entries)
     offset = image.disk.allocate(len(packed)) if packed else 0
     if packed:
         image.file.write(offset, packed)
-    image.disk.settle()
-    image.file.flush()
+    size_bytes = image.size_bytes if size_bytes is None else size_bytes
+    header.l1_offset = image.disk.exchange(
+        l1=l1,
+        size=size_bytes,
+        copy_at=copy_at,
+        gone=gone or [],
+        snapshots=(offset, len(entries)),
+    )
+    header.l1_entries = len(image.disk.l1)
+    header.size = image.size_bytes = size_bytes
     header.snapshots_offset, header.snapshot_count = offset, len(entries)
-    image.write_header()
-    if old[1]:
-        image.disk.release(*old)
-        image.disk.settle()
+    for run in (old, freed):
+        if run is not None and run[1]:
+            image.disk.release(*run)
+    image.disk.settle()
 
 
 def table_bytes(file: ImageFile, header: Header) -> int:
     """The length of the table that the header names."""
     return sum(len(entry.pack()) for entry in read_table(file, header))
-
-
-class Unsound:
-    """While refcounts and flags change together: a crash leaves an image that says so.
-
-    Version 3 has a bit for it, which every program repairs; version 2 has none.
-    """
-
-    def __init__(self, image: Qcow2Image) -> None:
-        self.image = image
-
-    def __enter__(self) -> None:
-        self._mark(True)
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            self.image.disk.settle()
-            self._mark(False)
-
-    def _mark(self, dirty: bool) -> None:
-        header = self.image.header
-        if header.version < 3:
-            return
-        bit = Incompatible.DIRTY
-        header.incompatible = header.incompatible | bit if dirty else header.incompatible & ~bit
-        self.image.write_header()

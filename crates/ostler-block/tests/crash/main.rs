@@ -1,0 +1,5 @@
+//! What is left of an image when the host dies: everything that was flushed, and at worst leaks.
+
+mod fragile;
+mod snapshots;
+mod writes;

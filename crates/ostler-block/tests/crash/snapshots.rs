@@ -1,0 +1,166 @@
+//! Snapshots are made, applied and deleted as a whole or not at all.
+
+use std::sync::Arc;
+
+use ostler_block::qcow2::Layout;
+use ostler_block::qcow2::exchange::Change;
+use ostler_block::storage::{MemoryStorage, Storage};
+use ostler_block::{Disk, Qcow2};
+
+use crate::fragile::{DISK, Dice, Fragile, SECTOR, empty, open, reread};
+
+/// A snapshot: where its L1 table is, and the first byte of each sector.
+#[derive(Clone, Debug, PartialEq)]
+struct Kept {
+    l1: (u64, u32),
+    sectors: Vec<u8>,
+}
+
+/// What the disk reads as, and its snapshots. Their table, as the header names it, is a list of
+/// offsets here.
+#[derive(Clone, Debug, PartialEq)]
+struct State {
+    sectors: Vec<u8>,
+    kept: Vec<Kept>,
+}
+
+struct World {
+    image: Qcow2,
+    storage: Arc<Fragile>,
+    state: State,
+    table: (u64, u64),
+}
+
+impl World {
+    fn write(&mut self, dice: &mut Dice) {
+        for _ in 0..1 + dice.below(6) {
+            let sectors = [1, 8, 300][dice.below(3) as usize];
+            let sector = dice.below(DISK / SECTOR as u64 - sectors + 1);
+            let byte = 1 + dice.below(254) as u8;
+            let bytes = vec![byte; sectors as usize * SECTOR];
+            self.image.write_bytes(&bytes, sector * SECTOR as u64).expect("a write");
+            self.state.sectors[sector as usize..][..sectors as usize].fill(byte);
+        }
+    }
+
+    fn create(&mut self) {
+        let l1 = self.image.l1();
+        let at = self.image.allocate(8 * l1.len() as u64).expect("room for an L1 table");
+        let mut kept = self.state.kept.clone();
+        kept.push(Kept { l1: (at, l1.len() as u32), sectors: self.state.sectors.clone() });
+        self.exchange(None, Some(at), &[], kept, None);
+    }
+
+    fn delete(&mut self, dice: &mut Dice) {
+        let mut kept = self.state.kept.clone();
+        if kept.is_empty() {
+            return self.create();
+        }
+        let gone = kept.remove(dice.below(kept.len() as u64) as usize).l1;
+        let l1 = self.image.read_l1_at(gone.0, gone.1).expect("an L1 table");
+        self.exchange(None, None, &l1, kept, Some(gone));
+    }
+
+    fn apply(&mut self, dice: &mut Dice) {
+        let kept = self.state.kept.clone();
+        if kept.is_empty() {
+            return self.create();
+        }
+        let wanted = &kept[dice.below(kept.len() as u64) as usize];
+        let (old, new) = (self.image.l1(), self.image.read_l1_at(wanted.l1.0, wanted.l1.1).expect("an L1 table"));
+        self.state.sectors.clone_from(&wanted.sectors);
+        self.exchange(Some(&new), None, &old, kept.clone(), None);
+    }
+
+    fn exchange(
+        &mut self,
+        l1: Option<&[u64]>,
+        copy_at: Option<u64>,
+        gone: &[u64],
+        kept: Vec<Kept>,
+        free: Option<(u64, u32)>,
+    ) {
+        let bytes: Vec<u8> = kept.iter().flat_map(|kept| kept.l1.0.to_be_bytes()).collect();
+        let offset = self.image.allocate(bytes.len() as u64).expect("room for a table");
+        self.storage.write_bytes(&bytes, offset).expect("a write");
+        let snapshots = (offset, kept.len() as u32);
+        self.image.exchange(&Change { l1, size: DISK, copy_at, gone, snapshots }).expect("an exchange");
+        self.image.release(self.table.0, self.table.1).expect("a release");
+        if let Some((offset, entries)) = free {
+            self.image.release(offset, 8 * u64::from(entries)).expect("a release");
+        }
+        self.image.settle().expect("settled");
+        self.table = (offset, bytes.len().max(1) as u64);
+        self.state.kept = kept;
+    }
+}
+
+fn sectors_of(image: &Qcow2) -> Vec<u8> {
+    let mut bytes = vec![0; DISK as usize];
+    image.read_bytes(&mut bytes, 0).expect("a disk that reads");
+    bytes.chunks(SECTOR).map(|sector| sector[0]).collect()
+}
+
+/// The image that a crash left: sound, but for leaks, and of one of the states.
+fn check(layout: &Layout, left: Vec<u8>, states: [&State; 2], round: u64) {
+    let word = |at: usize| u64::from_be_bytes(left[at..at + 8].try_into().expect("eight bytes"));
+    let half = |at: usize| u32::from_be_bytes(left[at..at + 4].try_into().expect("four bytes"));
+    let layout = Layout { l1_entries: half(36), l1_offset: word(40), ..reread(layout, &left) };
+    let (count, table) = (half(60), word(64));
+    let l1s: Vec<u64> = (0..count as usize).map(|at| word(table as usize + 8 * at)).collect();
+    let snapshots: Vec<(u64, u32)> = l1s.iter().map(|at| (*at, layout.l1_entries)).collect();
+    let storage = Arc::new(MemoryStorage::new(left, 1 << 30));
+    let image = open(&layout, Arc::clone(&storage) as _);
+    let report = image.check(&snapshots, &[(table, 8 * u64::from(count))]).expect("a check");
+    let low = report.differences.iter().find(|run| run.refcount < run.references);
+    assert!(report.messages.is_empty(), "round {round}: {:?}", report.messages);
+    assert_eq!((low, report.uncounted, report.wrong_flags), (None, 0, 0), "round {round}");
+    let kept = snapshots.iter().map(|&l1| {
+        let view = open(&Layout { l1_offset: l1.0, ..layout }, Arc::clone(&storage) as _);
+        Kept { l1, sectors: sectors_of(&view) }
+    });
+    let found = State { kept: kept.collect(), sectors: sectors_of(&image) };
+    assert!(states.iter().any(|state| **state == found), "round {round}: neither before nor after");
+}
+
+fn crash_often(cluster_bits: u32, refcount_order: u32, extended_l2: bool, rounds: u64) {
+    let (layout, bytes) = empty(cluster_bits, refcount_order, extended_l2);
+    let storage = Arc::new(Fragile::new(bytes));
+    let image = open(&layout, Arc::clone(&storage) as _);
+    let state = State { sectors: vec![0; DISK as usize / SECTOR], kept: Vec::new() };
+    let mut world = World { image, storage: Arc::clone(&storage), state, table: (0, 0) };
+    let mut dice = Dice(0x0571e6);
+    for round in 0..rounds {
+        world.write(&mut dice);
+        world.image.flush().expect("a flush");
+        let before = world.state.clone();
+        let what = if world.state.kept.len() > 4 { 1 } else { dice.below(3) };
+        let mut choice = Dice(round + 1);
+        let crashes = storage.crashes_during(&mut dice, || match what {
+            0 => world.create(),
+            1 => world.delete(&mut choice),
+            _ => world.apply(&mut choice),
+        });
+        for left in crashes {
+            check(&layout, left, [&before, &world.state], round);
+        }
+        let snapshots: Vec<(u64, u32)> = world.state.kept.iter().map(|kept| kept.l1).collect();
+        let report = world.image.check(&snapshots, &[world.table]).expect("a check");
+        assert!(report.differences.is_empty(), "round {round}: {:?}", report.differences);
+    }
+}
+
+#[test]
+fn crash_in_a_snapshot_operation_leaves_it_undone_or_done() {
+    crash_often(16, 4, false, 60);
+}
+
+#[test]
+fn crash_in_a_snapshot_operation_with_small_clusters_leaves_it_undone_or_done() {
+    crash_often(9, 4, false, 40);
+}
+
+#[test]
+fn crash_in_a_snapshot_operation_with_subclusters_leaves_it_undone_or_done() {
+    crash_often(14, 5, true, 40);
+}
