@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,11 @@ def test_link_in_a_document_leads_somewhere(path: Path) -> None:
         target for target in LINK.findall(path.read_text()) if not (path.parent / target).exists()
     ]
     assert not missing
+
+
+def test_decision_has_a_number_of_its_own() -> None:
+    numbers = Counter(path.name[:4] for path in tracked("docs/decisions/*.md"))
+    assert not [number for number, times in numbers.items() if times > 1 or not number.isdigit()]
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

@@ -71,7 +71,9 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
             ):
                 yield line, "a relative import"
             case ast.ImportFrom(module="ostler", names=names, lineno=line):
-                yield from ((line, layer(alias.name)) for alias in names)
+                # The version is a constant that is there before any part is loaded.
+                parts = (alias.name for alias in names if alias.name != "__version__")
+                yield from ((line, layer(name)) for name in parts)
             case ast.ImportFrom(module=str(module), lineno=line) if module.startswith("ostler."):
                 yield line, module.split(".")[1]
             case ast.Import(names=names, lineno=line):

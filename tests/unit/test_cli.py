@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from host_tree import FakeHost, make_tree
 from small_kernel import EXIT_1, PRINT_Y_FOR_EVER, small_kernel
 
 from ostler.block.image import open_image
@@ -33,12 +34,12 @@ Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+def refused(capfd: pytest.CaptureFixture[str]) -> Refused:
     """Runs a command line that has to be refused; what it says, which is one line."""
 
     def run(*arguments: str | Path) -> str:
         assert invoke([str(argument) for argument in arguments]) == BAD_INPUT
-        printed = capsys.readouterr()
+        printed = capfd.readouterr()
         assert printed.out == ""
         assert printed.err.startswith("ostler: ")
         assert printed.err.count("\n") == 1
@@ -65,7 +66,7 @@ def test_run_without_kernel_names_the_option(refused: Refused) -> None:
         (["--device", "debug-exit,iobase=0x40"], "0x40 belongs to pit already"),
         (["--device", "virtio-rng", "--device", "virtio-rng"], "a machine has one; give it once"),
         (["--colour"], "there is no option --colour; see ostler run --help"),
-        (["--mem", "1G"], "there is no option --mem: did you mean --memory, --name, --net?; see"),
+        (["--mem", "1G"], "there is no option --mem: did you mean --memory?; see"),
         (["--append"], "--append needs a value: give one behind it; see ostler run --help"),
         (["--no-reboot=yes"], "--no-reboot takes no value: leave out the =; see ostler run"),
         (["surplus"], "'surplus' is more than this command takes: leave it out"),
@@ -79,6 +80,24 @@ def test_run_with_a_wrong_option_is_refused_in_one_line(
     refused: Refused, kernel: Path, options: list[str], message: str
 ) -> None:
     assert message in refused("run", "--dry-run", "--kernel", kernel, *options)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--kernal", "--kernel"), ("--cpu", "--cpus"), ("--disks", "--disk"),
+        ("--accelerator", "--accel"), ("--mem", "--memory"), ("--reboot", "--no-reboot"),
+        ("--display", ""), ("--ram", ""), ("--monitor", ""), ("--smp", ""), ("--n", ""), ("-z", ""),
+    ],
+)  # fmt: skip
+def test_option_that_is_not_there_suggests_what_is_near_and_nothing_else(
+    refused: Refused, typed: str, meant: str
+) -> None:
+    near = f": did you mean {meant}?" if meant else ""
+    assert (
+        refused("run", typed)
+        == f"ostler: there is no option {typed}{near}; see ostler run --help\n"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x7fELF", small_kernel()[:0x800]])
@@ -149,12 +168,30 @@ def test_run_whose_output_cannot_be_written_says_why(kernel: Path) -> None:
         assert process.wait() == BAD_INPUT
 
 
-def test_run_with_more_memory_than_is_free_warns_and_runs(tmp_path: Path) -> None:
+def test_run_with_memory_that_linux_could_not_start_in_is_refused_alone(
+    refused: Refused, kernel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = FakeHost(make_tree(tmp_path / "host", {"proc/meminfo": "MemAvailable: 1048576 kB\n"}))
+    monkeypatch.setattr("ostler.control.vm.HostView", lambda: small)
+    said = refused("run", "--kernel", kernel, "--memory", "30T", "--serial", "none")
+    assert "--memory 30T: Linux fills 480G of it at its start, and this host has 1G free" in said
+    assert "say --memory 30T,force=on" in said
+
+
+def test_run_with_bad_input_says_nothing_else_first(refused: Refused, tmp_path: Path) -> None:
+    # Where this host is without KVM or passt, that would come first if it were not kept back.
+    said = refused(
+        "run", "--kernel", tmp_path / "none", "--serial", "none", "--memory", "1T,force=on"
+    )
+    assert said.startswith(f"ostler: kernel '{tmp_path}/none' does not exist")
+
+
+def test_run_with_more_memory_than_is_free_warns_and_runs_where_forced(tmp_path: Path) -> None:
     kernel = tmp_path / "kernel"
     kernel.write_bytes(small_kernel(EXIT_1))
-    command = [sys.executable, "-c", PROGRAM, "run", "--kernel", str(kernel), "--memory", "16T"]
+    command = [sys.executable, "-c", PROGRAM, "run", "--kernel", str(kernel), "--memory"]
     ended = subprocess.run(
-        [*command, "--device", "debug-exit", "--accel", "soft"],
+        [*command, "16T,force=on", "--device", "debug-exit", "--accel", "soft", "--net", "none"],
         capture_output=True,
         text=True,
         check=False,

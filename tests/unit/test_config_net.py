@@ -18,10 +18,10 @@ def test_net_with_options_is_parsed() -> None:
     assert NetConfig.parse("user") == NetConfig()
 
 
-def test_nets_said_are_told_from_none_and_nothing() -> None:
-    assert parse_nets([]) is None
-    assert parse_nets(["none"]) == ()
-    assert parse_nets(["user", "tap"]) == (NetConfig(), NetConfig("tap"))
+def test_nets_said_are_one_or_several_and_none() -> None:
+    assert parse_nets([]) == parse_nets("none") == parse_nets(["none"]) == ()
+    assert parse_nets("user") == parse_nets(NetConfig()) == (NetConfig(),)
+    assert parse_nets(["user", NetConfig("tap")]) == (NetConfig(), NetConfig("tap"))
     with pytest.raises(ConfigError, match="leave one or the other out"):
         parse_nets(["none", "user"])
 

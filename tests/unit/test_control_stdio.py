@@ -73,20 +73,21 @@ def test_input_finish_does_not_wait_for_more(vm: FakeVm, pipe: tuple[int, int]) 
 
 
 def test_output_is_copied_to_its_end(vm: FakeVm, pipe: tuple[int, int]) -> None:
-    output = OutputCopy(cast(VM, vm), vm.serial, pipe[1])
+    seen: list[bytes] = []
+    output = OutputCopy(cast(VM, vm), vm.serial, pipe[1], seen.append)
     vm.serial.transmit(b"before ")
     output.start()
     vm.serial.transmit(b"after")
     vm.serial.end("over")
     output.finish()
     os.close(pipe[1])
-    assert os.read(pipe[0], 100) == b"before after"
+    assert os.read(pipe[0], 100) == b"".join(seen) == b"before after"
 
 
 def test_output_nobody_reads_ends_the_machine(vm: FakeVm) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    output = OutputCopy(cast(VM, vm), vm.serial, writer)
+    output = OutputCopy(cast(VM, vm), vm.serial, writer, lambda data: None)
     vm.serial.transmit(b"x")
     output.start()
     output.finish()

@@ -77,22 +77,30 @@ def test_cache_written_is_read_in_the_same_boot_only(host: FakeHost, tmp_path: P
     assert SpeedCache(host, tmp_path / "run").read() == {}
 
 
+def test_cache_of_another_version_of_ostler_is_not_believed(host: FakeHost, tmp_path: Path) -> None:
+    SpeedCache(host, tmp_path, "1.0").write({"kvm": 5000.0})
+    assert SpeedCache(host, tmp_path, "1.1").read() == {}
+    assert SpeedCache(host, tmp_path, "1.0").read() == {"kvm": 5000.0}
+
+
 @pytest.mark.parametrize(
     "content",
     [
         b"", b"{", b"[]", b"\xff\xfe", b"null", b'{"boot":1}',
-        b'{"boot":"%s","method":1,"mips":{"kvm":"fast"}}' % BOOT.encode(),
-        b'{"boot":"%s","method":1,"mips":{"kvm":-1}}' % BOOT.encode(),
-        b'{"boot":"%s","method":0,"mips":{"kvm":5000}}' % BOOT.encode(),
-        b'{"boot":"%s","method":1,"mips":{"kvm":5000},"more":1}' % BOOT.encode(),
-        b'{"boot":"%s","method":1,"mips":{"kvm":5000}}' % BOOT.encode() + b" " * 100_000,
+        b'{"boot":"%s","version":"1","method":1,"mips":{"kvm":"fast"}}' % BOOT.encode(),
+        b'{"boot":"%s","version":"1","method":1,"mips":{"kvm":-1}}' % BOOT.encode(),
+        b'{"boot":"%s","method":1,"mips":{"kvm":5000}}' % BOOT.encode(),
+        b'{"boot":"%s","version":"1","method":0,"mips":{"kvm":5000}}' % BOOT.encode(),
+        b'{"boot":"%s","version":"1","method":1,"mips":{"kvm":5000},"more":1}' % BOOT.encode(),
+        b'{"boot":"%s","version":"1","method":1,"mips":{"kvm":5000}}' % BOOT.encode()
+        + b" " * 100_000,
     ],
 )  # fmt: skip
 def test_cache_that_is_damaged_is_empty_and_can_be_written(
     host: FakeHost, tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / "speed.json").write_bytes(content)
-    cache = SpeedCache(host, tmp_path)
+    cache = SpeedCache(host, tmp_path, "1")
     assert cache.read() == {}
     cache.write({"soft": 1.0})
     assert cache.read() == {"soft": 1.0}

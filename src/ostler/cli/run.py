@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from msgspec.structs import replace
 
 from ostler.cli import DEBUG_VARIABLE, output_closed
 from ostler.config import (
@@ -37,6 +36,7 @@ from ostler.errors import ConfigError, HostError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ostler.control.hints import Hints
     from ostler.control.stdio import InputCopy, OutputCopy
     from ostler.control.vm import VM
     from ostler.machine.plug import Plug
@@ -81,7 +81,11 @@ def run(
     ] = "",
     memory: Annotated[
         str,
-        typer.Option(metavar="SIZE", help="The guest's RAM; K, M, G and T are binary. Example: 4G"),
+        typer.Option(
+            metavar="SIZE[,force=on]",
+            help="The guest's RAM; K, M, G and T are binary. force=on allows more than Linux could"
+            " start with on this host. Example: --memory 4G",
+        ),
     ] = "512M",
     cpus: Annotated[
         str, typer.Option(metavar="N", help="How many CPUs the guest has. Example: --cpus 2")
@@ -132,10 +136,10 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="KIND[=TARGET][,OPTION=...]",
-            help="A network card; repeat it for more. Kinds: user (the default, needs passt, not"
-            " root), tap=BRIDGE, switch=NAME (machines of one process), none. Options: mac=ADDRESS,"
-            " queues=N, mtu=BYTES, pcap=FILE, hash=on, packed=off; host=on with user: the guest"
-            " reaches this host's 127.0.0.1 as its gateway."
+            help="A network card; repeat it for more. Kinds: user (the default; needs passt, but"
+            " no root rights), tap=BRIDGE, switch=NAME (machines of one process), none. Options:"
+            " mac=ADDRESS, queues=N, mtu=BYTES, pcap=FILE, hash=on, packed=off; host=on with user:"
+            " the guest reaches this host's 127.0.0.1 as its gateway."
             " Example: --net tap=br0,queues=2 --net user,pcap=net.pcap",
         ),
     ] = None,
@@ -220,7 +224,7 @@ def run(
             *_vsock(vsock, name),
             *(VirtioShareConfig.parse(text) for text in share or ()),
         ),
-        nets=parse_nets(net or ()),
+        nets=parse_nets(net) if net else None,
         publish=tuple(PublishConfig.parse(text) for text in publish or ()),
         accelerator=AcceleratorChoice.parse(accel),
         reboot=not no_reboot,
@@ -255,30 +259,24 @@ def show(config: MachineConfig, plugs: Sequence[Plug]) -> int:
 
 def start(config: MachineConfig, plugs: Sequence[Plug], *, print_stats: bool = False) -> int:
     """Run the machine to its end."""
-    from ostler.control.accelerator import choose
+    from ostler.control.hints import Hints
     from ostler.control.outcome import Ending
     from ostler.control.stdio import OutputCopy
     from ostler.control.vm import VM
-    from ostler.host.admission import admit_memory
-    from ostler.host.view import HostView
 
-    warning = admit_memory(config.memory.size_bytes, HostView())
-    if warning is not None:
-        sys.stderr.write(f"ostler: warning: {warning}\n")
-    chosen = choose(config.accelerator)
-    if chosen.note is not None:
-        sys.stderr.write(f"ostler: {chosen.note}\n")
-    config = replace(config, accelerator=AcceleratorChoice((chosen.name,)))
     vm = VM.from_config(config, plugs)
     vm.on_report = _report
-    with ExitStack() as stack:
+    streams = filter(None, (sys.stdin, sys.stderr))
+    hints = Hints(config, _report, interactive=any(stream.isatty() for stream in streams))
+    with hints, ExitStack() as stack:
         output_fd = stack.enter_context(_output(config.serial))
         caught = stack.enter_context(_signals(vm))
-        copies = _copies(vm, config, output_fd, stack)
+        copies = _copies(vm, config, output_fd, hints, stack)
         stack.enter_context(vm)
         _set_title(config.name)
         for copy in copies:
             copy.start()
+        hints.start()
         outcome = vm.wait()
     if print_stats:
         from ostler.control.stats import format_stats
@@ -289,6 +287,7 @@ def start(config: MachineConfig, plugs: Sequence[Plug], *, print_stats: bool = F
         lines = str(outcome).splitlines()
         said = "\n".join(lines if os.environ.get(DEBUG_VARIABLE) else lines[:1])
         sys.stderr.write(f"ostler: guest ended by {said}\n")
+    hints.ended(outcome.ending)
     if outcome.ending is Ending.STOPPED and caught:
         return 128 + caught[-1]
     failures = [copy.failure for copy in copies if isinstance(copy, OutputCopy)]
@@ -320,7 +319,7 @@ def _report(text: str) -> None:
 
 
 def _copies(
-    vm: VM, config: MachineConfig, output_fd: int | None, stack: ExitStack
+    vm: VM, config: MachineConfig, output_fd: int | None, hints: Hints, stack: ExitStack
 ) -> list[InputCopy | OutputCopy]:
     """What connects the guest's consoles with the outside; `stack` ends it after the machine.
 
@@ -343,7 +342,7 @@ def _copies(
     sinks = [(vm.serial, output_fd), (vm.hvc, out if has_hvc else None)]
     for console, fd in sinks:
         if fd is not None:
-            output = OutputCopy(vm, console, fd)
+            output = OutputCopy(vm, console, fd, hints.saw)
             stack.callback(output.finish)
             copies.append(output)
     return copies

@@ -7,11 +7,14 @@ of a later version that has another name is passed on as it is.
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import Any
 
 import typer
 
 EXTRA = re.compile(r"unexpected extra argument\S* \((.*)\)")
+# How like an option (difflib's ratio) what was typed has to be; below it come other words.
+SLIP = 0.75
 NO_COMMAND = re.compile(r"No such command '(.*)'")
 
 
@@ -27,9 +30,8 @@ def _cause(error: Any, context: Any) -> str | None:
         case "MissingParameter" if error.param is not None:
             return f"{_option(error.param)} is missing: give {_usage(error.param, context)}"
         case "NoSuchOption":
-            there_is = ", ".join(error.possibilities or ())
-            near = f": did you mean {there_is}?" if there_is else ""
-            return f"there is no option {error.option_name}{near}"
+            near = _nearest(error.option_name, context)
+            return f"there is no option {error.option_name}" + (near and f": did you mean {near}?")
         case "BadOptionUsage" if "not take" in error.message:
             return f"{error.option_name} takes no value: leave out the ="
         case "BadOptionUsage":
@@ -39,6 +41,16 @@ def _cause(error: Any, context: Any) -> str | None:
         case "UsageError":
             return _words(error.message, context)
     return None
+
+
+def _nearest(typed: str, context: Any) -> str:
+    """The option that was meant: a slip of the fingers away, or longer or shorter than `typed`."""
+    options = [name for known in context.command.params for name in known.opts] if context else []
+    words = [name.removeprefix("--") for name in options if name.startswith("--")]
+    word = typed.removeprefix("--")
+    same_start = [known for known in words if known.startswith(word) or word.startswith(known)]
+    near = get_close_matches(word, words, n=1, cutoff=SLIP)
+    return f"--{(near or same_start)[0]}" if near or (same_start and len(word) > 2) else ""
 
 
 def _words(message: str, context: Any) -> str | None:

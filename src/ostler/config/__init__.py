@@ -22,6 +22,7 @@ from ostler.config.machine import DEFAULT_NAME, MachineConfig
 from ostler.config.memory import MemoryConfig
 from ostler.config.net import NetConfig, PublishConfig, parse_nets
 from ostler.config.serial import SerialConfig, SerialKind
+from ostler.config.several import several
 from ostler.config.size import format_size, parse_size
 
 __all__ = [
@@ -49,4 +50,5 @@ __all__ = [
     "parse_device",
     "parse_nets",
     "parse_size",
+    "several",
 ]

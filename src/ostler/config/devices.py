@@ -78,7 +78,7 @@ class VirtioVsockConfig(
     def parse(cls, text: str) -> VirtioVsockConfig:
         """From what follows `--vsock`: `CID[,path=PATH]`."""
         cid, values = split_options(text, "--vsock")
-        return build(cls, {"cid": cid, **values}, f"--vsock {cid}")
+        return build(cls, values, f"--vsock {cid}", cid=cid)
 
 
 class VirtioShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="virtio-9p"):
@@ -102,7 +102,7 @@ class VirtioShareConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         path, _, tag = place.rpartition(":")
         if not path:
             raise ConfigError(f"--share {text!r}: name it for the guest, too; write DIR:TAG")
-        return build(cls, {"path": path, "mount_tag": tag, **values}, f"--share {place}")
+        return build(cls, values, f"--share {place}", path=path, mount_tag=tag)
 
 
 class VirtioKeyboardConfig(

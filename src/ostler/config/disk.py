@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 from ostler.config.options import build, split_options
@@ -49,6 +51,9 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         path, values = split_options(text, "--disk")
         if not path:
             raise ConfigError(f"--disk {text!r}: give the path of an image, disk.img say")
-        if "path" in values:
-            raise ConfigError(f"--disk {path}: the path comes first and once; drop path=")
-        return build(cls, {"path": path, **values}, f"--disk {path}")
+        return build(cls, values, f"--disk {path}", path=path)
+
+    @classmethod
+    def of(cls, disk: str | os.PathLike[str]) -> DiskConfig:
+        """From a text as `--disk` takes it, or a path, in which commas are nothing special."""
+        return cls.parse(disk) if isinstance(disk, str) else cls(os.fspath(disk))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ostler.config.options import build, split_options
 from ostler.config.size import format_size, parse_size
 from ostler.errors import ConfigError
 
@@ -14,9 +15,10 @@ MAX_BYTES = 32 << 40
 
 
 class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much RAM, in bytes."""
+    """How much RAM, in bytes; `force`: also more than Linux could start with on this host."""
 
     size_bytes: int = 512 << 20
+    force: bool = False
 
     def __post_init__(self) -> None:
         size = format_size(self.size_bytes)
@@ -28,5 +30,9 @@ class MemoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def parse(cls, text: str | int) -> MemoryConfig:
-        """From `512M`, `4G` or a number of bytes."""
-        return cls(parse_size(text, "--memory"))
+        """From `512M`, `4G`, a number of bytes, or `16T,force=on`."""
+        if not isinstance(text, str):
+            return cls(parse_size(text, "--memory"))
+        size, values = split_options(text, "--memory")
+        size_bytes = parse_size(size, "--memory")
+        return build(cls, values, f"--memory {size}", size_bytes=size_bytes)

@@ -6,12 +6,12 @@ And the ports of the host that lead to it: `[ADDRESS:]PORT:GUEST_PORT[/udp]`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from ostler.config.options import build, split_options
+from ostler.config.several import several
 from ostler.errors import ConfigError
 
 # Each kind, and what its target is; `None`: it has none.
@@ -81,13 +81,9 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """From what follows `--net`, but `none`."""
         head, values = split_options(text, "--net")
         kind, _, target = head.partition("=")
-        if twice := {"kind", "target"} & values.keys():
-            raise ConfigError(f"--net {text!r}: the kind comes first and once; drop {min(twice)}=")
         pcap = values.pop("pcap", "")
-        places: dict[str, object] = {"kind": kind, "target": target}
-        if pcap:
-            places["pcap"] = Path(pcap)
-        return build(cls, {**places, **values}, f"--net {head}")
+        file = {"pcap": Path(pcap)} if pcap else {}
+        return build(cls, values, f"--net {head}", kind=kind, target=target, **file)
 
 
 class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,18 +120,16 @@ class PublishConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"--publish {self.address}:{self.port}:{self.guest_port}/{self.protocol}"
 
 
-def parse_nets(texts: Iterable[str]) -> tuple[NetConfig, ...] | None:
-    """The cards of a machine: `None` where nothing was said, none where that was."""
-    texts = list(texts)
-    if not texts:
-        return None
-    if "none" in texts:
-        if len(texts) > 1:
-            raise ConfigError(
-                "--net none: there are other --net options; leave one or the other out"
-            )
-        return ()
-    return tuple(NetConfig.parse(text) for text in texts)
+def parse_nets(nets: object) -> tuple[NetConfig, ...]:
+    """The cards that one or several texts or models stand for; `none` stands for none."""
+    found = several(nets, _card_or_none, NetConfig, "net")
+    if None in found and len(found) > 1:
+        raise ConfigError("--net none: there are other --net options; leave one or the other out")
+    return tuple(net for net in found if net is not None)
+
+
+def _card_or_none(text: str) -> NetConfig | None:
+    return None if text == "none" else NetConfig.parse(text)
 
 
 def _is_usable(text: str) -> bool:

@@ -31,14 +31,20 @@ def split_options(text: str, option: str) -> tuple[str, dict[str, str]]:
     return head, values
 
 
-def build(model: type[M], values: dict[str, Any], context: str) -> M:
-    """A `model` from option texts; `context` starts the message of a `ConfigError`."""
+def build(model: type[M], values: dict[str, str], context: str, **first: Any) -> M:
+    """A `model` from option texts; `context` starts the message of a `ConfigError`.
+
+    `first` are fields that come from what stands before the options, and so are none of them.
+    """
     known = {field.name: field for field in msgspec.structs.fields(model)}
-    plain: dict[str, Any] = {}
-    for key, value in values.items():
+    for key in values:
+        if key in first:
+            raise ConfigError(f"{context}: {key} comes first and once; drop {key}=")
         if key not in known:
-            names = ", ".join(known) or "none"
+            names = ", ".join(name for name in known if name not in first) or "none"
             raise ConfigError(f"{context}: there is no option {key!r}; there is: {names}")
+    plain: dict[str, Any] = {}
+    for key, value in {**first, **values}.items():
         plain[key] = _parse(value, known[key].type, f"{context}: {key}")
     try:
         return model(**plain)

@@ -10,11 +10,11 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 PATTERN = re.compile(r"(0x[0-9a-f]+|[0-9]+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
 
-def parse_size(text: str | int, what: str) -> int:
+def parse_size(text: object, what: str) -> int:
     """Bytes that `text` says; `what` names it in the `ConfigError` for what is no size."""
     if isinstance(text, int):
         return text
-    match = PATTERN.fullmatch(text.strip())
+    match = PATTERN.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise ConfigError(f"{what} {text!r} is not a size; write 512M or 4G, say")
     number, unit = match.groups()

@@ -11,6 +11,7 @@ import select
 import termios
 import threading
 import tty
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -65,11 +66,13 @@ class OutputCopy:
     """Copies what the guest prints on `console` to `fd`, on a thread, until it has ended.
 
     Where `fd` takes no more (nobody reads it, the file system is full), `failure` says why, and the
-    machine is ended: a guest that nobody sees is no use.
+    machine is ended: a guest that nobody sees is no use. `saw` is called with what was copied.
     """
 
-    def __init__(self, vm: VM, console: SerialConsole, fd: int) -> None:
-        self._vm, self._console, self._fd = vm, console, fd
+    def __init__(
+        self, vm: VM, console: SerialConsole, fd: int, saw: Callable[[bytes], object]
+    ) -> None:
+        self._vm, self._console, self._fd, self._saw = vm, console, fd, saw
         self.failure: OSError | None = None
         self._pause = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stdout", daemon=True)
@@ -94,6 +97,7 @@ class OutputCopy:
                     return
                 _write_all(self._fd, data)
                 console.copied(position)
+                self._saw(data)
                 self._pause.wait(GATHER_S)
         except OSError as error:
             self.failure = error

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,14 +31,17 @@ from ostler.config import (
     NetConfig,
     PublishConfig,
     SoftJit,
+    VirtioShareConfig,
     parse_device,
     parse_nets,
+    several,
 )
 from ostler.control.accelerator import choose
 from ostler.control.balloon import Balloon
 from ostler.control.console import SerialConsole
 from ostler.control.network import NetworkCard
 from ostler.control.outcome import Ending, Outcome
+from ostler.control.reports import Reports, log
 from ostler.control.requests import (
     DebugExit,
     HostRequest,
@@ -63,72 +67,77 @@ from ostler.host.accelerator import Decision
 from ostler.host.admission import admit_memory
 from ostler.host.view import HostView
 from ostler.machine.disks import GuestDisk, open_disks
-from ostler.machine.networks import Network, nobody, open_networks
+from ostler.machine.networks import Network, open_networks
 from ostler.machine.plug import Plug
+
+Disk = str | PathLike[str] | DiskConfig
 
 
 class VM:
     """One virtual machine; it runs from `start`, or the `with` statement, until it has ended.
 
-    `kernel` is a bzImage, ELF or multiboot image, `disks` are paths or texts as `--disk` takes them
-    (`disk.img,readonly=on`), `devices` as `--device` does, `net` and `publish` as `--net` and
-    `--publish` do (`net="none"`: no network; by default user mode where the host has it), `memory`
-    is `512M`, `4G` or bytes. With `reboot` false, a reset ends the machine. `ConfigError` and
-    `HostError` come from `start`, or from here where a value alone is wrong. `serial` is the first
-    serial port, `hvc` the console of a `virtio-console` device, `balloon` the memory balloon of a
-    `virtio-balloon`, `vsock` the sockets of a `virtio-vsock`, `net` the network cards.
-    Each of `plug` is called with the board at every boot, to add devices of your own to it.
+    `kernel` is a bzImage, ELF or multiboot image. `disks`, `devices`, `shares`, `net` and `publish`
+    take one or several, as texts of `ostler run` (`"disk.img,readonly=on"`) or as models of
+    `ostler.config`; `disks` takes paths, too; `net="none"` is no network, by default there is a
+    user mode one where the host has passt. `memory` is `512M`, `4G` or bytes. With `reboot` false,
+    a reset ends the machine. Each of `plug` is called with the board at every boot, to add devices
+    of your own to it. `ConfigError` and `HostError` come from `start`, or from here where a value
+    alone is wrong.
+
+    `serial` is the first serial port, `hvc` the console of a `virtio-console` device, `balloon` the
+    memory balloon of a `virtio-balloon`, `vsock` the sockets of a `virtio-vsock`, `net` the network
+    cards. Nothing is printed: `accelerator.note` says where the guest does not run on what was
+    hoped for, and `on_report` is called with such lines.
     """
 
     def __init__(
         self,
-        kernel: str | Path,
+        kernel: str | PathLike[str],
         *,
-        initrd: str | Path | None = None,
+        initrd: str | PathLike[str] | None = None,
         append: str = "",
-        disks: Iterable[str | Path | DiskConfig] = (),
-        devices: Iterable[str | DeviceConfig] = (),
+        disks: Disk | Iterable[Disk] = (),
+        devices: str | DeviceConfig | Iterable[str | DeviceConfig] = (),
+        shares: str | VirtioShareConfig | Iterable[str | VirtioShareConfig] = (),
         net: str | NetConfig | Iterable[str | NetConfig] | None = None,
-        publish: str | Iterable[str] = (),
+        publish: str | PublishConfig | Iterable[str | PublishConfig] = (),
         memory: str | int = "512M",
-        cpus: int = 1,
+        cpus: str | int = 1,
         accelerator: str = "auto",
         soft_jit: str = "on",
         reboot: bool = True,
         name: str = "guest",
-        plug: Iterable[Plug] = (),
+        plug: Plug | Iterable[Plug] = (),
     ) -> None:
         config = MachineConfig(
             kernel=Path(kernel),
             initrd=None if initrd is None else Path(initrd),
             append=append,
             name=name,
-            cpu=CpuConfig(cpus, SoftJit.parse(soft_jit)),
+            cpu=CpuConfig.parse(cpus, SoftJit.parse(soft_jit)),
             memory=MemoryConfig.parse(memory),
-            disks=tuple(
-                disk if isinstance(disk, DiskConfig) else DiskConfig.parse(str(disk))
-                for disk in disks
+            disks=several(disks, DiskConfig.of, DiskConfig, "disks", texts=(str, PathLike)),
+            devices=(
+                *several(devices, parse_device, DeviceConfig, "devices"),
+                *several(shares, VirtioShareConfig.parse, VirtioShareConfig, "shares"),
             ),
-            devices=tuple(parse_device(d) if isinstance(d, str) else d for d in devices),
-            nets=_nets(net),
-            publish=tuple(
-                PublishConfig.parse(p) for p in ([publish] if isinstance(publish, str) else publish)
-            ),
+            nets=None if net is None else parse_nets(net),
+            publish=several(publish, PublishConfig.parse, PublishConfig, "publish"),
             accelerator=AcceleratorChoice.parse(accelerator),
             reboot=reboot,
         )
         self._begin(config, plug)
 
     @classmethod
-    def from_config(cls, config: MachineConfig, plug: Iterable[Plug] = ()) -> Self:
+    def from_config(cls, config: MachineConfig, plug: Plug | Iterable[Plug] = ()) -> Self:
         """A machine as `config` says, with devices that each of `plug` adds to its board."""
         vm = cls.__new__(cls)
         vm._begin(config, plug)
         return vm
 
-    def _begin(self, config: MachineConfig, plug: Iterable[Plug]) -> None:
+    def _begin(self, config: MachineConfig, plug: Plug | Iterable[Plug]) -> None:
         self.config = config
-        self._plugs = tuple(plug)
+        self._plugs = (plug,) if callable(plug) else tuple(plug)
         self.serial = SerialConsole()
         self.hvc = SerialConsole()
         self.balloon = Balloon(self)
@@ -138,8 +147,10 @@ class VM:
         self._images: list[GuestDisk] = []
         self._accelerator: Decision | None = None
         self._networks: list[Network] = []
-        self.on_report: Callable[[str], None] = nobody
-        """Called with a line when something on the host's side goes wrong; from any thread."""
+        self.on_report: Callable[[str], None] = log
+        """Called with a line when the machine runs other than hoped for, or something on the host's
+        side goes wrong; from any thread. By default it goes to the logger `ostler`."""
+        self._reports = Reports()
         self._session: Session | None = None
         self._past = VmStats("")  # of the boots that are over
         self._boot = 0
@@ -155,11 +166,11 @@ class VM:
         """Build the machine and let it run. May be called once."""
         if self._control.ident is not None:
             raise ConfigError("this VM has been started already; make another one")
-        admit_memory(self.config.memory.size_bytes, HostView())
+        warning = admit_memory(self.config.memory, HostView())
         try:
             self._accelerator = choose(self.config.accelerator)
             # First: what it starts gets ready while the machine is built.
-            networks = open_networks(self.config, NetLinks(), lambda text: self.on_report(text))
+            networks = open_networks(self.config, NetLinks(), self._reports.add)
             self._networks = self._open.enter_context(networks)
             self._images = self._open.enter_context(open_disks(self.config))
             self.vsock.end = self._open.enter_context(open_vsock(self.config))
@@ -168,6 +179,9 @@ class VM:
         except BaseException:
             self._open.close()
             raise
+        for said in filter(None, (warning, self._accelerator.note)):
+            self.on_report(said)
+        self._reports.release(lambda text: self.on_report(text))
 
     def pause(self) -> None:
         """Stop the guest's CPUs and clock; returns when none of them runs."""
@@ -419,15 +433,3 @@ class VM:
             self.serial.end(f"the guest has ended ({outcome})")
             self.hvc.end(f"the guest has ended ({outcome})")
             self._done.set()
-
-
-def _nets(
-    net: str | NetConfig | Iterable[str | NetConfig] | None,
-) -> tuple[NetConfig, ...] | None:
-    """The cards that `VM(net=...)` asks for."""
-    if net is None:
-        return None
-    nets = [net] if isinstance(net, str | NetConfig) else list(net)
-    if "none" in nets or not nets:
-        return parse_nets(str(n) for n in nets) or ()
-    return tuple(n if isinstance(n, NetConfig) else NetConfig.parse(n) for n in nets)

@@ -59,12 +59,15 @@ class Chooser:
     def choose(self, choice: AcceleratorChoice) -> Decision:
         """The first candidate that works; `HostError`, one line with each reason, if none does.
 
-        With `auto`, a `kvm` that works but only emulates does not count.
+        With `auto`, a `kvm` that works but only emulates does not count; who asks for it by name
+        gets it, and is told.
         """
         reasons: list[str] = []
         for name in choice.candidates or (KVM, SOFT):
             reason = self._reason(name, choice.is_auto)
             if reason is None:
+                if name == KVM and not choice.is_auto:
+                    reasons += filter(None, (self._too_slow(),))
                 return Decision(name, self._note(name, reasons))
             reasons.append(reason)
         wanted = ",".join(choice.candidates) or "auto"
@@ -90,7 +93,7 @@ class Chooser:
             return None
         why = "; ".join(reasons)
         if name != SOFT:
-            return f"running on {name}: {why}"
+            return f"running on {name}: {why}; --accel soft is faster"
         mips = self._speed(SOFT)
         cost = f"{mips:,.0f} million instructions/s"
         mhz = self._cpu_mhz()

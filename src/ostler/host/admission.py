@@ -1,8 +1,9 @@
 """Whether the host can give a guest the memory that it is asked for.
 
 Guest memory is mapped without being reserved, so a guest may well have more of it than the host: it
-takes only what it touches. What cannot be mapped at all is refused before anything is built; what
-can be mapped but not filled is said beforehand, as the host ends whom it cannot serve.
+takes only what it touches. What cannot be mapped at all is refused before anything is built, and so
+is a guest in which Linux's own tables fill the host, unless it is forced; what can be mapped but
+not filled is said, as the host ends whom it cannot serve.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from ostler.config import format_size
+from ostler.config import MemoryConfig, format_size
 from ostler.errors import HostError
 from ostler.host.view import HostView, meminfo
 
@@ -19,8 +20,12 @@ NEVER_OVERCOMMIT = 2
 LINUX_OWN_SHARE = 64
 
 
-def admit_memory(size_bytes: int, host: HostView) -> str | None:
-    """Raise `HostError` when the host cannot map that much; a warning where it cannot fill it."""
+def admit_memory(memory: MemoryConfig, host: HostView) -> str | None:
+    """A warning where the host cannot fill that much.
+
+    `HostError` when it cannot map it, or could not even start Linux in it and `force` is not set.
+    """
+    size_bytes = memory.size_bytes
     for limit, cause, cure in _limits(host):
         if size_bytes > limit:
             raise HostError(
@@ -31,10 +36,18 @@ def admit_memory(size_bytes: int, host: HostView) -> str | None:
     if there_is is None or size_bytes <= there_is:
         return None
     own = size_bytes // LINUX_OWN_SHARE
+    if own > there_is and not memory.force:
+        size = format_size(size_bytes)
+        raise HostError(
+            f"--memory {size}: Linux fills {rounded(own)} of it at its start, and this host has"
+            f" {rounded(there_is)} free, swap included; give the guest less, or for a guest that is"
+            f" not Linux say --memory {size},force=on"
+        )
     linux = f"; Linux fills {rounded(own)} of it at its start" if own > there_is // 2 else ""
     return (
-        f"--memory {format_size(size_bytes)} is more than the {rounded(there_is)} that this host"
-        f" has free, swap included{linux}: a guest that fills it is killed; give less or add swap"
+        f"warning: --memory {format_size(size_bytes)} is more than the {rounded(there_is)} that"
+        f" this host has free, swap included{linux}: a guest that fills it is killed;"
+        " give less or add swap"
     )
 
 

@@ -1,8 +1,8 @@
 """What was measured since this host booted, kept in a file of the user's.
 
-The file is nothing but a saving of time: one that is missing, damaged, of another boot, or in a
-place that cannot be written is the same as none. It is replaced as a whole, so that starts at
-the same moment see the one or the other.
+The file is nothing but a saving of time: one that is missing, damaged, of another boot or another
+version of Ostler, or in a place that cannot be written is the same as none. It is replaced as a
+whole, so that starts at the same moment see the one or the other.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from ostler import __version__
 from ostler.host.view import HostView
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -27,6 +28,7 @@ class Speeds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The file: million kernel-mode instructions a second by accelerator, where it was measured."""
 
     boot: str
+    version: str
     method: int
     mips: dict[str, float]
 
@@ -41,14 +43,15 @@ def directory(environment: Mapping[str, str] = os.environ) -> Path | None:
 
 
 class SpeedCache:
-    """Speeds by accelerator, valid for one boot of `host` and one way to measure."""
+    """Speeds by accelerator, valid for one boot of `host`, one `version` and way to measure."""
 
-    def __init__(self, host: HostView, place: Path | None) -> None:
+    def __init__(self, host: HostView, place: Path | None, version: str = __version__) -> None:
+        self._version = version
         self._boot = host.text(BOOT_ID) or ""
         self._path = None if place is None else place / NAME
 
     def read(self) -> dict[str, float]:
-        """What is known; nothing where the file is not of this boot."""
+        """What is known; nothing where the file is not of this boot and version."""
         if self._path is None or not self._boot:
             return {}
         try:
@@ -59,7 +62,7 @@ class SpeedCache:
             speeds = msgspec.json.decode(data, type=Speeds)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return {}
-        if (speeds.boot, speeds.method) != (self._boot, METHOD):
+        if (speeds.boot, speeds.version, speeds.method) != (self._boot, self._version, METHOD):
             return {}
         return {name: mips for name, mips in speeds.mips.items() if mips > 0}
 
@@ -67,7 +70,7 @@ class SpeedCache:
         """Replace what is known."""
         if self._path is None or not self._boot:
             return
-        data = msgspec.json.encode(Speeds(self._boot, METHOD, mips))
+        data = msgspec.json.encode(Speeds(self._boot, self._version, METHOD, mips))
         new = self._path.with_name(f"{NAME}.{threading.get_native_id()}")
         with suppress(OSError):
             self._path.parent.mkdir(mode=0o700, exist_ok=True, parents=True)

@@ -1,0 +1,89 @@
+"""Parameters of `ostler.VM` that take one thing or several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ostler import VM
+from ostler.config import (
+    CpuConfig,
+    DiskConfig,
+    MachineConfig,
+    MemoryConfig,
+    NetConfig,
+    PublishConfig,
+    VirtioRngConfig,
+    VirtioShareConfig,
+)
+from ostler.errors import ConfigError
+
+
+def config(**options: Any) -> MachineConfig:
+    return VM("vmlinuz", **options).config
+
+
+DISK = DiskConfig("d.img", readonly=True)
+RNG = VirtioRngConfig()
+SHARE = VirtioShareConfig(Path("src"), "source")
+CARD = NetConfig("tap", "br0")
+PORT = PublishConfig(2222, 22)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "field", "text", "model"),
+    [
+        ("disks", "disks", "d.img,readonly=on", DISK),
+        ("devices", "devices", "virtio-rng", RNG),
+        ("shares", "devices", "src:source", SHARE),
+        ("net", "nets", "tap=br0", CARD),
+        ("publish", "publish", "2222:22", PORT),
+    ],
+)
+def test_parameter_takes_one_or_several_texts_or_models(
+    parameter: str, field: str, text: str, model: object
+) -> None:
+    for one in (text, model, [text], (model,), iter([model])):
+        assert getattr(config(**{parameter: one}), field) == (model,)
+    if parameter != "disks":  # the same disk twice is refused
+        assert getattr(config(**{parameter: [text, model]}), field) == (model, model)
+
+
+@pytest.mark.parametrize("parameter", ["disks", "devices", "shares", "net", "publish"])
+@pytest.mark.parametrize("wrong", [7, [None], b"d.img"])
+def test_parameter_that_is_neither_is_refused_by_name(parameter: str, wrong: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{parameter}=.+: give a text, .+Config"):
+        config(**{parameter: wrong})
+
+
+def test_disk_as_a_path_may_have_commas() -> None:
+    assert config(disks=Path("a,b=c.img")).disks == (DiskConfig("a,b=c.img"),)
+    assert config(disks=["x.img", Path("y.img")]).disks == (
+        DiskConfig("x.img"), DiskConfig("y.img"),
+    )  # fmt: skip
+
+
+def test_net_without_a_card_is_told_from_the_default() -> None:
+    assert config().nets is None
+    assert config(net=()).nets == config(net="none").nets == ()
+
+
+def test_plug_takes_one_function_or_several() -> None:
+    def plug(board: object) -> None:
+        """Adds nothing."""
+
+    for one in (plug, [plug], iter([plug])):
+        assert VM("vmlinuz", plug=one)._plugs == (plug,)
+
+
+def test_sizes_and_counts_may_be_texts() -> None:
+    asked = config(memory="1T,force=on", cpus="2")
+    assert (asked.memory, asked.cpu) == (MemoryConfig(1 << 40, force=True), CpuConfig(2))
+
+
+def test_memory_that_is_no_size_is_refused() -> None:
+    for wrong in (1.5, None, "1G,size_bytes=4", "1G,warp=on"):
+        with pytest.raises(ConfigError, match=r"^--memory "):
+            config(memory=wrong)
