@@ -12,6 +12,7 @@
 pub mod bench;
 pub mod compare;
 pub mod copy;
+pub mod dirty;
 pub mod disk;
 pub mod encrypted;
 pub mod error;
@@ -20,6 +21,7 @@ pub mod qcow2;
 pub mod raw;
 pub mod storage;
 
+pub use dirty::DirtyMap;
 pub use disk::{Content, Disk, Extent};
 pub use encrypted::EncryptedStorage;
 pub use error::BlockError;

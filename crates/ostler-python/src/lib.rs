@@ -32,7 +32,7 @@ mod _native {
     use crate::balloon::VirtioBalloon;
     #[pymodule_export]
     use crate::block::{
-        BlockDisk, BlockStorage, CopyProgress, Qcow2Disk, bench_disk, compare_disks, copy_disk, differing_run,
+        BlockDisk, BlockStorage, CopyProgress, DirtyMap, Qcow2Disk, bench_disk, compare_disks, copy_disk, differing_run,
     };
     #[pymodule_export]
     use crate::bus::Bus;

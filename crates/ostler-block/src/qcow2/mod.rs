@@ -30,6 +30,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLock
 use self::compressed::Unpacked;
 pub use self::layout::Layout;
 use self::tables::{Mapping, Tables};
+use crate::dirty::DirtyMap;
 use crate::disk::{Content, Disk, Extent, check_range};
 use crate::pieces::{Sink, Source};
 use crate::storage::Storage;
@@ -73,6 +74,9 @@ pub struct Qcow2 {
     /// The file has at least begun every cluster below.
     known_end: AtomicU64,
     unpacked: Mutex<Unpacked>,
+    /// What is written is marked in each of them.
+    recorders: RwLock<Vec<Arc<DirtyMap>>>,
+    is_recorded: AtomicBool,
 }
 
 impl Qcow2 {
@@ -101,7 +105,23 @@ impl Qcow2 {
             is_unsettled: AtomicBool::new(false),
             known_end: AtomicU64::new(if layout.external_data { u64::MAX } else { 0 }),
             unpacked: Mutex::new(Unpacked::default()),
+            recorders: RwLock::default(),
+            is_recorded: AtomicBool::new(false),
         })
+    }
+
+    /// Marks what is written from now on in these maps, and in no others.
+    pub fn record(&self, maps: Vec<Arc<DirtyMap>>) {
+        let _alone = self.close_gate();
+        self.is_recorded.store(!maps.is_empty(), Ordering::Release);
+        *self.recorders.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = maps;
+    }
+
+    fn mark_written(&self, offset: u64, len: u64) {
+        if self.is_recorded.load(Ordering::Acquire) {
+            let maps = self.recorders.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+            maps.iter().for_each(|map| map.mark(offset, len));
+        }
     }
 
     pub fn layout(&self) -> Layout {
@@ -232,6 +252,7 @@ impl Disk for Qcow2 {
         self.relieve()?;
         let _gate = self.enter();
         check_range(offset, from.len() as u64, self.size())?;
+        self.mark_written(offset, from.len() as u64);
         self.is_unsettled.store(true, Ordering::Release);
         self.write_entered(from, offset)
     }
@@ -245,6 +266,7 @@ impl Disk for Qcow2 {
         self.relieve()?;
         let _gate = self.enter();
         check_range(offset, len, self.size())?;
+        self.mark_written(offset, len);
         self.discard_entered(offset, len)
     }
 
@@ -253,6 +275,7 @@ impl Disk for Qcow2 {
         self.relieve()?;
         let _gate = self.enter();
         check_range(offset, len, self.size())?;
+        self.mark_written(offset, len);
         self.is_unsettled.store(true, Ordering::Release);
         self.zero_range(offset, len, unmap)
     }
@@ -282,6 +305,7 @@ impl Disk for Qcow2 {
         self.relieve()?;
         let _gate = self.enter();
         check_range(offset, 1, self.size())?;
+        self.mark_written(offset, cluster.len() as u64);
         self.is_unsettled.store(true, Ordering::Release);
         self.write_packed(cluster, packed, offset)
     }

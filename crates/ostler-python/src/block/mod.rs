@@ -2,6 +2,7 @@
 
 mod adapt;
 mod copy;
+mod dirty;
 mod disk;
 mod qcow2;
 
@@ -9,6 +10,7 @@ use ostler_block::BlockError;
 use pyo3::prelude::*;
 
 pub use copy::{CopyProgress, bench_disk, compare_disks, copy_disk, differing_run};
+pub use dirty::DirtyMap;
 pub use disk::{BlockDisk, BlockStorage};
 pub use qcow2::Qcow2Disk;
 

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::adapt::disk_of;
-use super::{BlockDisk, BlockStorage, raise};
+use super::{BlockDisk, BlockStorage, DirtyMap, raise};
 
 /// A qcow2 image's data path, and what Python's decisions about it are made of.
 #[pyclass(frozen, extends = BlockDisk, module = "ostler.engine.block")]
@@ -113,6 +113,12 @@ impl Qcow2Disk {
     ) -> PyResult<u64> {
         let change = Change { l1: l1.as_deref(), size, copy_at, gone: &gone, snapshots };
         self.run(py, |image| image.exchange(&change))
+    }
+
+    /// Mark what is written from now on in these maps, and in no others.
+    fn record(&self, py: Python<'_>, maps: Vec<PyRef<'_, DirtyMap>>) {
+        let maps = maps.iter().map(|map| Arc::clone(&map.map)).collect();
+        py.detach(|| self.image.record(maps));
     }
 
     fn read_l1(&self, py: Python<'_>, offset: u64, entries: u32) -> PyResult<Vec<u64>> {

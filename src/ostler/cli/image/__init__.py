@@ -9,6 +9,7 @@ from __future__ import annotations
 import typer
 
 from ostler.cli.image.bench import bench
+from ostler.cli.image.bitmap import bitmap
 from ostler.cli.image.check import check
 from ostler.cli.image.commit import commit
 from ostler.cli.image.compare import compare
@@ -45,5 +46,6 @@ app.command()(resize)
 app.command()(snapshot)
 app.command()(rebase)
 app.command()(commit)
+app.command()(bitmap)
 app.command()(serve)
 app.command()(initramfs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import Any
 
 from ostler.block.formats.qcow2.header import BITMAPS, Header
 from ostler.block.image import ImageFile
@@ -39,6 +40,12 @@ class Bitmap:
     name: str
     type: int = DIRTY_TRACKING
     extra: bytes = b""
+
+    def facts(self) -> dict[str, Any]:
+        """The bitmap by the names of QEMU's `Qcow2BitmapInfo`."""
+        names = {Flag.IN_USE: "in-use", Flag.AUTO: "auto"}
+        flags = [name for flag, name in names.items() if self.flags & flag]
+        return {"flags": flags, "name": self.name, "granularity": 1 << self.granularity_bits}
 
     def pack(self) -> bytes:
         """The entry, padded to a multiple of 8 bytes."""

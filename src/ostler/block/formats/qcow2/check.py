@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ostler.block.formats.qcow2 import encryption
-from ostler.block.formats.qcow2.header import BITMAPS, Incompatible
+from ostler.block.formats.qcow2.header import Autoclear, Incompatible
 from ostler.block.formats.qcow2.snapshots import Entry, table_bytes
 from ostler.block.image import check_writable
 from ostler.errors import DiskError
@@ -72,7 +72,7 @@ def _others(
     """L1 tables of the snapshots, and what else is in use that only Python knows."""
     l1_tables = [(entry.l1_offset, entry.l1_entries) for entry in entries]
     others = [(image.header.snapshots_offset, table_bytes(image.file, image.header))]
-    if BITMAPS in image.header.extensions:
+    if image.header.autoclear & Autoclear.BITMAPS:
         from ostler.block.formats.qcow2.bitmaps import places
 
         others += places(image.file, image.header)

@@ -178,12 +178,16 @@ class Header:
         )
 
     def _pack_extensions(self, room: int) -> bytes:
-        """The extensions; the names of features only where there is room for them."""
+        """The extensions; the names of features only where there is room for them.
+
+        They come last: what may change is in the first sector then, which is written as a whole.
+        """
         kept = dict(self.extensions)
         kept.pop(FEATURE_NAMES, None)
-        packed = _packed(kept) + EXTENSION.pack(END, 0)
+        packed, end = _packed(kept), EXTENSION.pack(END, 0)
         names = _packed({FEATURE_NAMES: _feature_names()}) if self.version >= 3 else b""
-        return names + packed if len(names) + len(packed) <= room else packed
+        fits = len(packed) + len(names) + len(end) <= room
+        return packed + names + end if fits else packed + end
 
 
 def read_header(file: ImageFile) -> Header:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ostler.block.chain import open_backing, refuse_guessed_chain, resolve
 from ostler.block.data_path import storage_of
 from ostler.block.formats.qcow2 import encryption, resize, snapshots
 from ostler.block.formats.qcow2.check import CheckResult, check
 from ostler.block.formats.qcow2.header import (
+    BITMAPS,
     COMPRESSION_TYPES,
     Autoclear,
     Compatible,
@@ -28,9 +29,14 @@ from ostler.block.image import (
     Opening,
     Snapshot,
     check_range,
+    check_writable,
 )
 from ostler.engine.block import BlockStorage, Qcow2Disk
 from ostler.errors import DiskError
+
+if TYPE_CHECKING:
+    from ostler.block.formats.qcow2.bitmaps import Bitmap
+    from ostler.block.formats.qcow2.recording import Recording
 
 L2_CACHE_BYTES = 32 << 20
 """As QEMU's default; maps 256 GiB with clusters of 64 KiB."""
@@ -45,6 +51,7 @@ class Qcow2Image(Closing):
         self.file, self.name, self.readonly = file, file.name, file.readonly
         self.header = read_header(file)
         self.how = how
+        self.recording: Recording | None = None
         self._refuse_unsafe_writing()
         self.backing: Image | None = None
         self.data_file: ImageFile | None = None
@@ -92,11 +99,21 @@ class Qcow2Image(Closing):
         needs_repair = self.header.incompatible & Incompatible.DIRTY and not self.readonly
         if needs_repair and not self.how.repairing:
             self.check(repair="all")
+        has_bitmaps = self.header.autoclear & Autoclear.BITMAPS
+        if has_bitmaps and not self.readonly and not self.how.repairing:
+            self.record().begin()
 
     def _new_disk(self) -> Qcow2Disk:
         current = read_header(self.file)
         self.header.refcount_table_offset = current.refcount_table_offset
         self.header.refcount_table_clusters = current.refcount_table_clusters
+        disk = self._make_disk()
+        if self.recording is not None:
+            self.disk = disk
+            self.recording.attach()
+        return disk
+
+    def _make_disk(self) -> Qcow2Disk:
         return Qcow2Disk(
             self.name,
             storage_of(self.file),
@@ -117,11 +134,37 @@ class Qcow2Image(Closing):
         return data if self.cipher is None else data.decrypted(self.cipher)
 
     def _clear_unkept_features(self) -> None:
-        """What autoclear features promise and we do not keep is not promised any more."""
-        kept = self.header.autoclear & Autoclear.RAW_DATA_FILE
-        if self.header.autoclear != kept:
+        """What autoclear features promise and we do not keep is not promised any more.
+
+        Bitmaps without the promise missed what another program wrote: they are forgotten.
+        """
+        kept = self.header.autoclear & (Autoclear.RAW_DATA_FILE | Autoclear.BITMAPS)
+        stale = BITMAPS in self.header.extensions and not kept & Autoclear.BITMAPS
+        if self.header.autoclear != kept or stale:
             self.header.autoclear = kept
+            if stale:
+                del self.header.extensions[BITMAPS]
             self.write_header()
+
+    @property
+    def bitmaps(self) -> tuple[Bitmap, ...]:
+        """All persistent bitmaps; where the image is open for writing, as they will be saved."""
+        if self.recording is not None:
+            return tuple(kept.bitmap for kept in self.recording.all)
+        if not self.header.autoclear & Autoclear.BITMAPS:
+            return ()
+        from ostler.block.formats.qcow2.bitmaps import read_directory
+
+        return tuple(read_directory(self.file, self.header))
+
+    def record(self) -> Recording:
+        """The bitmaps, to be changed."""
+        from ostler.block.formats.qcow2.recording import Recording
+
+        check_writable(self)
+        if self.recording is None:
+            self.recording = Recording(self)
+        return self.recording
 
     def detach_backing(self) -> None:
         """Let go of what is behind: unallocated clusters read as zeroes until it is attached."""
@@ -236,7 +279,7 @@ class Qcow2Image(Closing):
 
         view = copy(self)
         view.file = open_file(self.name, readonly=True, lock=False)
-        view.backing = view.data_file = None
+        view.backing = view.data_file = view.recording = None
         view.readonly, view.how = True, replace(self.how, readonly=True, lock=False)
         view.header = replace(
             self.header,
@@ -271,6 +314,8 @@ class Qcow2Image(Closing):
             "corrupt": bool(header.incompatible & Incompatible.CORRUPT),
             "extended-l2": bool(header.incompatible & Incompatible.EXTENDED_L2),
         }
+        if bitmaps := self.bitmaps:
+            facts["bitmaps"] = [bitmap.facts() for bitmap in bitmaps]
         if header.data_file is not None:
             facts["data-file"] = header.data_file
             facts["data-file-raw"] = bool(header.autoclear & Autoclear.RAW_DATA_FILE)
@@ -285,7 +330,11 @@ class Qcow2Image(Closing):
             return
         try:
             disk.settle()
+            if self.recording is not None:
+                self.disk = disk
+                self.recording.save()
         finally:
+            self.disk = _CLOSED
             self._close_others()
             self.file.close()
 

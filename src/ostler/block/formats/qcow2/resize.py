@@ -22,6 +22,8 @@ def resize(image: Qcow2Image, size_bytes: int) -> None:
             f" give {size_bytes + -size_bytes % SECTOR_BYTES}"
         )
     old = image.size_bytes
+    if image.recording is not None:
+        image.recording.resize(size_bytes)
     if size_bytes < old:
         _cut_off(image, size_bytes)
     _set_size(image, size_bytes)

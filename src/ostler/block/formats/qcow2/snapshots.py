@@ -177,6 +177,11 @@ def apply(image: Qcow2Image, entries: list[Entry], name: str) -> None:
     """Make the disk what it was. What was written since is lost, unless a snapshot keeps it."""
     _refuse_impossible(image)
     wanted = find(image, entries, name)
+    if image.bitmaps:
+        raise DiskError(
+            f"{image.name}: has bitmaps, which do not know what a snapshot changes; remove them"
+            " first: ostler image bitmap --remove"
+        )
     image.disk.settle()
     old = image.disk.l1
     l1 = image.disk.read_l1(wanted.l1_offset, wanted.l1_entries)

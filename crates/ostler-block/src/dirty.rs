@@ -1,0 +1,130 @@
+//! Which parts of a disk were written: a bit for each granule.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const WORD_BITS: u64 = 64;
+
+/// Bits of granules, which any thread may set.
+#[derive(Debug)]
+pub struct DirtyMap {
+    size: u64,
+    granularity_bits: u32,
+    words: Vec<AtomicU64>,
+}
+
+impl DirtyMap {
+    /// Nothing of a disk of `size` bytes was written.
+    pub fn new(size: u64, granularity_bits: u32) -> Self {
+        let words = size.div_ceil(1 << granularity_bits).div_ceil(WORD_BITS);
+        Self { size, granularity_bits, words: (0..words).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// The lowest bit of the first byte is the first granule. Missing bytes are zero; bits behind the
+    /// end of the disk are dropped.
+    pub fn with_bytes(self, bytes: &[u8]) -> Self {
+        for (word, bytes) in self.words.iter().zip(bytes.chunks(8)) {
+            let mut whole = [0; 8];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            word.store(u64::from_le_bytes(whole), Ordering::Relaxed);
+        }
+        let used = self.granules() % WORD_BITS;
+        if let Some(last) = self.words.last()
+            && used != 0
+        {
+            last.fetch_and((1 << used) - 1, Ordering::Relaxed);
+        }
+        self
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes: Vec<u8> =
+            self.words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
+        bytes.truncate(self.granules().div_ceil(8) as usize);
+        bytes
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub fn granularity(&self) -> u64 {
+        1 << self.granularity_bits
+    }
+
+    fn granules(&self) -> u64 {
+        self.size.div_ceil(self.granularity())
+    }
+
+    /// Bytes of the granules that are set.
+    pub fn dirty_bytes(&self) -> u64 {
+        let set: u64 = self.words.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum();
+        (set << self.granularity_bits).min(self.size)
+    }
+
+    /// A range was written; what is behind the end of the disk is left out.
+    pub fn mark(&self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len).min(self.size);
+        if offset >= end {
+            return;
+        }
+        let (first, last) = (offset >> self.granularity_bits, (end - 1) >> self.granularity_bits);
+        for index in first / WORD_BITS..=last / WORD_BITS {
+            let low = first.max(index * WORD_BITS) - index * WORD_BITS;
+            let high = last.min(index * WORD_BITS + WORD_BITS - 1) - index * WORD_BITS;
+            let mask = (!0 >> (WORD_BITS - 1 - high)) & (!0 << low);
+            let word = &self.words[index as usize];
+            if word.load(Ordering::Relaxed) & mask != mask {
+                word.fetch_or(mask, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Sets all that is set in `other`, whose granules may be of another size.
+    pub fn merge(&self, other: &Self) {
+        for (index, word) in other.words.iter().enumerate() {
+            let mut bits = word.load(Ordering::Relaxed);
+            while bits != 0 {
+                let granule = index as u64 * WORD_BITS + u64::from(bits.trailing_zeros());
+                self.mark(granule << other.granularity_bits, other.granularity());
+                bits &= bits - 1;
+            }
+        }
+    }
+
+    pub fn clear(&self) {
+        self.words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marked_range_sets_every_granule_it_touches_and_no_other() {
+        for (offset, len) in [(0, 1), (511, 2), (512, 512), (63 * 512, 1024), (100_000, 70_000), (0, 1 << 20)] {
+            let map = DirtyMap::new(1 << 20, 9);
+            map.mark(offset, len);
+            let bytes = map.bytes();
+            for granule in 0..2048 {
+                let touched = granule * 512 < offset + len && (granule + 1) * 512 > offset;
+                assert_eq!(bytes[granule as usize / 8] >> (granule % 8) & 1 == 1, touched, "{offset} {len} {granule}");
+            }
+        }
+    }
+
+    #[test]
+    fn merge_of_coarser_granules_sets_all_they_cover_within_the_disk() {
+        let (fine, coarse) = (DirtyMap::new(100_000, 9), DirtyMap::new(100_000, 16));
+        coarse.mark(99_999, 1);
+        fine.merge(&coarse);
+        assert_eq!((fine.dirty_bytes(), coarse.dirty_bytes()), (34_816, 65_536));
+        assert_eq!(fine.bytes().len(), 25);
+    }
+
+    #[test]
+    fn bits_behind_the_end_of_the_disk_are_dropped() {
+        let map = DirtyMap::new(5 * 512, 9).with_bytes(&[0xff; 16]);
+        assert_eq!(map.bytes(), [0x1f]);
+    }
+}
