@@ -94,6 +94,12 @@ def test_connection_nobody_waits_for_is_refused_both_ways(start: Callable[..., o
         vm.vsock.connect(PORT)
 
 
+def test_caller_of_a_guest_without_the_driver_is_refused_at_once(boot: Boot, cloud: Kernel) -> None:
+    vm = start_shell(boot, cloud, devices=["virtio-vsock,cid=42"], net="none")
+    with pytest.raises(GuestError, match="nobody in the guest listens"):
+        vm.vsock.connect(PORT)
+
+
 def test_connection_ends_when_the_guests_program_dies(start: Callable[..., ostler.VM]) -> None:
     vm = start()
     vm.serial.write(f"vsock echo {PORT} & echo ok\n")

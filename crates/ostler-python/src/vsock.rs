@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ostler_memory::GuestRam;
-use ostler_virtio::vsock::{Hub, ReceiveService, TransmitService};
+use ostler_virtio::vsock::{Door, Hub, ReceiveService, TransmitService};
 use pyo3::prelude::*;
 
 use crate::error::Kind;
@@ -19,14 +19,17 @@ use crate::virtio::{QueueArgs, VirtioWorker, start};
 pub struct VirtioVsock {
     memory: Arc<GuestRam>,
     hub: Arc<Hub>,
+    /// Answers callers while no driver does.
+    _door: Door,
 }
 
 impl VirtioVsock {
     pub(crate) fn new(memory: Arc<GuestRam>, cid: u64, listener_fd: RawFd, path: PathBuf) -> PyResult<Self> {
         let listener = UnixListener::from(OwnedFd::from(fd::file(listener_fd)?));
-        let hub = Hub::new(cid, listener, path)
-            .map_err(|error| Kind::Host.error(format!("vsock: {error}; close some files")))?;
-        Ok(Self { memory, hub: Arc::new(hub) })
+        let no_room = |error| Kind::Host.error(format!("vsock: {error}; close some files"));
+        let hub = Arc::new(Hub::new(cid, listener, path).map_err(no_room)?);
+        let door = Door::new(Arc::clone(&hub)).map_err(no_room)?;
+        Ok(Self { memory, hub, _door: door })
     }
 }
 

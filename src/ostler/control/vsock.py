@@ -1,8 +1,9 @@
 """The host's ends of a VM's virtio-vsock device, unix sockets as Firecracker has them.
 
 A program that connects to the device's socket and writes `CONNECT <port>\\n` is connected to the
-guest's listener at that port once `OK <port>\\n` has come back. A guest that connects to port n of
-the host (context id 2) reaches whoever listens at the device's path with `_n` added.
+guest's listener at that port once `OK <port>\\n` has come back; its connection is closed where
+nobody listens, or no driver is loaded. A guest that connects to port n of the host (context id 2)
+reaches whoever listens at the device's path with `_n` added.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ class Vsock:
     def connect(self, port: int, timeout: float = CONNECT_TIMEOUT_S) -> socket.socket:
         """A stream to the guest's listener at `port`.
 
-        `GuestError` when nobody listens there, `WaitTimeout` when the guest does not answer within
-        `timeout` seconds, as before its driver is loaded.
+        `GuestError` when nobody listens there, or the guest has no driver (yet); `WaitTimeout` when
+        the guest does not answer within `timeout` seconds.
         """
         stream = socket.socket(socket.AF_UNIX)
         try:
@@ -99,6 +100,9 @@ class Vsock:
             stream.sendall(f"CONNECT {port}\n".encode())
             self._await_answer(stream, port)
             stream.settimeout(None)
+        except (ConnectionResetError, BrokenPipeError) as error:
+            stream.close()
+            raise _nobody(port) from error
         except TimeoutError as error:
             stream.close()
             raise WaitTimeout(f"the guest has not answered at vsock port {port}") from error
@@ -113,7 +117,7 @@ class Vsock:
         while not answer.endswith(b"\n"):
             byte = stream.recv(1)
             if not byte:
-                raise GuestError(f"nobody in the guest listens at vsock port {port}")
+                raise _nobody(port)
             answer += byte
 
     def listen(self, port: int) -> socket.socket:
@@ -129,3 +133,7 @@ class Vsock:
             listener.close()
             raise
         return listener
+
+
+def _nobody(port: int) -> GuestError:
+    return GuestError(f"nobody in the guest listens at vsock port {port}; wait until it does")

@@ -11,6 +11,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::connection::{BUFFER_BYTES, Connection, State};
+use super::door::Served;
 use super::packet::{HOST_CID, Header, NO_RECEIVE, NO_SEND, STREAM, op};
 use super::unix::{self, Caller};
 
@@ -38,6 +39,7 @@ pub struct Hub {
     epoll: Epoll,
     /// Readable when a packet for the guest was added by the other queue.
     control_ready: EventFd,
+    pub(super) served: Served,
     table: Mutex<Table>,
 }
 
@@ -62,12 +64,17 @@ impl Hub {
         for (fd, name) in [(listener.as_raw_fd(), LISTENER), (control_ready.as_raw_fd(), CONTROL)] {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, name))?;
         }
-        Ok(Self { cid, path, listener, epoll, control_ready, table: Mutex::default() })
+        let served = Served::new()?;
+        Ok(Self { cid, path, listener, epoll, control_ready, served, table: Mutex::default() })
     }
 
     /// Readable when there may be a packet for the guest.
     pub fn source(&self) -> RawFd {
         self.epoll.as_raw_fd()
+    }
+
+    pub(super) fn listener(&self) -> &UnixListener {
+        &self.listener
     }
 
     /// Connections there are.

@@ -4,9 +4,11 @@
 //! and writes `CONNECT <port>\n` reaches the guest's listener at that port, once `OK <port>\n` has
 //! come back; a guest that connects to port n of the host reaches the unix socket at the device's
 //! path with `_n` added. The host's sockets are looked after on the receive queue's thread, so they
-//! make progress while the guest has buffers there.
+//! make progress while the guest has buffers there. While it has no driver at all, a [`Door`] closes
+//! what callers bring.
 
 mod connection;
+mod door;
 mod hub;
 mod packet;
 mod unix;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use ostler_memory::GuestMap;
 
 pub use connection::BUFFER_BYTES;
+pub use door::Door;
 pub use hub::{Hub, MAX_CONNECTIONS};
 pub use packet::{HEADER_BYTES, HOST_CID, Header, NO_RECEIVE, NO_SEND, STREAM, op};
 
@@ -35,7 +38,14 @@ pub struct ReceiveService {
 
 impl ReceiveService {
     pub fn new(hub: Arc<Hub>) -> Self {
+        hub.served.set(true);
         Self { hub, data: vec![0; MAX_DATA_BYTES] }
+    }
+}
+
+impl Drop for ReceiveService {
+    fn drop(&mut self) {
+        self.hub.served.set(false);
     }
 }
 

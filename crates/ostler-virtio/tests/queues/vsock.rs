@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ostler_virtio::vsock::{
-    BUFFER_BYTES, HEADER_BYTES, HOST_CID, Header, Hub, MAX_CONNECTIONS, NO_RECEIVE, NO_SEND, ReceiveService, STREAM,
-    TransmitService, op,
+    BUFFER_BYTES, Door, HEADER_BYTES, HOST_CID, Header, Hub, MAX_CONNECTIONS, NO_RECEIVE, NO_SEND, ReceiveService,
+    STREAM, TransmitService, op,
 };
 
 use crate::driver::{DATA, Driver, WRITE};
@@ -338,4 +338,26 @@ fn queues_carry_packets_and_refuse_what_is_none() {
     receive.offer(0);
     receive.ring();
     receive.broken.wait(1);
+}
+
+#[test]
+fn caller_of_a_guest_without_a_driver_is_hung_up_on_and_one_with_it_is_served() {
+    let fixture = Fixture::new();
+    let _door = Door::new(Arc::clone(&fixture.hub)).expect("a thread");
+    let refused = |mut stream: UnixStream| {
+        // The other end may be gone already.
+        let _pipe = stream.write_all(b"CONNECT 7\n");
+        match stream.read(&mut [0; 8]) {
+            Ok(0) => true,
+            Err(error) => error.kind() == ErrorKind::ConnectionReset,
+            Ok(_) => false,
+        }
+    };
+    assert!(refused(fixture.call()));
+    let service = ReceiveService::new(Arc::clone(&fixture.hub));
+    let mut stream = fixture.call();
+    stream.write_all(b"CONNECT 7\n").expect("the hub listens");
+    assert_eq!(fixture.next_op(), Some(op::REQUEST));
+    drop(service);
+    assert!(refused(fixture.call()));
 }
