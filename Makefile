@@ -10,7 +10,7 @@ TO_BUILD := python3=python3 python:ensurepip=python3-venv cc=gcc,libc6-dev \
 	cargo=rustc-web,cargo-web
 TO_LINT := cargo-fmt=rustfmt-web cargo-clippy=rust-web-clippy
 TO_FETCH := dpkg-deb=dpkg mke2fs=e2fsprogs
-TO_TEST := git=git cpio=cpio lz4=lz4 iasl=acpica-tools mmdebstrap=mmdebstrap ps=procps qemu-img=qemu-utils \
+TO_TEST := git=git file=file cpio=cpio lz4=lz4 iasl=acpica-tools mmdebstrap=mmdebstrap ps=procps qemu-img=qemu-utils \
 	vmdkinfo=libvmdk-utils vhdiinfo=libvhdi-utils nbdinfo=libnbd-bin nbdsh=python3-libnbd nbdkit=nbdkit \
 	openssl=openssl cryptsetup=cryptsetup-bin qemu-system-x86_64=qemu-system-x86 \
 	passt=passt ip=iproute2

@@ -13,6 +13,7 @@ from guests.packages import BUILD, FetchError
 from ostler.image import Initramfs, ModuleTree
 
 SOURCES = Path(__file__).parent
+LEASE_SCRIPT = "/etc/udhcpc/default.script"
 DRIVERS = (
     "virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "virtio_net", "virtio_balloon",
     "pvpanic_mmio", "ext4",
@@ -32,7 +33,7 @@ def initrd(
 
     It is made anew when anything in it changed, and kept under a name that says so.
     """
-    files = {"/bin/busybox": busybox(), **(programs or {})}
+    files = {"/bin/busybox": busybox(), LEASE_SCRIPT: SOURCES / "init/udhcpc", **(programs or {})}
     modules = (*DRIVERS, *drivers)
     target = BUILD / f"initrd-{kernel.version}-{_fingerprint(modules, init, *files.values())}.gz"
     if target.exists():

@@ -43,7 +43,9 @@ class Process:
             [
                 str(OSTLER), "run", "--kernel", str(kernel.image),
                 "--initrd", str(initrd(kernel)), "--memory", "256M",
-                "--append", f"console=ttyS0 quiet {append}", "--accel", ACCELERATOR, *options,
+                "--append", f"console=ttyS0 quiet {append}", "--accel", ACCELERATOR,
+                # Whether passt may work here is for other tests to find out.
+                "--net", "none", *options,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -66,10 +66,13 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
     thread.join(END_S)
 
 
-def test_dhcp_gives_the_guest_its_address(boot: Boot, cloud: Kernel) -> None:
+def test_dhcp_sets_the_guest_up(boot: Boot, cloud: Kernel) -> None:
     vm = start_shell(boot, cloud, net="user,mac=52:54:00:00:00:77")
-    lease = vm.serial.run("ip link set eth0 up; udhcpc -i eth0 -n -q -s /bin/true 2>&1")
+    lease = vm.serial.run("udhcpc -i eth0 -n -q 2>&1")
     assert f"lease of {GUEST} obtained from {GATEWAY}" in lease
+    assert f"inet {GUEST}/24" in vm.serial.run("ip addr show eth0")
+    assert f"default via {GATEWAY} dev eth0" in vm.serial.run("ip route")
+    vm.serial.run("test -f /etc/resolv.conf")
     assert "52:54:00:00:00:77" in vm.serial.run("cat /sys/class/net/eth0/address")
     assert vm.net[0].received.frames > 0
     assert vm.net[0].sent.errors == vm.net[0].received.errors == 0

@@ -145,7 +145,11 @@ def run_printer(kernel: Path, stdout: int) -> subprocess.Popen[str]:
     kernel.write_bytes(small_kernel(PRINT_Y_FOR_EVER))
     command = [sys.executable, "-c", PROGRAM, "run", "--kernel", str(kernel), "--accel", "soft"]
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True
+        [*command, "--net", "none"],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

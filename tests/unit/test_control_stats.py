@@ -115,7 +115,7 @@ def test_run_with_stats_prints_them_at_the_end(tmp_path: Path) -> None:
     ended = subprocess.run(
         [
             sys.executable, "-c", program, "run", "--kernel", str(kernel), "--accel", "soft",
-            "--stats", "--device", "debug-exit", "--serial", "none",
+            "--stats", "--device", "debug-exit", "--serial", "none", "--net", "none",
         ],
         capture_output=True,
         text=True,

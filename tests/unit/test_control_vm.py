@@ -224,6 +224,7 @@ def command(path: Path, *options: str) -> list[str]:
         str(path),
         "--memory=16M",
         "--accel=soft",
+        "--net=none",
         *options,
     ]
 

@@ -6,8 +6,9 @@ import _thread
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from engine_guest import ENTRY, HLT, IN, OUT, SPIN, UD2, guest, lacks, machine
@@ -324,12 +325,33 @@ def test_kick_from_another_thread_interrupts_a_spinning_guest() -> None:
     assert vcpu.regs.rip == ENTRY
 
 
+class Bell:
+    """A device that tells when the guest has reached it."""
+
+    def __init__(self) -> None:
+        self.rang = threading.Event()
+
+    def read(self, offset: int, size: int) -> int:
+        return 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.rang.set()
+
+
+def spinning() -> tuple[Vcpu, threading.Event]:
+    """A vCPU that, once it runs, does so for ever, and what is set when it does."""
+    vm, vcpu = guest(OUT + SPIN)
+    bell = Bell()
+    vm.bus.add("pio", 0x10, 1, bell)
+    return vcpu, bell.rang
+
+
 def test_vcpu_running_refuses_register_access_from_another_thread() -> None:
-    _, vcpu = guest(SPIN)
+    vcpu, runs = spinning()
     errors: list[OstlerError] = []
 
     def look() -> None:
-        time.sleep(0.05)
+        runs.wait()
         try:
             print(vcpu.regs)
         except OstlerError as error:
@@ -352,14 +374,23 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_during_run_raises_keyboard_interrupt_and_run_can_go_on() -> None:
-    _, vcpu = guest(SPIN)
-    threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
+@pytest.mark.parametrize(
+    "interrupt", [partial(signal.raise_signal, signal.SIGINT), _thread.interrupt_main]
+)
+def test_ctrl_c_during_run_raises_keyboard_interrupt_and_run_can_go_on(
+    interrupt: Callable[[], None],
+) -> None:
+    vcpu, runs = spinning()
+
+    def type_ctrl_c() -> None:
+        runs.wait()
+        interrupt()
+
+    thread = threading.Thread(target=type_ctrl_c)
+    thread.start()
     with pytest.raises(KeyboardInterrupt):
         vcpu.run()
-    threading.Timer(0.05, _thread.interrupt_main).start()
-    with pytest.raises(KeyboardInterrupt):
-        vcpu.run()
+    thread.join()
     vcpu.kick()
     assert vcpu.run() == Interrupted()
 

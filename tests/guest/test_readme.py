@@ -1,0 +1,69 @@
+"""The commands of README.md, as they are written there, beside what `make demo` leaves."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stock import BOOT_S
+
+from guests.demo import lay_out
+from guests.fetch import Kernel
+
+pytestmark = pytest.mark.guest
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def block(language: str, word: str) -> str:
+    """The one block of README.md in that language that has `word` in it."""
+    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+    (found,) = (text for kind, text in blocks if kind == language and word in text)
+    return str(found)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, cloud: Kernel) -> Path:
+    """A directory that looks like a checkout after `make demo`."""
+    lay_out(tmp_path / "build/demo", cloud)
+    (tmp_path / "guests").symlink_to(ROOT / "guests")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    return tmp_path
+
+
+def run(checkout: Path, command: list[str], typed: str = "") -> str:
+    """What `command` prints, which is given `typed` and has to end with 0."""
+    done = subprocess.run(
+        command,
+        cwd=checkout,
+        input=typed,
+        capture_output=True,
+        text=True,
+        timeout=BOOT_S,
+        env={**os.environ, "OSTLER_STATE_DIR": str(checkout / "state")},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_readme_run_starts_the_demos_guest(checkout: Path) -> None:
+    # What is typed waits until the guest's shell reads it.
+    typed = "echo disk=$(cat /sys/block/vda/size); poweroff\n"
+    assert "disk=32768" in run(checkout, ["sh", "-c", block("sh", "ostler run")], typed)
+
+
+def test_readme_initramfs_starts_a_guest(checkout: Path) -> None:
+    run(checkout, ["sh", "-c", block("sh", "image initramfs")])
+    start = block("sh", "ostler run").replace("build/demo/initrd.gz", "initrd.gz")
+    assert "ostler: ready" in run(checkout, ["sh", "-c", start], "poweroff\n")
+
+
+def test_readme_python_runs_a_command_in_the_guest(checkout: Path) -> None:
+    said = run(checkout, [sys.executable, "-c", block("python", "ostler.VM(")])
+    assert said.startswith("Linux guest 6.")
+    assert said.endswith("power-off\n")
