@@ -67,7 +67,7 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(report) = image.check(&[(0, 1)], &[(512, 100)]) {
         let runs: Vec<_> = report.differences.iter().take(64).map(|run| (run.first, run.count, run.references)).collect();
         let _refused = image.set_refcounts(&runs);
-        let _refused = image.rebuild_refcounts(&[], &[]);
+        let _refused = image.rebuild_refcounts(&[], &[], (choice[11] < 9).then_some(choice[11].into()));
     }
     let _refused = image.settle();
 });

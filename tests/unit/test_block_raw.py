@@ -27,14 +27,21 @@ def test_image_opened_knows_its_size_and_offers_its_descriptor(path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("size", "cure"), [(0, "truncate -s 1G"), (513, "truncate -s 1024"), (1, "truncate -s 512")]
+    ("size", "format", "cure"),
+    [
+        (0, "raw", "image create"),
+        (0, None, "image create"),
+        (513, "raw", "truncate -s 1024"),
+        (1, "raw", "truncate -s 512"),
+        (1, None, "read only"),
+    ],
 )
-def test_image_of_a_size_no_disk_has_is_refused_with_a_cure(
-    path: Path, size: int, cure: str
+def test_image_of_a_size_no_disk_has_is_refused_for_writing_with_a_cure(
+    path: Path, size: int, format: str | None, cure: str
 ) -> None:
     path.write_bytes(bytes(size))
     with pytest.raises(DiskError, match=cure) as caught:
-        open_image(path)
+        open_image(path, format=format)
     assert "\n" not in str(caught.value)
 
 

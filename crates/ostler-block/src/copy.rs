@@ -43,6 +43,8 @@ pub struct Progress {
     /// Bytes of the disk that are done.
     pub done: AtomicU64,
     pub cancelled: AtomicBool,
+    /// It was the source that failed.
+    pub source_failed: AtomicBool,
 }
 
 /// Makes `target` read like `source`, which may be shorter. The rest of the target is left alone.
@@ -118,7 +120,7 @@ impl<'a> Copier<'a> {
         }
         let mut at = from;
         while at < end {
-            let (is_zero, len) = self.source.zero_at(at, end - at)?;
+            let (is_zero, len) = self.zero_at(at, end - at)?;
             if !is_zero || len == 0 {
                 break;
             }
@@ -131,13 +133,26 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
+    fn zero_at(&self, offset: u64, limit: u64) -> Result<(bool, u64)> {
+        self.source.zero_at(offset, limit).inspect_err(|_| self.blame_source())
+    }
+
+    fn fill_buffer(&mut self, offset: u64, len: u64) -> Result<()> {
+        let read = self.source.read_bytes(&mut self.buffer[..len as usize], offset);
+        read.inspect_err(|_| self.blame_source())
+    }
+
+    fn blame_source(&self) {
+        self.progress.source_failed.store(true, Ordering::Release);
+    }
+
     fn piece(&mut self, offset: u64, stop: u64) -> Result<()> {
         if self.packer.is_some() {
             return self.packed(offset, stop);
         }
         let mut at = offset;
         while at < stop {
-            let (is_zero, len) = self.source.zero_at(at, stop - at)?;
+            let (is_zero, len) = self.zero_at(at, stop - at)?;
             let len = len.clamp(1, stop - at);
             if !is_zero || self.job.sparse_bytes == 0 {
                 self.data(at, len)?;
@@ -151,12 +166,12 @@ impl<'a> Copier<'a> {
 
     /// Packs the clusters of a piece; those that are zero are left out of the new image.
     fn packed(&mut self, offset: u64, stop: u64) -> Result<()> {
-        let (is_zero, len) = self.source.zero_at(offset, stop - offset)?;
+        let (is_zero, len) = self.zero_at(offset, stop - offset)?;
         if is_zero && len >= stop - offset {
             return Ok(());
         }
-        let bytes = &mut self.buffer[..(stop - offset) as usize];
-        self.source.read_bytes(bytes, offset)?;
+        self.fill_buffer(offset, stop - offset)?;
+        let bytes = &self.buffer[..(stop - offset) as usize];
         if let (Some(packer), Some((_, cluster))) = (&mut self.packer, self.job.packing) {
             for (number, piece) in bytes.chunks(cluster as usize).enumerate() {
                 packer.store(self.target, piece, offset + number as u64 * cluster)?;
@@ -166,8 +181,8 @@ impl<'a> Copier<'a> {
     }
 
     fn data(&mut self, at: u64, len: u64) -> Result<()> {
-        let bytes = &mut self.buffer[..len as usize];
-        self.source.read_bytes(bytes, at)?;
+        self.fill_buffer(at, len)?;
+        let bytes = &self.buffer[..len as usize];
         if self.job.sparse_bytes == 0 {
             return self.target.write_bytes(bytes, at);
         }

@@ -19,6 +19,7 @@ pub mod error;
 pub mod pieces;
 pub mod qcow2;
 pub mod raw;
+pub mod salvage;
 pub mod storage;
 
 pub use dirty::DirtyMap;

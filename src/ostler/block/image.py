@@ -287,7 +287,7 @@ def open_with(path: str, format: str | None, how: Opening) -> Image:
         if format is None:
             found, how = probe(file), replace(how, probed=True)
         else:
-            found, how = find_format(format), replace(how, probed=False)
+            found, how = find_format(format, path), replace(how, probed=False)
         return found.load().open(file, how)
     except BaseException:
         file.close()
@@ -300,11 +300,11 @@ def create_image(
     """Make a disk image of `size_bytes` that reads as zeroes, or as its backing image.
 
     `options` are the format's own, as `ostler image create -o help` lists them. A file that exists
-    is replaced.
+    is replaced, as qemu-img does it; `DiskError` when it is in use.
     """
     from ostler.block.registry import create_file, find_format
 
-    kind = find_format(format).load()
+    kind = find_format(format, str(path)).load()
     if kind.create is None or kind.Options is None:
         raise DiskError(f"{path}: images of format {format} can be read, not created; use qcow2")
     parsed = kind.parse_options(options)

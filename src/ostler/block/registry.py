@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -18,6 +18,7 @@ from ostler.config.options import SWITCH
 from ostler.config.size import parse_size
 from ostler.errors import DiskError
 
+T = TypeVar("T", bound=msgspec.Struct)
 PROBED_BYTES = 4096
 
 
@@ -41,25 +42,30 @@ class Format:
     def parse_options(self, given: Mapping[str, Any]) -> Any:
         """`Options` from values or their texts; `DiskError` names a wrong one."""
         assert self.Options is not None
-        known = {field.name: field.type for field in msgspec.structs.fields(self.Options)}
-        for name in given:
-            if name not in known:
-                there_is = ", ".join(sorted(known)) or "none"
-                raise DiskError(f"there is no option {name!r} of this format; there is: {there_is}")
-        plain = {name: _plain(known[name], value) for name, value in given.items()}
-        try:
-            return msgspec.convert(plain, self.Options, strict=False)
-        except msgspec.ValidationError as error:
-            raise DiskError(f"option of the disk image: {error}") from None
+        return parse_options(self.Options, given)
+
+
+def parse_options(kind: type[T], given: Mapping[str, Any]) -> T:
+    """A struct of options from values or their texts; `DiskError` names a wrong one."""
+    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for name in given:
+        if name not in known:
+            there_is = ", ".join(sorted(known)) or "none"
+            raise DiskError(f"there is no option {name!r} of this format; there is: {there_is}")
+    plain = {name: _plain(known[name], value) for name, value in given.items()}
+    try:
+        return msgspec.convert(plain, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise DiskError(f"option of the disk image: {error}") from None
 
 
 def _plain(kind: Any, value: Any) -> Any:
     """The text of a size or a switch as what it says."""
     if not isinstance(value, str):
         return value
-    if kind is int:
+    if kind in (int, int | None):
         return parse_size(value, "size")
-    return SWITCH.get(value, value) if kind is bool else value
+    return SWITCH.get(value, value) if kind in (bool, bool | None) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +110,16 @@ TRANSPORTS = {"nbd": _NBD, "nbds": _NBD, "nbd+unix": _NBD, "nbds+unix": _NBD}
 """URL scheme to the module that serves it; what has no scheme is a local file."""
 
 
-def find_format(name: str) -> FormatEntry:
-    """The format of this name, or `DiskError`."""
+def find_format(name: str, path: str | None = None) -> FormatEntry:
+    """The format of this name, given for the image at `path`; or `DiskError`."""
     try:
         return FORMATS[name]
     except KeyError:
         there_is = ", ".join(FORMATS)
-        raise DiskError(f"there is no disk image format {name!r}; there is: {there_is}") from None
+        of = "" if path is None else f"{path}: "
+        raise DiskError(
+            f"{of}there is no disk image format {name!r}; there is: {there_is}"
+        ) from None
 
 
 def probe(file: ImageFile) -> FormatEntry:

@@ -15,6 +15,10 @@ use crate::{BlockError, Result};
 const CHUNK: usize = 512;
 /// 1 GiB of counters; an image that needs more is laid out to be hostile.
 const MAX_CHUNKS: usize = 1 << 19;
+/// Of new refcount blocks, which are made in memory: those of 32 TiB in clusters of 64 KiB.
+const MAX_BLOCK_BYTES: u64 = 1 << 30;
+/// Where `refcount_order` ends in the header of version 3.
+const HEADER_REFCOUNT_ORDER_END: usize = 100;
 const MAX_MESSAGES: usize = 200;
 
 /// A run of clusters whose refcount is not what refers to them.
@@ -131,13 +135,19 @@ impl Qcow2 {
     }
 
     /// New refcounts for all that is in use, behind the end of the file; the old ones are not read.
-    pub fn rebuild_refcounts(&self, snapshots: &[(u64, u32)], others: &[(u64, u64)]) -> Result<()> {
+    /// They may be of another width, 2^`order` bits.
+    pub fn rebuild_refcounts(&self, snapshots: &[(u64, u32)], others: &[(u64, u64)], order: Option<u32>) -> Result<()> {
         self.check_write()?;
         let _alone = self.close_gate();
         let mut tables = self.tables();
         let mut check = self.start_check(&tables)?;
+        check.layout.refcount_order = order.unwrap_or(tables.layout.refcount_order);
+        check.layout.check()?;
         check.disk_and_snapshots(&tables, snapshots, others)?;
-        let layout = tables.layout;
+        let layout = check.layout;
+        if order.is_some() {
+            check.refuse_uncountable()?;
+        }
         let behind = check.found.last().map_or(0, |last| last + 1);
         let start = behind.max(check.file_end.div_ceil(layout.cluster()));
         let (table, clusters, blocks) = check.place_refcounts(start)?;
@@ -145,14 +155,27 @@ impl Qcow2 {
             self.storage.write_bytes(&bytes, offset)?;
         }
         self.sync()?;
-        let mut field = table.to_be_bytes().to_vec();
-        field.extend(clusters.to_be_bytes());
-        self.storage.write_bytes(&field, super::flush::HEADER_REFCOUNT_TABLE)?;
-        self.sync()?;
+        self.name_refcounts(table, clusters, order)?;
+        tables.layout.refcount_order = layout.refcount_order;
         (tables.layout.refcount_table_offset, tables.layout.refcount_table_clusters) = (table, clusters);
         tables.refcounts = Refcounts::open(&tables.layout, self.storage.as_ref(), self.storage.len()?)?;
         tables.slices.clear();
         Ok(())
+    }
+
+    /// Has the header name a refcount table, and the width of refcounts, in one write.
+    fn name_refcounts(&self, table: u64, clusters: u32, order: Option<u32>) -> Result<()> {
+        let start = super::flush::HEADER_REFCOUNT_TABLE;
+        let mut fields = vec![0; if order.is_some() { HEADER_REFCOUNT_ORDER_END - start as usize } else { 12 }];
+        self.storage.read_bytes(&mut fields, start)?;
+        fields[..8].copy_from_slice(&table.to_be_bytes());
+        fields[8..12].copy_from_slice(&clusters.to_be_bytes());
+        if let Some(order) = order {
+            let at = fields.len() - 4;
+            fields[at..].copy_from_slice(&order.to_be_bytes());
+        }
+        self.storage.write_bytes(&fields, start)?;
+        self.sync()
     }
 
     /// Makes an entry of an L2 table unallocated.
@@ -184,6 +207,18 @@ fn clusters(layout: &Layout, offset: u64, bytes: u64) -> u64 {
 }
 
 impl Check<'_> {
+    /// Fails if refcounts of this width cannot count what is in use.
+    fn refuse_uncountable(&self) -> Result<()> {
+        let most = self.found.clusters().map(|cluster| self.found.get(cluster)).max().unwrap_or(0);
+        if most <= self.layout.max_refcount() {
+            return Ok(());
+        }
+        let bits = 1 << self.layout.refcount_order;
+        Err(BlockError::Refused(format!(
+            "a cluster is used {most} times, which refcounts of {bits} bits cannot count; delete snapshots"
+        )))
+    }
+
     /// Behind the last cluster that is in use and in the file.
     fn image_end(&self) -> u64 {
         let bits = self.layout.cluster_bits;
@@ -244,6 +279,12 @@ impl Check<'_> {
         let table_clusters = loop {
             let most = numbers.last().copied().unwrap_or(0);
             let table_clusters = ((most + 1) * 8).div_ceil(cluster);
+            if table_clusters * cluster > MAX_REFCOUNT_TABLE_BYTES {
+                return Err(BlockError::damaged("its tables refer to clusters behind any end of the file"));
+            }
+            if numbers.len() as u64 * cluster > MAX_BLOCK_BYTES {
+                return Err(BlockError::damaged("its tables refer to clusters all over the address space"));
+            }
             let end = start + table_clusters + numbers.len() as u64;
             let before = numbers.len();
             numbers.extend(start >> bits..=(end - 1) >> bits);
@@ -251,9 +292,6 @@ impl Check<'_> {
                 break table_clusters;
             }
         };
-        if table_clusters * cluster > MAX_REFCOUNT_TABLE_BYTES {
-            return Err(BlockError::damaged("its tables refer to clusters behind any end of the file"));
-        }
         self.found.add(start, table_clusters + numbers.len() as u64)?;
         let mut table = vec![0; (table_clusters * cluster) as usize];
         let mut blocks = Vec::with_capacity(numbers.len() + 1);

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use ostler_block::bench::{self, Load};
 use ostler_block::compare;
 use ostler_block::copy::{self, Job, Packing, Progress};
+use ostler_block::salvage::Salvaged;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -56,9 +57,10 @@ fn packing(compression: Option<(String, u64)>) -> PyResult<Option<(Packing, u64)
 }
 
 /// Make `target` read like `source`. `compression` is its kind and the target's cluster size;
-/// `sparse` is how long a run of zeroes is left out; `limit` is in bytes a second, 0 for none.
+/// `sparse` is how long a run of zeroes is left out; `limit` is in bytes a second, 0 for none. With
+/// `salvage` what cannot be read is zero in the target: how many bytes that is.
 #[pyfunction]
-#[pyo3(signature = (source, target, progress, *, threads, sparse, target_is_zero, compression = None, limit = 0))]
+#[pyo3(signature = (source, target, progress, *, threads, sparse, target_is_zero, compression = None, limit = 0, salvage = false))]
 #[expect(clippy::too_many_arguments, reason = "each is a choice of the caller's")]
 pub fn copy_disk(
     py: Python<'_>,
@@ -70,10 +72,17 @@ pub fn copy_disk(
     target_is_zero: bool,
     compression: Option<(String, u64)>,
     limit: u64,
-) -> PyResult<()> {
+    salvage: bool,
+) -> PyResult<u64> {
     let job = Job { threads, sparse_bytes: sparse, target_is_zero, packing: packing(compression)?, limit };
-    py.detach(|| copy::copy(source.disk.as_ref(), target.disk.as_ref(), &job, &progress.progress))
-        .map_err(|error| raise(&target.name, error))
+    let (from, to) = (source.disk.as_ref(), target.disk.as_ref());
+    let what_is_left = Salvaged::new(from);
+    let from = if salvage { &what_is_left } else { from };
+    py.detach(|| copy::copy(from, to, &job, &progress.progress)).map_err(|error| {
+        let is_source = progress.progress.source_failed.load(Ordering::Acquire);
+        raise(if is_source { &source.name } else { &target.name }, error)
+    })?;
+    Ok(what_is_left.lost())
 }
 
 /// The first byte that differs between two disks, or `None`. A shorter one is as if followed by

@@ -150,8 +150,15 @@ impl Qcow2Disk {
         self.run(py, |image| image.preallocate(offset, length))
     }
 
-    fn rebuild_refcounts(&self, py: Python<'_>, snapshots: Vec<(u64, u32)>, others: Vec<(u64, u64)>) -> PyResult<()> {
-        self.run(py, |image| image.rebuild_refcounts(&snapshots, &others))
+    #[pyo3(signature = (snapshots, others, *, order = None))]
+    fn rebuild_refcounts(
+        &self,
+        py: Python<'_>,
+        snapshots: Vec<(u64, u32)>,
+        others: Vec<(u64, u64)>,
+        order: Option<u32>,
+    ) -> PyResult<()> {
+        self.run(py, |image| image.rebuild_refcounts(&snapshots, &others, order))
     }
 
     fn unmap_all(&self, py: Python<'_>) -> PyResult<()> {

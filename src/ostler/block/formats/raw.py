@@ -32,7 +32,7 @@ class RawImage(Closing):
 
     def __init__(self, file: ImageFile, how: Opening) -> None:
         self.file, self.name, self.readonly = file, file.name, file.readonly
-        self.size_bytes = _disk_size(file)
+        self.size_bytes = _disk_size(file, how)
         self.block_bytes: int = getattr(file, "block_bytes", SECTOR_BYTES)
         self.guarded: tuple[Magic, ...] = guarded_magics() if how.probed else ()
         """What may not be written where it would make the disk look like another format."""
@@ -134,19 +134,26 @@ def create(file: ImageFile, size_bytes: int, options: RawOptions) -> None:
             file.write(offset, zeroes[: size_bytes - offset])
 
 
-def _disk_size(file: ImageFile) -> int:
+def _disk_size(file: ImageFile, how: Opening) -> int:
+    """Whole sectors. What a file lacks of its last one reads as zeroes, but cannot be written."""
     size = file.size_bytes
+    whole = size + -size % SECTOR_BYTES
+    if file.readonly:
+        return whole
     if size == 0:
         raise DiskError(
-            f"{file.name}: the disk image is empty; grow it with: truncate -s 1G {file.name}"
+            f"{file.name}: the file is empty; make a disk of it: ostler image create"
+            f" -f raw {file.name} 10G"
         )
-    if size % SECTOR_BYTES:
-        whole = size + -size % SECTOR_BYTES
+    if size == whole:
+        return size
+    odd = f"{size} bytes is not a multiple of {SECTOR_BYTES}"
+    if how.probed:
         raise DiskError(
-            f"{file.name}: {size} bytes is not a multiple of {SECTOR_BYTES}; "
-            f"grow it with: truncate -s {whole} {file.name}"
+            f"{file.name}: no disk image of a format that is known, and {odd}, which no raw disk"
+            " is; it can be read only: readonly=on, or make a copy with ostler image convert"
         )
-    return size
+    raise DiskError(f"{file.name}: {odd}; grow it with: truncate -s {whole} {file.name}")
 
 
 FORMAT = Format(open=RawImage, Options=RawOptions, create=create)

@@ -32,11 +32,15 @@ def convert(
     limit_bytes_s: int = 0,
     create: bool = True,
     target_is_zero: bool = False,
-) -> Job[None]:
+    unsafe: bool = True,
+    salvage: bool = False,
+) -> Job[int]:
     """Write what the sources read as, one after the other, into the image `target`.
 
     Runs of `sparse_bytes` zeroes are left out; 0 writes everything. Without `create` the target
-    has to be there, and is taken as it is. `limit_bytes_s` of 0 is no limit.
+    has to be there, and is taken as it is. `limit_bytes_s` of 0 is no limit. Unless it is `unsafe`
+    the target is on stable storage at the end. With `salvage` what cannot be read is zero in the
+    target; the job's result is how many bytes that is.
     """
     target = os.fspath(target)
     size = sum(source.size_bytes for source in sources)
@@ -44,7 +48,7 @@ def convert(
     if create:
         create_image(target, size, format=format, **(options or {}))
     secret = (options or {}).get("secret")
-    image = open_image(target, format=format, unsafe=True, secret=secret)
+    image = open_image(target, format=format, unsafe=unsafe, secret=secret)
     try:
         compression = _compression(image) if compress else None
         if image.size_bytes < size:
@@ -55,9 +59,9 @@ def convert(
         image.close()
         raise
 
-    def work(job: Job[None]) -> None:
+    def work(job: Job[int]) -> int:
         with image:
-            copy_disk(
+            lost = copy_disk(
                 disk_of(source),
                 disk_of(image),
                 job.progress,
@@ -66,7 +70,11 @@ def convert(
                 target_is_zero=has_zeroes,
                 compression=compression,
                 limit=limit_bytes_s,
+                salvage=salvage,
             )
+            if not unsafe:
+                image.flush()
+            return lost
 
     return Job("convert", size, work)
 

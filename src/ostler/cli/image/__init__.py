@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typer
 
+from ostler.cli.image.amend import amend
 from ostler.cli.image.bench import bench
 from ostler.cli.image.bitmap import bitmap
 from ostler.cli.image.check import check
@@ -20,6 +21,7 @@ from ostler.cli.image.info import info
 from ostler.cli.image.initramfs import initramfs
 from ostler.cli.image.map import map_image
 from ostler.cli.image.measure import measure
+from ostler.cli.image.options import SignedCommand
 from ostler.cli.image.rebase import rebase
 from ostler.cli.image.resize import resize
 from ostler.cli.image.serve import serve
@@ -33,7 +35,7 @@ def image() -> None:
     """Make, inspect and change disk images; the flags are those of qemu-img."""
 
 
-app.command()(create)
+app.command(cls=SignedCommand)(create)
 app.command()(info)
 app.command()(check)
 app.command()(convert)
@@ -42,10 +44,11 @@ app.command("map")(map_image)
 app.command()(measure)
 app.command()(bench)
 app.command()(dd)
-app.command()(resize)
+app.command(cls=SignedCommand)(resize)
 app.command()(snapshot)
 app.command()(rebase)
 app.command()(commit)
+app.command()(amend)
 app.command()(bitmap)
 app.command()(serve)
 app.command()(initramfs)

@@ -37,7 +37,9 @@ def bench(
     if count <= 0 or depth <= 0 or length <= 0 or not 0 <= pattern <= 255:
         raise ConfigError("bench: -c, -d and -s are at least 1, --pattern is 0 to 255")
     apart = length if step is None else opt.size_option(step, "-S")
-    unsafe = cache == "unsafe"
+    unsafe = opt.is_unsafe(cache)
+    if cache == "writethrough":
+        flush = 1
     with open_image(
         filename, format=format, readonly=not write, lock=not shared, unsafe=unsafe
     ) as image:

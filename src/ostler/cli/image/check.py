@@ -35,6 +35,7 @@ def check(
     from ostler.block.image import open_image
     from ostler.errors import OstlerError
 
+    opt.is_unsafe(source_cache, "-T")
     as_json = opt.is_json(output)
     if repair not in (None, "leaks", "all"):
         raise typer.BadParameter(f"-r {repair}: give leaks or all")

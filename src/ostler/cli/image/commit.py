@@ -33,7 +33,7 @@ def commit(
     from ostler.block.image import open_image
     from ostler.block.jobs.commit import commit
 
-    with open_image(filename, format=format) as image:
+    with open_image(filename, format=format, unsafe=opt.is_unsafe(cache)) as image:
         if not isinstance(image, Qcow2Image):
             raise DiskError(f"{filename}: images of format {image.format} have no backing file")
         job = commit(image, base, drop=drop, limit_bytes_s=opt.size_option(rate, "-r"))

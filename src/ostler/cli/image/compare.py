@@ -37,6 +37,7 @@ def compare(
     from ostler.block.image import open_image
     from ostler.block.jobs.compare import compare
 
+    opt.is_unsafe(source_cache, "-T")
     lock, secret = not shared, opt.secret_of(key_file)
     with (
         open_image(one, format=format, readonly=True, lock=lock, secret=secret) as first,

@@ -46,6 +46,10 @@ def convert(
         int,
         typer.Option("-m", metavar="N", help="How many threads work on it; 0 is as many as fit."),
     ] = 0,
+    salvage: Annotated[
+        bool,
+        typer.Option("--salvage", help="What cannot be read is zero in the target; it is told."),
+    ] = False,
     unordered: Annotated[bool, typer.Option("-W", help="Out of order: always the case.")] = False,
     rate: Annotated[
         str, typer.Option("-r", metavar="RATE", help="At most so many bytes a second: 10M.")
@@ -64,6 +68,8 @@ def convert(
         return opt.show_options(target_format)
     if len(filenames) < 2:
         raise ConfigError("convert: give what to read, and the target")
+    unsafe = opt.is_unsafe(cache)
+    opt.is_unsafe(source_cache, "-T")
     from ostler.block.image import open_image
     from ostler.block.jobs.convert import THREADS, convert
 
@@ -94,8 +100,12 @@ def convert(
             limit_bytes_s=opt.size_option(rate, "-r"),
             create=not no_create,
             target_is_zero=target_is_zero,
+            unsafe=unsafe,
+            salvage=salvage,
         )
-        opt.finish(job, progress=progress and not quiet)
+        lost = opt.finish(job, progress=progress and not quiet)
+    if lost and not quiet:
+        typer.echo(f"ostler: {target}: {lost} bytes could not be read; zero in it", err=True)
     return 0
 
 

@@ -36,6 +36,7 @@ def create(
 ) -> int:
     """Make a disk image; qcow2 unless told otherwise.
 
+    A file that exists is replaced, as qemu-img does it, but not while a program uses it.
     Example: ostler image create disk.qcow2 20G
     """
     if opt.wants_help(options):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from ostler.config.options import split_options
 from ostler.config.size import parse_size
@@ -54,11 +57,46 @@ ImageOptions = Annotated[
     ),
 ]
 Cache = Annotated[
-    str, typer.Option("-t", "--cache", metavar="MODE", help="Accepted as qemu-img has it.")
+    str,
+    typer.Option(
+        "-t",
+        "--cache",
+        metavar="MODE",
+        help="writeback, writethrough, or unsafe: the host's disk is not waited for.",
+    ),
 ]
 SourceCache = Annotated[
-    str, typer.Option("-T", "--source-cache", metavar="MODE", help="Accepted as qemu-img has it.")
+    str,
+    typer.Option(
+        "-T", "--source-cache", metavar="MODE", help="As -t; what is read does not depend on it."
+    ),
 ]
+
+
+class SignedCommand(TyperCommand):
+    """A command that takes `-5G` for an argument, not for the option -5."""
+
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:
+        """Mark what begins with a minus and a digit."""
+        marked = [MINUS + text[1:] if SIGNED.match(text) else text for text in args]
+        return super().parse_args(context, marked)
+
+
+FRACTION = re.compile(r"([0-9]*\.[0-9]+)([kmgt])(?:ib?|b)?", re.IGNORECASE)
+SIGNED = re.compile(r"-\.?[0-9]")
+MINUS = "\N{MINUS SIGN}"
+"""Stands for the minus of a number until it is read as one."""
+
+
+def is_unsafe(cache: str, flag: str = "-t") -> bool:
+    """Whether a cache mode does not wait for the host's disk; `ConfigError` if we lack it."""
+    if cache in ("none", "directsync"):
+        raise ConfigError(
+            f"{flag} {cache}: the host's page cache is always used; give writeback or writethrough"
+        )
+    if cache not in ("writeback", "writethrough", "unsafe"):
+        raise ConfigError(f"{flag} {cache}: give writeback, writethrough or unsafe")
+    return cache == "unsafe"
 
 
 def parse_image_options(texts: list[str] | None) -> dict[str, str]:
@@ -106,11 +144,15 @@ def wants_help(texts: list[str] | None) -> bool:
 
 def show_options(format: str) -> int:
     """Print what options images of a format have."""
-    import msgspec
-
     from ostler.block.registry import find_format
 
-    options = find_format(format).load().Options
+    return show_fields(format, find_format(format).load().Options)
+
+
+def show_fields(format: str, options: Any) -> int:
+    """Print what options there are."""
+    import msgspec
+
     typer.echo(f"Options of {format}:")
     for field in msgspec.structs.fields(options) if options else ():
         if field.name == "secret":
@@ -118,12 +160,22 @@ def show_options(format: str) -> int:
                 "  key_file=<path of the passphrase>\n  key_secret=<id of an --object secret>"
             )
             continue
-        default = (
-            "" if field.default in (None, msgspec.NODEFAULT) else f" (default {field.default})"
-        )
-        kind = getattr(field.type, "__name__", str(field.type))
-        typer.echo(f"  {field.name}=<{kind.replace('typing.', '')}>{default}")
+        default = "" if field.default in (None, msgspec.NODEFAULT) else _shown(field.default)
+        typer.echo(f"  {field.name}=<{_kind(field.type)}>" + (default and f" (default {default})"))
     return 0
+
+
+def _kind(kind: Any) -> str:
+    """What is written for a value of this type."""
+    if type(None) in get_args(kind):
+        (kind,) = (each for each in get_args(kind) if each is not type(None))
+    if get_origin(kind) is Literal:
+        return "|".join(str(each) for each in get_args(kind))
+    return {int: "number or size", bool: "on|off"}.get(kind, "text")
+
+
+def _shown(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def is_json(output: str) -> bool:
@@ -134,7 +186,11 @@ def is_json(output: str) -> bool:
 
 
 def size_option(text: str, what: str) -> int:
-    """A size as qemu-img takes it: `10G`, `512k`, `4096b`."""
+    """A size as qemu-img takes it: `10G`, `1.5G`, `512k`, `4096b`."""
+    if text.startswith(MINUS):
+        raise ConfigError(f"{what} -{text[1:]}: less than nothing; give a size, 10G say")
+    if match := FRACTION.fullmatch(text):
+        return int(Decimal(match[1]) * parse_size(f"1{match[2]}", what))
     lower = text.lower()
     if lower.endswith("b") and not lower.startswith("0x") and lower[:-1].isdigit():
         text = text[:-1]

@@ -37,7 +37,11 @@ def rebase(
     from ostler.block.image import open_image
     from ostler.block.jobs.rebase import rebase, set_backing
 
-    with open_image(filename, format=format, backing=not unsafe, lock=not shared) as image:
+    opt.is_unsafe(source_cache, "-T")
+    waits_not = opt.is_unsafe(cache)
+    with open_image(
+        filename, format=format, backing=not unsafe, lock=not shared, unsafe=waits_not
+    ) as image:
         if not isinstance(image, Qcow2Image):
             raise DiskError(f"{filename}: images of format {image.format} have no backing file")
         if unsafe:

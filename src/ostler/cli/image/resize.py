@@ -53,8 +53,9 @@ def resize(
 
 
 def _wanted(text: str, now: int) -> int:
-    number = opt.size_option(text.lstrip("+-"), "size")
-    sign = {"+": 1, "-": -1}.get(text[:1])
+    signs = {"+": 1, "-": -1, opt.MINUS: -1}
+    sign = signs.get(text[:1])
+    number = opt.size_option(text if sign is None else text[1:], "size")
     wanted = number if sign is None else now + sign * number
     if wanted <= 0:
         raise ConfigError(f"size {text}: the disk would have {wanted} bytes; give more")

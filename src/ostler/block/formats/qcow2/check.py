@@ -63,10 +63,10 @@ def check(image: Qcow2Image, entries: list[Entry], repair: str | None) -> CheckR
 
 
 def _scan(image: Qcow2Image, entries: list[Entry]) -> dict[str, Any]:
-    return image.disk.check(*_others(image, entries))
+    return image.disk.check(*references(image, entries))
 
 
-def _others(
+def references(
     image: Qcow2Image, entries: list[Entry]
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """L1 tables of the snapshots, and what else is in use that only Python knows."""
@@ -120,7 +120,7 @@ def _repair_all(image: Qcow2Image, entries: list[Entry], found: dict[str, Any]) 
     if found["bad_l1"] or found["bad_l2"]:
         found = _scan(image, entries)
     if found["uncounted"] or found["bad_blocks"]:
-        image.disk.rebuild_refcounts(*_others(image, entries))
+        image.disk.rebuild_refcounts(*references(image, entries))
     else:
         # Missing counts first: nothing in use is ever free.
         more = [(at, n, want) for at, n, have, want in found["differences"] if have < want]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ostler.block.chain import open_backing, refuse_guessed_chain, resolve
 from ostler.block.data_path import storage_of
 from ostler.block.formats.qcow2 import encryption, resize, snapshots
-from ostler.block.formats.qcow2.check import CheckResult, check
+from ostler.block.formats.qcow2.check import CheckResult, check, references
 from ostler.block.formats.qcow2.header import (
     BITMAPS,
     COMPRESSION_TYPES,
@@ -165,6 +165,19 @@ class Qcow2Image(Closing):
         if self.recording is None:
             self.recording = Recording(self)
         return self.recording
+
+    def reload(self) -> None:
+        """Have the data path know the header as it is now; nothing is only in memory."""
+        self.disk = _CLOSED
+        self.disk = self._new_disk()
+
+    def change_refcount_order(self, order: int) -> None:
+        """Count clusters in 2^`order` bits from now on."""
+        self.disk.settle()
+        places = references(self, self._snapshots)
+        self.disk.rebuild_refcounts(*places, order=order)
+        self.header.refcount_order = order
+        self.reload()
 
     def detach_backing(self) -> None:
         """Let go of what is behind: unallocated clusters read as zeroes until it is attached."""

@@ -1,0 +1,123 @@
+"""What the image verbs make of input that people get wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from qcow2_oracle import needs_qemu, qemu
+
+from ostler.block import open_image
+from ostler.cli import invoke
+
+Run = Callable[..., str]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`ostler image ...` in a directory of its own, which has to end with `code`: what it says."""
+
+    def run(text: str, code: int = 0) -> str:
+        assert invoke(["image", *text.split()]) == code, capsys.readouterr()
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("size", "bytes_there"),
+    [("1.5G", 3 << 29), ("0.5k", 512), ("0", 0), ("1000b", 1024), ("0x200000", 2 * MIB)],
+)
+def test_size_is_read_as_qemu_img_reads_it(size: str, bytes_there: int, run: Run) -> None:
+    run(f"create disk.qcow2 {size}")
+    with open_image("disk.qcow2", readonly=True) as image:
+        assert image.size_bytes == bytes_there
+
+
+@pytest.mark.parametrize("size", ["-5G", "-0.5G", "1.5", "1e3", "5X", "G"])
+def test_size_that_is_none_is_refused_in_one_line(size: str, run: Run, tmp_path: Path) -> None:
+    said = run(f"create disk.qcow2 {size}", code=2)
+    assert size in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "disk.qcow2").exists()
+
+
+def test_resize_takes_a_minus_as_it_is(run: Run) -> None:
+    run("create disk.qcow2 1G")
+    assert "--shrink" in run("resize disk.qcow2 -256M", code=2)
+    run("resize --shrink disk.qcow2 -256M")
+    run("resize disk.qcow2 +0.5G")
+    with open_image("disk.qcow2", readonly=True) as image:
+        assert image.size_bytes == 1280 * MIB
+
+
+def test_create_replaces_a_file_but_none_that_is_in_use(run: Run, tmp_path: Path) -> None:
+    run("create disk.qcow2 1M")
+    run("create disk.qcow2 2M")
+    before = (tmp_path / "disk.qcow2").read_bytes()
+    with open_image(tmp_path / "disk.qcow2"):
+        assert "in use" in run("create disk.qcow2 3M", code=2)
+    assert (tmp_path / "disk.qcow2").read_bytes() == before
+
+
+def test_file_of_odd_size_can_be_read_only(run: Run, tmp_path: Path) -> None:
+    content = os.urandom(1000)
+    (tmp_path / "odd").write_bytes(content)
+    assert "virtual size: 1 KiB (1024 bytes)" in run("info odd")
+    run("convert -O raw odd copy")
+    assert (tmp_path / "copy").read_bytes() == content + bytes(24)
+    said = run("resize odd 2k", code=2)
+    assert "no disk image of a format that is known" in said
+    assert "truncate" not in said
+
+
+def test_unknown_format_is_told_with_the_file(run: Run) -> None:
+    run("create disk.qcow2 1M")
+    assert "disk.qcow2: there is no disk image format 'qcow3'" in run("info -f qcow3 disk.qcow2", 2)
+
+
+def test_options_are_listed_by_what_is_written(run: Run) -> None:
+    listed = run("create -f qcow2 -o help none")
+    assert "  compression_type=<zlib|zstd> (default zlib)\n" in listed
+    assert "  lazy_refcounts=<on|off> (default off)\n" in listed
+    assert "  backing_file=<text>\n" in listed
+    assert "  compat=<1.1|v3|0.10|v2>\n" in run("amend -o help none")
+
+
+@pytest.mark.parametrize("mode", ["none", "directsync", "always"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "convert -t {} a.qcow2 b",
+        "convert -T {} a.qcow2 b",
+        "check -T {} a.qcow2",
+        "compare -T {} a.qcow2 a.qcow2",
+        "bench -t {} a.qcow2",
+        "amend -t {} -o size=2M a.qcow2",
+    ],
+)
+def test_cache_mode_that_is_not_there_is_refused(verb: str, mode: str, run: Run) -> None:
+    run("create a.qcow2 1M")
+    said = run(verb.format(mode), code=2)
+    assert mode in said
+    assert said.count("\n") == 1
+
+
+@needs_qemu
+@pytest.mark.parametrize("target", ["-O raw", "-O qcow2", "-O qcow2 -c"])
+def test_salvage_copies_what_is_left_of_a_cut_image(target: str, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "cut.qcow2"
+    qemu("create", "-q", "-f", "qcow2", path, "64M")
+    qemu("-c", "write -q -P 1 0 10M", path, program="qemu-io")
+    os.truncate(path, 5 * MIB + 512)
+    said = run(f"convert {target} cut.qcow2 copy", code=2)
+    assert "cut.qcow2: the image is cut off" in said
+    said = run(f"convert --salvage {target} cut.qcow2 copy")
+    # The cluster that the file has begun is there, and zero to its end.
+    assert f"{85 * 65536 - 65536} bytes could not be read" in said
+    qemu("compare", path, tmp_path / "copy")
