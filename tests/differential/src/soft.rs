@@ -4,12 +4,12 @@ mod system;
 
 use std::sync::Arc;
 
-use ostler_engine::regs::{MsrEntry, Regs, Segment, Sregs, Xcr, XsaveArea};
-use ostler_engine::{Accelerator, Exit, NobodyAnswers, Vcpu};
+use ostler_engine::regs::{GuestDebug, MsrEntry, Regs, Segment, Sregs, Xcr, XsaveArea};
+use ostler_engine::{Accelerator, Exit, Kick, NobodyAnswers, Vcpu};
 use ostler_memory::GuestRam;
 
 use crate::cpu::{Cpu, Fallible};
-use crate::layout::WINDOWS;
+use crate::layout::{CODE, WINDOWS};
 use crate::state::{CpuState, Mode, Outcome, Stop, XSAVE_BYTES, XSTATE, normalize_xsave};
 
 const IA32_FS_BASE: u32 = 0xc000_0100;
@@ -46,6 +46,30 @@ impl SoftCpu {
         Ok(Self { memory, vcpu, sregs })
     }
 
+    /// Ends a run under way with [`Stop::Timeout`].
+    pub fn kicker(&self) -> Arc<dyn Kick> {
+        self.vcpu.kicker()
+    }
+
+    /// Runs 64-bit code instruction by instruction, at most `steps` of them; `each` sees the bytes at each RIP in the
+    /// code window before they run.
+    pub fn step(&mut self, before: &CpuState, steps: usize, mut each: impl FnMut(&[u8], u64)) -> Fallible<()> {
+        self.load(Mode::Long, before)?;
+        self.vcpu.set_guest_debug(GuestDebug { single_step: true, ..GuestDebug::default() })?;
+        for _ in 0..steps {
+            let rip = self.vcpu.regs()?.rip;
+            let Some(left) = CODE.end().checked_sub(rip).filter(|left| (1..=CODE.bytes).contains(left)) else { break };
+            let mut code = vec![0; left.min(15) as usize];
+            self.memory.read(system::window_gpa(&CODE) + (rip - CODE.base), &mut code)?;
+            each(&code, rip);
+            if !matches!(self.vcpu.run(&NobodyAnswers)?, Exit::Debug { .. }) {
+                break;
+            }
+        }
+        self.vcpu.set_guest_debug(GuestDebug::default())?;
+        Ok(())
+    }
+
     fn load(&mut self, mode: Mode, before: &CpuState) -> Fallible<()> {
         for window in &WINDOWS {
             self.memory.write(system::window_gpa(window), &before.memory[window.range()])?;
@@ -76,6 +100,7 @@ impl SoftCpu {
         normalize_xsave(&mut state.xsave);
         let stop = match (exit, system::vector_of(regs.rip)) {
             (Exit::Hlt, Some(vector)) => self.stop_of(vector, regs.rsp, &mut state)?,
+            (Exit::Interrupted, _) => Stop::Timeout,
             (exit, _) => Stop::Broken(format!("{exit:?} at rip {:#x}", regs.rip)),
         };
         Ok(Outcome { state, stop })

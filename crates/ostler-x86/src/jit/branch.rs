@@ -44,11 +44,7 @@ impl Translator<'_> {
     /// The taken side of a direct jump.
     pub fn taken(&mut self, target: i64) {
         if in_page(target) {
-            self.add_to_count(self.op + 1);
-            if target <= self.offset + i64::from(self.block.ops[self.op].end) {
-                self.look_at_signals(target);
-            }
-            self.link(target);
+            self.jump_in_page(target);
         } else {
             self.load_linear(target);
             self.find_target();
@@ -57,6 +53,14 @@ impl Translator<'_> {
             jump_to_found(&mut self.code, self.around.key.bank());
         }
         self.flush_misses();
+    }
+
+    fn jump_in_page(&mut self, target: i64) {
+        self.add_to_count(self.op + 1);
+        if target <= self.offset + i64::from(self.block.ops[self.op].end) {
+            self.look_at_signals(target);
+        }
+        self.link(target);
     }
 
     /// As [`Translator::check_signals`], where T is not the target yet.
@@ -102,11 +106,9 @@ impl Translator<'_> {
     }
 
     /// Jumps to T, which the table has.
-    fn jump_to_target(&mut self, check: bool) {
+    fn jump_to_target(&mut self) {
         self.add_to_count(self.op + 1);
-        if check {
-            self.check_signals();
-        }
+        self.check_signals();
         jump_to_found(&mut self.code, self.around.key.bank());
         self.ended = true;
     }
@@ -133,21 +135,20 @@ impl Translator<'_> {
     fn jump_indirect(&mut self, instruction: &Instruction) -> Option<()> {
         self.load_target(instruction)?;
         self.find_target();
-        self.jump_to_target(true);
+        self.jump_to_target();
         Some(())
     }
 
     fn call_direct(&mut self, target: i64) {
         if in_page(target) {
             self.push_return_address();
-            self.add_to_count(self.op + 1);
-            self.link(target);
+            self.jump_in_page(target);
         } else {
             self.load_linear(target);
             self.find_target();
             self.push_return_address();
             self.load_linear(target);
-            self.jump_to_target(false);
+            self.jump_to_target();
         }
         self.ended = true;
     }
@@ -158,7 +159,7 @@ impl Translator<'_> {
         self.find_target();
         self.push_return_address();
         self.code.load(T, field!(scratch));
-        self.jump_to_target(false);
+        self.jump_to_target();
         Some(())
     }
 
@@ -168,6 +169,6 @@ impl Translator<'_> {
         self.code.load_from(T, Memory::indexed(C, GUEST_RSP));
         self.find_target();
         self.move_stack_pointer(8 + dropped);
-        self.jump_to_target(true);
+        self.jump_to_target();
     }
 }

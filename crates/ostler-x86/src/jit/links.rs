@@ -68,8 +68,8 @@ impl Jit {
         table.entry[index] = entry;
         table.page[index] = linear & !0xfff;
         self.jumps.push((bank as u8, index as u16));
-        if self.jumps.len() > 2 * JUMP_ENTRIES {
-            // Mostly entries that replaced others.
+        if self.jumps.len() > 2 * BANKS * JUMP_ENTRIES {
+            // Half at least are entries that replaced others.
             self.jumps.sort_unstable();
             self.jumps.dedup();
         }
@@ -82,6 +82,22 @@ impl Jit {
         }
     }
 
+    /// Makes the bank of `key` one of code that was translated for `key`: it is looked up by address alone.
+    #[inline]
+    pub(super) fn adopt_key(&mut self, context: &mut Context, key: Key) {
+        let bank = key.bank();
+        if self.bank_keys[bank] != key {
+            self.bank_keys[bank] = key;
+            self.jumps.retain(|(of, index)| {
+                let stays = usize::from(*of) != bank;
+                if !stays {
+                    context.jumps[bank].target[usize::from(*index)] = nothing(usize::from(*index));
+                }
+                stays
+            });
+        }
+    }
+
     /// Fills the table of jumps for the first time.
     pub(super) fn clear_jumps(context: &mut Context) {
         for bank in 0..BANKS {
@@ -91,7 +107,7 @@ impl Jit {
         }
     }
 
-    /// Links the jump `site` to `block`, if that is where it leads.
+    /// Links the jump `site` to `block`, if that is where it leads. Both are for the same [`Key`].
     pub(super) fn link(&mut self, site: u32, block: &Block, entry: u64) {
         let (Some(arena), Some(known)) = (&mut self.arena, self.sites.get(site as usize)) else { return };
         // What crosses a page depends on where the next page is.

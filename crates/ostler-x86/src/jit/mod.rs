@@ -91,6 +91,8 @@ pub struct Jit {
     sites: Vec<Site>,
     /// Valid entries of the table of jumps: bank and index.
     jumps: Vec<(u8, u16)>,
+    /// What the code that each bank of the table leads to was translated for.
+    bank_keys: [Key; BANKS],
     /// The generation of translations of linear addresses that the table of jumps belongs to.
     generation: u64,
     factory: InstructionInfoFactory,
@@ -132,6 +134,7 @@ impl Jit {
             blocks: Vec::new(),
             sites: Vec::new(),
             jumps: Vec::new(),
+            bank_keys: [Key::default(); BANKS],
             generation: 0,
             factory: InstructionInfoFactory::new(),
             stop: crate::cpu::stop::Stop::EndBlock,

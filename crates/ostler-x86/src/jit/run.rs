@@ -59,10 +59,13 @@ impl Cpu {
         let linear = self.rip;
         let cpu: *mut Cpu = self;
         let context = &mut *self.mmu.tlb.context;
+        self.jit.adopt_key(context, key);
         self.jit.remember_jump(context, key.bank(), linear, entry);
         if context.site != 0 {
-            // SAFETY: as in `translation`.
-            self.jit.link(context.site as u32 - 1, unsafe { &*block }, entry);
+            if self.jit.key == key {
+                // SAFETY: as in `translation`.
+                self.jit.link(context.site as u32 - 1, unsafe { &*block }, entry);
+            }
             context.site = 0;
         }
         context.page_base = linear & PAGE_MASK;

@@ -20,3 +20,4 @@ mod pv_eoi;
 mod slots;
 mod spaces;
 mod tasks;
+mod translation;

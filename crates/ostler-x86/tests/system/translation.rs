@@ -1,0 +1,115 @@
+//! What only a translator could get wrong: code that was translated for one state of the CPU and runs in another.
+
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use iced_x86::code_asm::*;
+use ostler_engine::Exit;
+
+use crate::guest::*;
+
+/// In another page than [`CODE`].
+const FUNCTION: u64 = CODE + 0x1000;
+const FLAGS: u64 = 0x9_0000;
+/// MXCSR with everything masked, and with division by zero unmasked.
+const MASKED: u32 = 0x1f80;
+const UNMASKED: u32 = 0x1d80;
+
+#[test]
+fn division_translated_while_exceptions_are_masked_faults_when_they_are_not() {
+    let mut guest = Guest::long();
+    guest.put(FLAGS, &MASKED.to_le_bytes());
+    guest.put(FLAGS + 4, &UNMASKED.to_le_bytes());
+    guest.code(64, FUNCTION, |a| {
+        a.divsd(xmm0, xmm1).expect("divsd");
+        a.ret().expect("ret");
+    });
+    guest.code(64, CODE, |a| {
+        let mut again = a.create_label();
+        a.mov(r12d, 40).expect("mov");
+        a.mov(eax, 1).expect("mov");
+        a.cvtsi2sd(xmm0, eax).expect("one");
+        a.xorps(xmm1, xmm1).expect("zero");
+        a.ldmxcsr(dword_ptr(FLAGS)).expect("ldmxcsr");
+        a.set_label(&mut again).expect("label");
+        a.call(FUNCTION).expect("call");
+        a.dec(r12d).expect("dec");
+        a.jnz(again).expect("jnz");
+        a.cvtsi2sd(xmm0, eax).expect("one");
+        a.ldmxcsr(dword_ptr(FLAGS + 4)).expect("ldmxcsr");
+        a.call(FUNCTION).expect("call");
+        a.hlt().expect("hlt");
+    });
+    let frame = guest.run_to_exception(19, false);
+    assert_eq!(frame.rip, FUNCTION);
+}
+
+/// Where the loops count their rounds, and how many of them they make before they are kicked.
+const ROUNDS: u64 = 0x9_0100;
+const WARM: u64 = 100_000;
+
+/// Whether a kick ends the run of a guest that never leaves its loop by itself.
+fn kick_ends(mut guest: Guest) -> bool {
+    let (kicker, memory) = (guest.vcpu.kicker(), Arc::clone(guest.vm.memory()));
+    let (ended, end) = mpsc::channel();
+    std::thread::spawn(move || ended.send(guest.run()));
+    let mut rounds = [0; 8];
+    while u64::from_le_bytes(rounds) < WARM {
+        std::thread::yield_now();
+        memory.read(ROUNDS, &mut rounds).expect("RAM");
+    }
+    kicker.kick();
+    end.recv_timeout(Duration::from_secs(30)) == Ok(Exit::Interrupted)
+}
+
+/// A loop of what `write` makes, which is to lead back to [`CODE`].
+fn looping(write: impl FnOnce(&mut CodeAssembler, CodeLabel)) -> Guest {
+    let mut guest = Guest::long();
+    guest.set_regs(|regs| regs.rbx = STACK);
+    guest.code(64, CODE, |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again).expect("label");
+        a.mov(rsp, rbx).expect("mov");
+        a.inc(qword_ptr(ROUNDS)).expect("inc");
+        write(a, again);
+    });
+    guest
+}
+
+#[test]
+fn loop_of_calls_within_a_page_ends_by_a_kick() {
+    assert!(kick_ends(looping(|a, again| a.call(again).expect("call"))));
+}
+
+#[test]
+fn loop_of_calls_across_pages_ends_by_a_kick() {
+    let guest = looping(|a, _| a.call(FUNCTION).expect("call"));
+    guest.code(64, FUNCTION, |a| a.call(CODE).expect("call"));
+    assert!(kick_ends(guest));
+}
+
+#[test]
+fn loop_of_calls_through_a_register_ends_by_a_kick() {
+    let mut guest = looping(|a, _| a.call(rax).expect("call"));
+    guest.set_regs(|regs| regs.rax = CODE);
+    assert!(kick_ends(guest));
+}
+
+#[test]
+fn loop_of_jumps_ends_by_a_kick() {
+    assert!(kick_ends(looping(|a, again| {
+        a.dec(r12).expect("dec");
+        a.jnz(again).expect("jnz");
+        a.jmp(again).expect("jmp");
+    })));
+}
+
+#[test]
+fn loop_of_returns_ends_by_a_kick() {
+    let guest = looping(|a, _| {
+        a.lea(rsp, qword_ptr(rsp - 8)).expect("lea");
+        a.ret().expect("ret");
+    });
+    guest.put64(STACK - 8, CODE);
+    assert!(kick_ends(guest));
+}
