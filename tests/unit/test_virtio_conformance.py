@@ -12,7 +12,7 @@ from ostler.devices.pci.device import Connection, PciDevice
 from ostler.devices.pci.host import HostBridge, PciHost
 from ostler.devices.virtio.balloon import VirtioBalloon
 from ostler.devices.virtio.blk import VirtioBlk
-from ostler.devices.virtio.console import VirtioConsole
+from ostler.devices.virtio.console import Port, VirtioConsole
 from ostler.devices.virtio.device import VirtioDevice
 from ostler.devices.virtio.input import VirtioKeyboard, VirtioTablet
 from ostler.devices.virtio.net import VirtioNet
@@ -25,7 +25,6 @@ from ostler.testing.pci import FakeBus, FakeCable, FakeImage, FakeRoute, FakeWor
 DEVICES: tuple[Callable[[], VirtioDevice[Any]], ...] = (
     lambda: VirtioBlk(FakeImage(), FakeWorkers(), serial="conformance"),
     lambda: VirtioBlk(FakeImage(readonly=True), FakeWorkers(), queues=4),
-    lambda: VirtioConsole(0, 1, FakeWorkers()),
     lambda: VirtioRng(FakeWorkers()),
     lambda: VirtioBalloon(FakeWorkers(), 1 << 30),
     lambda: VirtioKeyboard(FakeWorkers()),
@@ -35,6 +34,8 @@ DEVICES: tuple[Callable[[], VirtioDevice[Any]], ...] = (
 
 # Their state is changed by a queue, not by the configuration space.
 CARDS: tuple[Callable[[], VirtioDevice[Any]], ...] = (
+    lambda: VirtioConsole((0, 1), FakeWorkers()),
+    lambda: VirtioConsole(None, FakeWorkers(), [Port("agent", 0, 1), Port("log", 0, 1)]),
     lambda: VirtioNet(FakeCable(), FakeWorkers(), bytes.fromhex("525400123456"), mtu=1400),
     lambda: VirtioNet(FakeCable(), FakeWorkers(), bytes(6), pairs=4, hash_report=True),
 )

@@ -202,7 +202,7 @@ def test_driver_ok_starts_enabled_queues_with_their_geometry(rng: Driver) -> Non
 
 def test_queue_not_enabled_is_not_served() -> None:
     workers = FakeWorkers()
-    driver = attach(VirtioPci(VirtioConsole(0, 1, workers)), workers)
+    driver = attach(VirtioPci(VirtioConsole((0, 1), workers)), workers)
     driver.negotiate()
     driver.set_up_queue(1)
     driver.set(20, 1, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
@@ -462,7 +462,7 @@ def test_blk_read_only_offers_ro_and_nothing_that_writes() -> None:
 
 def test_console_resize_tells_the_driver() -> None:
     workers = FakeWorkers()
-    console = VirtioConsole(0, 1, workers)
+    console = VirtioConsole((0, 1), workers)
     driver = attach(VirtioPci(console), workers)
     driver.start()
     generation = driver.get(21, 1)

@@ -87,7 +87,7 @@ def test_rng_fills_buffers_and_msix_route_hears_of_it(guest: Guest) -> None:
 def test_console_output_reaches_the_host_and_input_the_guest(guest: Guest) -> None:
     to_guest, from_guest = os.pipe(), os.pipe()
     try:
-        guest.plug(VirtioConsole(to_guest[0], from_guest[1], guest.workers))
+        guest.plug(VirtioConsole((to_guest[0], from_guest[1]), guest.workers))
         guest.drive(queue=1)
         guest.vm.memory.write(DATA, b"login: ")
         guest.offer((DATA, 7, 0))

@@ -15,12 +15,15 @@ import msgspec
 import typer
 
 from ostler.cli import DEBUG_VARIABLE, output_closed
+from ostler.cli.terminal import size_followed
 from ostler.config import (
     AcceleratorChoice,
     CpuConfig,
     DiskConfig,
     MachineConfig,
     MemoryConfig,
+    PortConfig,
+    PortKind,
     PublishConfig,
     SerialConfig,
     SerialKind,
@@ -133,6 +136,15 @@ def run(
             " boot; repeat it for more. Example: --plug docs/examples/virtio_device.py",
         ),
     ] = None,
+    console: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=WHERE]",
+            help="A port of a virtio console, /dev/virtio-ports/NAME in Linux; repeat it for more."
+            " WHERE it leads: unix:PATH, a socket for one client at a time (if left out, GUEST.NAME"
+            " here), or file:PATH. Example: --console org.qemu.guest_agent.0=unix:agent.sock",
+        ),
+    ] = None,
     net: Annotated[
         list[str] | None,
         typer.Option(
@@ -225,6 +237,7 @@ def run(
             *_vsock(vsock, name),
             *(VirtioShareConfig.parse(text) for text in share or ()),
         ),
+        consoles=tuple(_console(text, name) for text in console or ()),
         nets=parse_nets(net) if net else None,
         publish=tuple(PublishConfig.parse(text) for text in publish or ()),
         accelerator=AcceleratorChoice.parse(accel),
@@ -240,6 +253,14 @@ def _vsock(text: str | None, name: str) -> list[VirtioVsockConfig]:
         return []
     config = VirtioVsockConfig.parse(text)
     return [msgspec.structs.replace(config, path=config.path or f"{name}.vsock")]
+
+
+def _console(text: str, name: str) -> PortConfig:
+    """The port for `--console`, its socket in the working directory unless told otherwise."""
+    config = PortConfig.parse(text)
+    if config.path is not None:
+        return config
+    return PortConfig(config.name, PortKind.UNIX, Path(f"{name}.{config.name}"))
 
 
 def _load_plugs(texts: list[str]) -> list[Plug]:
@@ -340,6 +361,8 @@ def _copies(
         keys = InputCopy(vm, console, sys.stdin.fileno(), commands=terminal.active)
         stack.callback(keys.finish)
         copies.append(keys)
+    if has_hvc and out is not None and os.isatty(out):
+        stack.enter_context(size_followed(vm, out))
     sinks = [(vm.serial, output_fd), (vm.hvc, out if has_hvc else None)]
     for console, fd in sinks:
         if fd is not None:

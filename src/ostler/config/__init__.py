@@ -4,6 +4,7 @@ Whatever is wrong is a `ConfigError`: one line with the option, the cause and th
 """
 
 from ostler.config.accelerator import AcceleratorChoice
+from ostler.config.console import PortConfig, PortKind
 from ostler.config.cpu import CpuConfig, SoftJit
 from ostler.config.devices import (
     DebugExitConfig,
@@ -35,6 +36,8 @@ __all__ = [
     "MachineConfig",
     "MemoryConfig",
     "NetConfig",
+    "PortConfig",
+    "PortKind",
     "PublishConfig",
     "SerialConfig",
     "SerialKind",

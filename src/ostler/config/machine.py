@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from ostler.config.accelerator import AcceleratorChoice
+from ostler.config.console import PortConfig, check_ports
 from ostler.config.cpu import CpuConfig
 from ostler.config.devices import DeviceConfig
 from ostler.config.disk import DiskConfig
@@ -31,6 +32,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     disks: tuple[DiskConfig, ...] = ()
     serial: SerialConfig = SerialConfig()
     devices: tuple[DeviceConfig, ...] = ()
+    consoles: tuple[PortConfig, ...] = ()
     nets: tuple[NetConfig, ...] | None = None
     """`None`: user mode networking where the host has it."""
     publish: tuple[PublishConfig, ...] = ()
@@ -40,6 +42,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     def __post_init__(self) -> None:
         if "\0" in self.append:
             raise ConfigError("--append: a kernel command line holds no NUL; remove it")
+        check_ports(self.consoles)
         users = [net for net in self.nets or () if net.kind == "user"]
         if self.publish and self.nets is not None and not users:
             raise ConfigError(f"{self.publish[0]}: needs the user mode network; add --net user")

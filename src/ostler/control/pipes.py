@@ -13,10 +13,11 @@ READ_BYTES = 4096
 class ConsolePipes:
     """Two pipes and a thread for each; `fds` are the guest's ends, for input and for output.
 
-    `close` comes after the device has let go of its ends.
+    `close` comes after the device has let go of its ends. Until `set_open` says that the guest
+    listens, what is for it waits.
     """
 
-    def __init__(self, console: SerialConsole) -> None:
+    def __init__(self, console: SerialConsole, name: str = "hvc", *, is_open: bool = True) -> None:
         self._console = console
         self._input_read, self._input_write = os.pipe()
         self._output_read, self._output_write = os.pipe()
@@ -24,9 +25,11 @@ class ConsolePipes:
         os.set_blocking(self._input_write, False)
         self.fds = (self._input_read, self._output_write)
         self._closing = threading.Event()
+        self._open = threading.Event()
+        self.set_open(is_open)
         self._threads = [
-            threading.Thread(target=self._copy_input, name="hvc-in", daemon=True),
-            threading.Thread(target=self._copy_output, name="hvc-out", daemon=True),
+            threading.Thread(target=self._copy_input, name=f"{name}-in", daemon=True),
+            threading.Thread(target=self._copy_output, name=f"{name}-out", daemon=True),
         ]
 
     def start(self) -> None:
@@ -35,10 +38,18 @@ class ConsolePipes:
         for thread in self._threads:
             thread.start()
 
+    def set_open(self, is_open: bool) -> None:
+        """Whether the guest listens: what it gets before that, it throws away."""
+        if is_open:
+            self._open.set()
+        elif not self._closing.is_set():
+            self._open.clear()
+
     def close(self) -> None:
         """End the threads, with all output copied, and close the pipes."""
         self._console.disconnect()
         self._closing.set()
+        self._open.set()
         os.close(self._output_write)
         for thread in self._threads:
             if thread.ident is not None:
@@ -51,7 +62,10 @@ class ConsolePipes:
             self._console.transmit(data)
 
     def _copy_input(self) -> None:
-        while self._console.wait_for_input() and not self._closing.is_set():
+        while self._console.wait_for_input():
+            self._open.wait()
+            if self._closing.is_set():
+                return
             self._write(self._console.receive(READ_BYTES))
 
     def _write(self, data: bytes) -> None:

@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from ostler.config import MachineConfig, VirtioConsoleConfig
 from ostler.control.console import SerialConsole
 from ostler.control.pipes import ConsolePipes
+from ostler.control.ports import Ends, PortEnds
 from ostler.control.stats import VmStats, collect
 from ostler.control.timers import TimerThread
 from ostler.devices.requests import MachineRequests
+from ostler.devices.virtio.console import VirtioConsole
+from ostler.devices.virtio.transport import VirtioPci
 from ostler.engine import Exit, Vcpu, VirtioWorkers, VirtualMachine
 from ostler.firmware.plan import BootPlan
 from ostler.machine.board import Host
@@ -40,6 +43,7 @@ class Outside:
     images: Sequence[GuestDisk]
     serial: SerialConsole
     hvc: SerialConsole
+    ends: Ends
     vsock: tuple[int, str] | None = None
     plugs: Sequence[Plug] = ()
 
@@ -63,6 +67,7 @@ class Session:
         workers = VirtioWorkers(self.vm.memory)
         wants_hvc = any(isinstance(device, VirtioConsoleConfig) for device in config.devices)
         self._hvc = ConsolePipes(outside.hvc) if wants_hvc else None
+        self._ports = PortEnds(outside.ends)
         fds = self._hvc.fds if self._hvc else None
         host = Host(
             self.console,
@@ -74,6 +79,7 @@ class Session:
             fds,
             outside.vsock,
             networks,
+            self._ports.ports,
         )
         self._networks = networks
         try:
@@ -86,6 +92,7 @@ class Session:
             self.vm.close()
             if self._hvc:
                 self._hvc.close()
+            self._ports.close()
             raise
 
     def start(self, on_exit: Callable[[int, Exit], object]) -> None:
@@ -94,10 +101,18 @@ class Session:
         self.console.connect(self.board.serial.input_ready)
         if self._hvc:
             self._hvc.start()
+        self._ports.start()
         self.timers.start()
         for network, card in zip(self._networks, self.board.nets, strict=True):
             network.on_change = card.link_changed
         self.threads.resume()
+
+    def resize_console(self, size: tuple[int, int] | None) -> None:
+        """Tell the guest how many columns and rows its virtio console has, if that is known."""
+        transport = self.board.devices.get("console")
+        console = transport.device if isinstance(transport, VirtioPci) else None
+        if size is not None and isinstance(console, VirtioConsole):
+            console.resize(*size)
 
     def pause(self) -> None:
         """Stop the guest's CPUs and its clock."""
@@ -123,6 +138,7 @@ class Session:
         self.board.close()
         if self._hvc:
             self._hvc.close()
+        self._ports.close()
         self.vm.close()
 
 

@@ -29,6 +29,7 @@ from ostler.config import (
     MachineConfig,
     MemoryConfig,
     NetConfig,
+    PortConfig,
     PublishConfig,
     SoftJit,
     VirtioShareConfig,
@@ -41,6 +42,7 @@ from ostler.control.balloon import Balloon
 from ostler.control.console import SerialConsole
 from ostler.control.network import NetworkCard
 from ostler.control.outcome import Ending, Outcome
+from ostler.control.ports import Consoles, Ends, open_ends
 from ostler.control.reports import Reports, log
 from ostler.control.requests import (
     DebugExit,
@@ -76,18 +78,18 @@ Disk = str | PathLike[str] | DiskConfig
 class VM:
     """One virtual machine; it runs from `start`, or the `with` statement, until it has ended.
 
-    `kernel` is a bzImage, ELF or multiboot image. `disks`, `devices`, `shares`, `net` and `publish`
-    take one or several, as texts of `ostler run` (`"disk.img,readonly=on"`) or as models of
-    `ostler.config`; `disks` takes paths, too; `net="none"` is no network, by default there is a
-    user mode one where the host has passt. `memory` is `512M`, `4G` or bytes. With `reboot` false,
-    a reset ends the machine. Each of `plug` is called with the board at every boot, to add devices
-    of your own to it. `ConfigError` and `HostError` come from `start`, or from here where a value
-    alone is wrong.
+    `kernel` is a bzImage, ELF or multiboot image. `disks`, `devices`, `shares`, `consoles`, `net`
+    and `publish` take one or several, as texts of `ostler run` (`"disk.img,readonly=on"`) or as
+    models of `ostler.config`; `disks` takes paths, too; `net="none"` is no network, by default
+    there is a user mode one where the host has passt; `consoles="agent"` is `vm.console["agent"]`.
+    `memory` is `512M`, `4G` or bytes. With `reboot` false, a reset ends the machine. Each of `plug`
+    is called with the board at every boot, to add devices of your own to it. `ConfigError` and
+    `HostError` come from `start`, or from here where a value alone is wrong.
 
-    `serial` is the first serial port, `hvc` the console of a `virtio-console` device, `balloon` the
-    memory balloon of a `virtio-balloon`, `vsock` the sockets of a `virtio-vsock`, `net` the network
-    cards. Nothing is printed: `accelerator.note` says where the guest does not run on what was
-    hoped for, and `on_report` is called with such lines.
+    `serial` is the first serial port, `hvc` the console of a `virtio-console` device, `console` has
+    its named ports, `balloon` is the memory balloon of a `virtio-balloon`, `vsock` the sockets of a
+    `virtio-vsock`, `net` the network cards. Nothing is printed: `accelerator.note` says where the
+    guest does not run on what was hoped for, and `on_report` is called with such lines.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class VM:
         disks: Disk | Iterable[Disk] = (),
         devices: str | DeviceConfig | Iterable[str | DeviceConfig] = (),
         shares: str | VirtioShareConfig | Iterable[str | VirtioShareConfig] = (),
+        consoles: str | PortConfig | Iterable[str | PortConfig] = (),
         net: str | NetConfig | Iterable[str | NetConfig] | None = None,
         publish: str | PublishConfig | Iterable[str | PublishConfig] = (),
         memory: str | int = "512M",
@@ -121,6 +124,7 @@ class VM:
                 *several(devices, parse_device, DeviceConfig, "devices"),
                 *several(shares, VirtioShareConfig.parse, VirtioShareConfig, "shares"),
             ),
+            consoles=several(consoles, PortConfig.parse, PortConfig, "consoles"),
             nets=None if net is None else parse_nets(net),
             publish=several(publish, PublishConfig.parse, PublishConfig, "publish"),
             accelerator=AcceleratorChoice.parse(accelerator),
@@ -140,6 +144,9 @@ class VM:
         self._plugs = (plug,) if callable(plug) else tuple(plug)
         self.serial = SerialConsole()
         self.hvc = SerialConsole()
+        self.console = Consoles(config.consoles)
+        self._ends = Ends((), self.console)
+        self._console_size: tuple[int, int] | None = None
         self.balloon = Balloon(self)
         self.vsock = Vsock()
         self._mailbox: Mailbox = Mailbox()
@@ -173,6 +180,8 @@ class VM:
             networks = open_networks(self.config, NetLinks(), self._reports.add)
             self._networks = self._open.enter_context(networks)
             self._images = self._open.enter_context(open_disks(self.config))
+            ends = open_ends(self.config.consoles, self.console)
+            self._ends = self._open.enter_context(ends)
             self.vsock.end = self._open.enter_context(open_vsock(self.config))
             self._session = self._new_session()
             self._control.start()
@@ -206,6 +215,13 @@ class VM:
         with self._lock:
             if self._session:
                 self._session.board.serial.send_break()
+
+    def resize_console(self, columns: int, rows: int) -> None:
+        """Tell the guest the size of the terminal `hvc` is shown in; safe in a signal handler."""
+        self._console_size = (columns, rows)
+        session = self._session
+        if session is not None:
+            session.resize_console(self._console_size)
 
     def renew_generation(self) -> None:
         """Tell the guest that it is a copy, so that it draws new random numbers and identities."""
@@ -326,8 +342,9 @@ class VM:
         self._boot += 1
         requests = SessionRequests(self._mailbox, self._boot)
         end = self.vsock.end
-        outside = Outside(self._images, self.serial, self.hvc, end, self._plugs)
+        outside = Outside(self._images, self.serial, self.hvc, self._ends, end, self._plugs)
         session = Session(self.config, self.accelerator.name, outside, requests, self._networks)
+        session.resize_console(self._console_size)
         session.start(requests.on_exit)
         return session
 
@@ -432,4 +449,5 @@ class VM:
         finally:
             self.serial.end(f"the guest has ended ({outcome})")
             self.hvc.end(f"the guest has ended ({outcome})")
+            self.console.end(f"the guest has ended ({outcome})")
             self._done.set()

@@ -8,7 +8,6 @@ reaches whoever listens at the device's path with `_n` added.
 
 from __future__ import annotations
 
-import os
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -16,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ostler.config import MachineConfig, VirtioVsockConfig
+from ostler.control.listener import BACKLOG, listening
 from ostler.errors import ConfigError, GuestError, WaitTimeout
 
-# What `sun_path` holds, less a NUL, `_` and the digits of a port.
-MAX_PATH_BYTES = 107 - 11
-BACKLOG = 64
+# `_` and the digits of a port.
+PORT_BYTES = 11
 CONNECT_TIMEOUT_S = 10.0
 
 
@@ -46,32 +45,8 @@ def open_vsock(config: MachineConfig) -> Iterator[tuple[int, str] | None]:
 
 @contextmanager
 def _listening(path: Path) -> Iterator[tuple[int, str]]:
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise ConfigError(f"--vsock: {path} is too long for a unix socket; give a shorter path=")
-    with socket.socket(socket.AF_UNIX) as listener:
-        _remove_stale(path)
-        try:
-            listener.bind(str(path))
-        except OSError as error:
-            raise ConfigError(f"--vsock: {path}: {error.strerror}; give another path=") from error
-        try:
-            listener.listen(BACKLOG)
-            yield listener.fileno(), str(path)
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens at any more; anything else stays for `bind` to meet."""
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-        except OSError:
-            pass  # `bind` says what is wrong with it
+    with listening(path, "--vsock", PORT_BYTES) as listener:
+        yield listener.fileno(), str(path)
 
 
 class Vsock:

@@ -12,6 +12,7 @@ from ostler.devices.pci.device import ReadWrite
 from ostler.devices.requests import MachineRequests
 from ostler.devices.serial import SerialHost
 from ostler.devices.timer import TimerService, WallClock
+from ostler.devices.virtio.console import Port
 from ostler.devices.virtio.workers import Cable, Workers
 from ostler.machine.disks import GuestDisk
 from ostler.machine.hardware import Hardware, RecordedBus, RecordedLines
@@ -38,7 +39,7 @@ class Host:
 
     `images` are the open disks in the order of the configuration; `console_fds` are the input and
     the output end of the virtio console, `vsock` the listening unix socket of the virtio-vsock
-    device and its path, `cables` those of the network cards.
+    device and its path, `cables` those of the network cards, `ports` the console's named ones.
     """
 
     serial: SerialHost
@@ -50,6 +51,7 @@ class Host:
     console_fds: tuple[int, int] | None = None
     vsock: tuple[int, str] | None = None
     cables: Sequence[NetCable] = ()
+    ports: Sequence[Port] = ()
 
 
 class Shifted:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ostler.config import MachineConfig, format_size
 from ostler.devices.serial import Unplugged
+from ostler.devices.virtio.console import Port
 from ostler.firmware.plan import E820_RAM, BootPlan
 from ostler.machine import memory_map as at
 from ostler.machine.board import Host
@@ -48,8 +49,18 @@ def draw(config: MachineConfig, images: Sequence[GuestDisk] = ()) -> VirtBoard:
     fds = (NO_FD, NO_FD)
     cables = [PaperCable(net) for net in nets_of(config)]
     vsock = (NO_FD, "")
+    ports = [Port(port.name, *fds) for port in config.consoles]
     host = Host(
-        Unplugged(), time, time, PaperRequests(), PaperWorkers(), images, fds, vsock, cables
+        Unplugged(),
+        time,
+        time,
+        PaperRequests(),
+        PaperWorkers(),
+        images,
+        fds,
+        vsock,
+        cables,
+        ports,
     )
     return VirtBoard(config, PaperHardware(), host)
 

@@ -61,6 +61,8 @@ class VirtBoard(Board):
             self._add_disk(number)
         for device in config.devices:
             self._add_requested(device)
+        if host.ports and "console" not in self.devices:
+            self.plug_virtio("console", VirtioConsole(None, host.workers, host.ports))
         self.nets = [self._add_net(number) for number in range(len(host.cables))]
 
     def close(self) -> None:
@@ -197,7 +199,7 @@ class VirtBoard(Board):
             raise ConfigError(
                 "--device virtio-console: this host side has no console; leave it out"
             )
-        console = VirtioConsole(*self.host.console_fds, self.host.workers)
+        console = VirtioConsole(self.host.console_fds, self.host.workers, self.host.ports)
         self.plug_virtio("console", console, packed=config.packed)
 
     def _add_balloon(self, config: VirtioBalloonConfig) -> None:
