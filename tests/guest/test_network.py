@@ -24,17 +24,14 @@ pytestmark = [
 ]
 
 GUEST, GATEWAY = "10.0.2.15", "10.0.2.2"
+# passt 2023-03-09, which Debian 12 has, stalls on a connection that the guest has half closed, and
+# busybox's nc closes its half when its input ends; that of a FIFO it holds open itself never does.
 CONFIGURE = (
-    f"ip link set eth0 up; ip addr add {GUEST}/24 dev eth0; ip route add default via {GATEWAY}"
+    f"ip link set eth0 up; ip addr add {GUEST}/24 dev eth0; ip route add default via {GATEWAY};"
+    " mkfifo /tmp/silence"
 )
-# passt 2023-03-09, which Debian 12 has, stalls on a connection that the guest has half closed.
-OPEN = "sleep 5"
+SILENT = "<>/tmp/silence"
 PAYLOAD = bytes(range(251)) * 20_000
-
-
-@pytest.fixture(autouse=True)
-def state_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OSTLER_STATE_DIR", str(tmp_path / "state"))
 
 
 def free_port() -> int:
@@ -66,9 +63,18 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
     thread.join(END_S)
 
 
+def listen(vm: ostler.VM, port: int, program: str) -> None:
+    """Have the guest serve one connection by `program`, and wait until it listens.
+
+    passt accepts in the guest's place, and resets the connection where nobody listens there.
+    """
+    vm.serial.run(f"(nc -l -p {port} {program} 2>/dev/null &)")
+    vm.serial.run(f"until netstat -ltn | grep -q ':{port} '; do usleep 50000; done", timeout=END_S)
+
+
 def test_dhcp_sets_the_guest_up(boot: Boot, cloud: Kernel) -> None:
     vm = start_shell(boot, cloud, net="user,mac=52:54:00:00:00:77")
-    lease = vm.serial.run("udhcpc -i eth0 -n -q 2>&1")
+    lease = vm.serial.run("udhcpc -i eth0 -n -q -t 20 2>&1")
     assert f"lease of {GUEST} obtained from {GATEWAY}" in lease
     assert f"inet {GUEST}/24" in vm.serial.run("ip addr show eth0")
     assert f"default via {GATEWAY} dev eth0" in vm.serial.run("ip route")
@@ -89,19 +95,42 @@ def test_tcp_carries_bytes_both_ways_and_passt_may_die(boot: Boot, cloud: Kernel
     vm = start_shell(boot, cloud, net="user,host=on", publish=f"{port}:7")
     vm.serial.run(CONFIGURE)
     with server(lambda connection: connection.sendall(PAYLOAD)) as source:
-        fetch = f"{OPEN} | nc {GATEWAY} {source} >/tmp/got; wc -c </tmp/got"
+        fetch = f"nc {GATEWAY} {source} {SILENT} >/tmp/got; wc -c </tmp/got"
         assert vm.serial.run(fetch, timeout=END_S).split()[-1] == str(len(PAYLOAD))
     with server(sink) as drain:
         vm.serial.run(f"nc {GATEWAY} {drain} </tmp/got", timeout=END_S)
     assert got == [PAYLOAD]
-    vm.serial.run("(nc -l -p 7 -e /bin/cat >/dev/null 2>&1 &)")
+    kill_passt(vm)
+    echo(vm, port)
+    with server(lambda connection: connection.sendall(PAYLOAD)) as source:
+        fetch = f"nc {GATEWAY} {source} {SILENT} >/tmp/again; cmp /tmp/got /tmp/again && echo same"
+        assert "same" in vm.serial.run(fetch, timeout=END_S)
+    echo(vm, port)
+
+
+def test_server_in_the_guest_that_speaks_first_is_heard(boot: Boot, cloud: Kernel) -> None:
+    port = free_port()
+    vm = start_shell(boot, cloud, net="user", publish=f"{port}:25", memory="256M")
+    vm.serial.run(CONFIGURE)
+    vm.serial.run("printf '#!/bin/sh\\necho 220 ready\\nread a; echo 250 $a\\n' >/tmp/mail")
+    vm.serial.run("chmod +x /tmp/mail")
+    for _ in range(3):
+        listen(vm, 25, "-e /tmp/mail >/dev/null")
+        with socket.create_connection(("127.0.0.1", port), END_S) as client:
+            stream = client.makefile("rw", newline="\n")
+            assert stream.readline() == "220 ready\n"
+            stream.write("HELO\n")
+            stream.flush()
+            assert stream.readline() == "250 HELO\n"
+            stream.close()
+
+
+def echo(vm: ostler.VM, port: int) -> None:
+    """Have the guest's port 7, which `port` leads to, give back what it is sent."""
+    listen(vm, 7, "-e /bin/cat >/dev/null")
     with socket.create_connection(("127.0.0.1", port), END_S) as client:
         client.sendall(b"echo")
         assert client.recv(4) == b"echo"
-    kill_passt(vm)
-    with server(lambda connection: connection.sendall(PAYLOAD)) as source:
-        fetch = f"{OPEN} | nc {GATEWAY} {source} >/tmp/again; cmp /tmp/got /tmp/again && echo same"
-        assert "same" in vm.serial.run(fetch, timeout=END_S)
 
 
 def kill_passt(vm: ostler.VM) -> None:
@@ -131,12 +160,12 @@ def test_two_machines_on_a_switch_talk_and_are_captured(
     two = start_shell(boot, cloud, net="switch=lan", memory="256M")
     one.serial.run("ip link set eth0 up; ip addr add 10.1.0.1/24 dev eth0")
     two.serial.run("ip link set eth0 up; ip addr add 10.1.0.2/24 dev eth0")
-    # busybox's nc ends when its peer has nothing more to say: this one stays silent, not done.
-    two.serial.run("(sleep 20 | nc -l -p 9 >/tmp/got &)")
+    two.serial.run("mkfifo /tmp/silence")
+    listen(two, 9, f"{SILENT} >/tmp/got")
     one.serial.run("dd if=/dev/urandom of=/tmp/sent bs=64k count=32 2>/dev/null")
     assert "0% packet loss" in one.serial.run("ping -c 3 -s 8000 10.1.0.2", timeout=END_S)
     one.serial.run("nc 10.1.0.2 9 </tmp/sent", timeout=END_S)
-    two.serial.run("while pidof nc; do sleep 1; done", timeout=END_S)
+    two.serial.run("while pidof nc; do usleep 50000; done", timeout=END_S)
     digest = one.serial.run("sha256sum </tmp/sent").split()[0]
     assert digest in two.serial.run("sha256sum </tmp/got")
     captured = pcap.read_bytes()

@@ -241,6 +241,28 @@ def test_dry_run_prints_the_machine_and_writes_nothing(
     assert sorted(kernel.parent.iterdir()) == before
 
 
+def test_dry_run_shows_published_ports_and_shared_directories(
+    capsys: pytest.CaptureFixture[str], kernel: Path, tmp_path: Path
+) -> None:
+    arguments = ["--publish", "2222:22", "--share", f"{tmp_path}:home,readonly=on"]
+    assert invoke(["run", "--dry-run", "--kernel", str(kernel), *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "net0                     user, an address of the registry" in said
+    assert "127.0.0.1:2222/tcp       port 22 of the guest, by net0" in said
+    assert f"home                     {tmp_path} (readonly)" in said
+
+
+def test_list_of_no_addresses_says_so_beside_its_output(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OSTLER_STATE_DIR", str(tmp_path))
+    assert invoke(["net", "mac", "list"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("no machine has an address now")
+    assert err.count("\n") == 1
+
+
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["--help"]) == 0
     said = capsys.readouterr().out

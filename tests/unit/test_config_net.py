@@ -39,6 +39,7 @@ def test_nets_said_are_one_or_several_and_none() -> None:
         ("user,speed=9", "there is no option 'speed'"),
         ("user,kind=tap", "kind comes first"),
         ("user,model=ne2000", "there is: virtio"),
+        ("none,mac=52:54:00:12:34:56", "none is no card"),
     ],
 )
 def test_net_that_cannot_be_says_why(text: str, complaint: str) -> None:

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use ostler_memory::GuestRam;
 use ostler_virtio::net::{
-    Capture, CaptureLink, ControlService, Counters, DatagramLink, Filter, HashConfig, Link, Nic, ReceiveService,
-    Settings, StreamLink, Switch, TapLink, TransmitService,
+    Capture, CaptureLink, ControlService, Counters, DatagramLink, Filter, HandshakeLink, HashConfig, Link, Nic,
+    ReceiveService, Settings, StreamLink, Switch, TapLink, TransmitService,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -30,8 +30,12 @@ impl NetLink {
     }
 
     fn stream_link(&self) -> PyResult<&StreamLink> {
-        self.stream.as_deref().ok_or_else(|| PyValueError::new_err("this link is not a stream socket"))
+        self.stream.as_deref().ok_or_else(no_stream)
     }
+}
+
+fn no_stream() -> PyErr {
+    PyValueError::new_err("this link is not a stream socket")
 }
 
 #[pymethods]
@@ -74,6 +78,13 @@ impl NetLink {
         let capture = Arc::new(Capture::begin(fd::file(fd)?)?);
         let link = CaptureLink { link: Arc::clone(&self.link), capture };
         Ok(Self { link: Arc::new(link), stream: self.stream.clone() })
+    }
+
+    /// The same link, which acknowledges the guest's SYN-ACKs in place of its peer.
+    fn completing_handshakes(&self) -> PyResult<Self> {
+        let stream = self.stream.clone().ok_or_else(no_stream)?;
+        let link = HandshakeLink::new(Arc::clone(&stream))?;
+        Ok(Self { link: Arc::new(link), stream: Some(stream) })
     }
 
     /// Whether somebody is at the other end.

@@ -21,7 +21,11 @@ def list_macs() -> None:
     """
     from ostler.net.mac import MacRegistry
 
-    for entry in MacRegistry().entries():
+    registry = MacRegistry()
+    entries = registry.entries()
+    if not entries:
+        typer.echo(f"no machine has an address now, and none is kept ({registry.path})", err=True)
+    for entry in entries:
         state = f"runs as process {entry.pid}" if entry.pid is not None else "kept"
         typer.echo(f"{entry.mac}  {entry.vm} net{entry.card}  {state}")
 

@@ -81,6 +81,8 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """From what follows `--net`, but `none`."""
         head, values = split_options(text, "--net")
         kind, _, target = head.partition("=")
+        if kind == "none":
+            raise ConfigError(f"--net {text}: none is no card; give --net none and no more")
         pcap = values.pop("pcap", "")
         file = {"pcap": Path(pcap)} if pcap else {}
         return build(cls, values, f"--net {head}", kind=kind, target=target, **file)

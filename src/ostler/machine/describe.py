@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from ostler.config import MachineConfig, format_size
+from ostler.config import MachineConfig, NetConfig, VirtioShareConfig, format_size
 from ostler.devices.serial import Unplugged
 from ostler.devices.virtio.console import Port
 from ostler.firmware.plan import E820_RAM, BootPlan
@@ -12,7 +12,7 @@ from ostler.machine import memory_map as at
 from ostler.machine.board import Host
 from ostler.machine.boot import plan_boot, unpack_streams
 from ostler.machine.disks import GuestDisk, open_disks
-from ostler.machine.networks import nets_of
+from ostler.machine.networks import first_user, nets_of
 from ostler.machine.paper import (
     PaperCable,
     PaperHardware,
@@ -77,6 +77,10 @@ def _lines(config: MachineConfig, board: VirtBoard, plan: BootPlan) -> Iterator[
     yield from _section("I/O ports", _range_rows(board, "pio"))
     yield from _section("interrupts", _interrupt_rows(board))
     yield from _section("PCI", _pci_rows(config, board))
+    if nets := nets_of(config):
+        yield from _section("network", _network_rows(config, nets))
+    if shares := [device for device in config.devices if isinstance(device, VirtioShareConfig)]:
+        yield from _section("shared directories", map(_share_row, shares))
 
 
 def _section(title: str, rows: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -111,6 +115,19 @@ def _range_rows(board: VirtBoard, space: str) -> Iterator[tuple[str, str]]:
 def _interrupt_rows(board: VirtBoard) -> Iterator[tuple[str, str]]:
     for gsi, users in sorted(board.lines.users.items()):
         yield f"IRQ {gsi}", ", ".join(users)
+
+
+def _network_rows(config: MachineConfig, nets: Sequence[NetConfig]) -> Iterator[tuple[str, str]]:
+    for number, net in enumerate(nets):
+        mac = net.mac or "an address of the registry"
+        yield f"net{number}", f"{str(net).removeprefix('--net ')}, {mac}"
+    for port in config.publish:
+        target = f"port {port.guest_port} of the guest, by net{first_user(nets)}"
+        yield f"{port.address}:{port.port}/{port.protocol}", target
+
+
+def _share_row(share: VirtioShareConfig) -> tuple[str, str]:
+    return share.mount_tag, f"{share.path}{' (readonly)' if share.readonly else ''}"
 
 
 def _pci_rows(config: MachineConfig, board: VirtBoard) -> Iterator[tuple[str, str]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from ostler.config import DEFAULT_NAME, MachineConfig, NetConfig
+from ostler.config import DEFAULT_NAME, MachineConfig, NetConfig, PublishConfig
 from ostler.errors import ConfigError, HostError
 from ostler.net import passt
 from ostler.net.backend import Backend, Link, Links
@@ -66,6 +66,11 @@ def nets_of(config: MachineConfig) -> tuple[NetConfig, ...]:
     return (NetConfig(),) if config.publish or passt.is_installed() else ()
 
 
+def first_user(nets: Sequence[NetConfig]) -> int | None:
+    """The number of the card that published ports lead to: two cards may be configured alike."""
+    return next((number for number, net in enumerate(nets) if net.kind == "user"), None)
+
+
 @contextmanager
 def open_networks(
     config: MachineConfig, links: Links, report: Report = nobody
@@ -77,11 +82,21 @@ def open_networks(
     nets = nets_of(config)
     if config.nets is None and not nets:
         report(f"the guest has no network: passt is not installed; {passt.CURE}")
+    published = first_user(nets)
     with ExitStack() as opened:
         networks = [_claim(config, number, net, report, opened) for number, net in enumerate(nets)]
         monitor = MonitorThread()
-        for network in networks:
-            network.backend = _backend(config, network, links, monitor)
+        for number, network in enumerate(list(networks)):
+            publish = config.publish if number == published else ()
+            try:
+                network.backend = _backend(network, publish, links, monitor)
+            except HostError as error:
+                if config.nets is not None or config.publish:
+                    raise
+                # Nobody asked for it.
+                report(f"the guest has no network: {error}")
+                networks.remove(network)
+                continue
             opened.callback(network.unplug)
             network.link = _captured(network.config, network.backend.link)
         # The first to end: what is closed after it is no news.
@@ -112,13 +127,12 @@ def _release(registry: MacRegistry, mac: bytes, report: Report) -> None:
 
 
 def _backend(
-    config: MachineConfig, network: Network, links: Links, monitor: MonitorThread
+    network: Network, publish: Sequence[PublishConfig], links: Links, monitor: MonitorThread
 ) -> Backend:
     net = network.config
     match net.kind:
         case "user":
-            publish = config.publish if net is _first_user(config) else ()
-            settings = passt.Settings(net.mtu or passt.MTU, publish, net.host)
+            settings = passt.Settings(network.mac, net.mtu or passt.MTU, publish, net.host)
             return passt.Passt(links, monitor, network, settings)
         case "tap":
             from ostler.net.tap import Tap
@@ -129,11 +143,6 @@ def _backend(
 
             return SwitchPort(links, net.target, mtu=net.mtu)
     raise ConfigError(f"{net}: there is no such network")
-
-
-def _first_user(config: MachineConfig) -> NetConfig | None:
-    """The card that published ports lead to."""
-    return next((net for net in nets_of(config) if net.kind == "user"), None)
 
 
 def _captured(net: NetConfig, link: Link) -> Link:

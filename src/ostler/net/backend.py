@@ -22,6 +22,9 @@ class Link(Protocol):
     def captured(self, fd: int) -> Self:
         """The same link, with a copy of every frame in the file `fd`."""
 
+    def completing_handshakes(self) -> Self:
+        """The same link, which acknowledges the guest's SYN-ACKs in place of its peer."""
+
 
 class Switch(Protocol):
     """An Ethernet switch in the engine."""

@@ -15,6 +15,7 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Sequence
@@ -34,6 +35,12 @@ SOCKET_BYTES = 1 << 20
 # One that ended so soon would do so again.
 TOO_SOON_S = 2.0
 MAX_RESTARTS = 5
+UNKNOWN = bytes(6)
+BROADCAST = b"\xff" * 6
+ETHERNET_ARP = 0x0806
+# Ethernet and IPv4 addresses of 6 and 4 bytes, a request (RFC 826).
+ARP_REQUEST = struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1)
+MIN_FRAME_BYTES = 60
 # passt says these to its terminal when there is no syslog.
 NOISE = ("Failed to send", "Failed to connect to syslog", "Don't run as root")
 
@@ -45,8 +52,9 @@ def is_installed() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How passt is started."""
+    """How passt is started, for the guest with the address `mac`."""
 
+    mac: bytes = UNKNOWN
     mtu: int = MTU
     publish: Sequence[PublishConfig] = ()
     host: bool = False
@@ -71,7 +79,8 @@ class Passt(Backend):
         for forward in settings.publish:
             check_free(forward)
         self.mtu = settings.mtu
-        self.link = links.stream(jumbo=True)
+        # Debian 12's passt acknowledges no SYN-ACK before its client has said something.
+        self.link = links.stream(jumbo=True).completing_handshakes()
         self._settings, self._monitor, self._events = settings, monitor, events
         self._process: subprocess.Popen[bytes] | None = None
         self._exit_fd = self._says_fd = -1
@@ -104,11 +113,12 @@ class Passt(Backend):
                 )
             except OSError as error:
                 os.close(says_read)
-                missing = isinstance(error, FileNotFoundError)
-                reason = "is not installed" if missing else f"cannot be started: {error.strerror}"
-                raise HostError(f"--net user: passt {reason}; {CURE}") from error
+                raise HostError(f"--net user: {not_started(error)}") from error
             finally:
                 os.close(says_write)
+            # Until it has heard from the guest, passt sends what comes in by broadcast, and the
+            # guest takes no TCP from there.
+            ours.sendall(_introduction(self._settings.mac))
             self.link.attach(ours.fileno())
         self._started, self._said = time.monotonic(), b""
         self._says_fd, self._exit_fd = says_read, os.pidfd_open(self._process.pid)
@@ -166,6 +176,15 @@ class Passt(Backend):
             self._reap()
 
 
+def _introduction(mac: bytes) -> bytes:
+    """The ARP announcement of the guest (RFC 5227, section 2.3), as it goes over the socket."""
+    guest = socket.inet_aton(GUEST)
+    arp = ARP_REQUEST + mac + guest + bytes(6) + guest
+    frame = BROADCAST + mac + struct.pack(">H", ETHERNET_ARP) + arp
+    frame = frame.ljust(MIN_FRAME_BYTES, b"\0")
+    return struct.pack(">I", len(frame)) + frame
+
+
 def check_free(forward: PublishConfig) -> None:
     """Raise `ConfigError` when the host's port cannot be had."""
     family = socket.AF_INET6 if ":" in forward.address else socket.AF_INET
@@ -177,6 +196,14 @@ def check_free(forward: PublishConfig) -> None:
             probe.bind((forward.address, forward.port))
         except OSError as error:
             raise ConfigError(f"{forward}: {error.strerror}; give another port") from error
+
+
+def not_started(error: OSError) -> str:
+    """What was missing: the program, or something that it is started with."""
+    if error.filename == PROGRAM and isinstance(error, FileNotFoundError):
+        return f"passt is not installed; {CURE}"
+    what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"passt cannot be started: {what}; put that right, or give --net none"
 
 
 def _how_it_ended(code: int, said: bytes) -> str:

@@ -21,7 +21,7 @@ pub use filter::{Filter, Mac};
 pub use frame::{Frame, MAX_FRAME_BYTES};
 pub use hash::{HashConfig, KEY_BYTES, SUPPORTED_TYPES};
 pub use header::{HEADER_BYTES, Header};
-pub use link::{Capture, CaptureLink, DatagramLink, Link, StreamLink, Switch, SwitchPort, TapLink};
+pub use link::{Capture, CaptureLink, DatagramLink, HandshakeLink, Link, StreamLink, Switch, SwitchPort, TapLink};
 pub use nic::{Counters, Nic, Settings, features};
 pub use receive::{ReceiveService, Receiver};
 pub use transmit::{Sender, TransmitService};

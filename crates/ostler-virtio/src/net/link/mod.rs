@@ -2,6 +2,7 @@
 
 mod capture;
 mod datagram;
+mod handshake;
 mod poller;
 mod stream;
 mod switch;
@@ -12,6 +13,7 @@ use std::os::fd::RawFd;
 
 pub use capture::{Capture, CaptureLink};
 pub use datagram::DatagramLink;
+pub use handshake::HandshakeLink;
 pub use poller::Poller;
 pub use stream::StreamLink;
 pub use switch::{Switch, SwitchPort};

@@ -91,6 +91,16 @@ impl StreamLink {
         self.let_go(sending.peer.take());
     }
 
+    /// Whether the peer has read all that it was sent.
+    pub fn is_drained(&self) -> bool {
+        let sending = lock(&self.sending);
+        let Some(peer) = &sending.peer else { return true };
+        let mut unread: libc::c_int = 0;
+        // SAFETY: this request (SIOCOUTQ) writes an int, which lives through the call.
+        let asked = unsafe { libc::ioctl(peer.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
+        sending.rest.is_empty() && (asked != 0 || unread == 0)
+    }
+
     fn let_go(&self, peer: Option<Arc<OwnedFd>>) {
         if let Some(peer) = peer {
             // Either may have forgotten it already.
