@@ -34,8 +34,9 @@ SILENT = "<>/tmp/silence"
 PAYLOAD = bytes(range(251)) * 20_000
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
+def free_port(protocol: str = "tcp") -> int:
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(type=kind) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
@@ -171,6 +172,43 @@ def test_two_machines_on_a_switch_talk_and_are_captured(
     captured = pcap.read_bytes()
     assert captured[:4] == bytes.fromhex("4d3cb2a1")
     assert len(captured) > 32 * 65536
+
+
+def test_two_machines_talk_over_stream_datagram_and_udp_sockets(
+    boot: Boot, cloud: Kernel, tmp_path: Path
+) -> None:
+    first, second = free_port("udp"), free_port("udp")
+    stream, here, there = (tmp_path / name for name in ("stream", "here", "there"))
+    nets = [
+        [
+            f"socket={stream}",
+            f"dgram={there},local={here}",
+            f"udp=127.0.0.1:{second},local=127.0.0.1:{first}",
+        ],
+        [
+            f"socket={stream}",
+            f"dgram={here},local={there}",
+            f"udp=127.0.0.1:{first},local=127.0.0.1:{second}",
+        ],
+    ]
+    one, two = (start_shell(boot, cloud, net=net, memory="256M") for net in nets)
+    for number, vm in enumerate((one, two), 1):
+        for card in range(3):
+            vm.serial.run(
+                f"ip link set eth{card} up; ip addr add 10.{card}.0.{number}/24 dev eth{card}"
+            )
+    one.serial.run(
+        "dd if=/dev/urandom of=/tmp/sent bs=64k count=16 2>/dev/null; mkfifo /tmp/silence"
+    )
+    two.serial.run("mkfifo /tmp/silence")
+    digest = one.serial.run("sha256sum </tmp/sent").split()[0]
+    for card in range(3):
+        ping = f"ping -c 3 -s 8000 10.{card}.0.2"
+        assert " 0% packet loss" in one.serial.run(ping, timeout=END_S)
+        listen(two, 9, f"{SILENT} >/tmp/got")
+        one.serial.run(f"nc 10.{card}.0.2 9 </tmp/sent", timeout=END_S)
+        two.serial.run("while pidof nc; do usleep 50000; done", timeout=END_S)
+        assert digest in two.serial.run("sha256sum </tmp/got")
 
 
 def test_second_machine_with_one_mac_is_refused(boot: Boot, cloud: Kernel) -> None:

@@ -39,6 +39,9 @@ def test_nets_said_are_one_or_several_and_none() -> None:
         ("user,speed=9", "there is no option 'speed'"),
         ("user,kind=tap", "kind comes first"),
         ("user,model=ne2000", "there is: virtio"),
+        ("udp=127.0.0.1:5000", "by local="),
+        ("socket", "give the path of a unix socket"),
+        ("tap=br0,local=x", "leave local= out"),
         ("none,mac=52:54:00:12:34:56", "none is no card"),
     ],
 )

@@ -19,7 +19,12 @@ KINDS = {
     "user": None,
     "tap": "a bridge or a tap device of the host, br0 say",
     "switch": "the name of a switch in this process",
+    "socket": "the path of a unix socket, which the first of two machines makes",
+    "dgram": "the path of the other end's unix datagram socket",
+    "udp": "HOST:PORT of the other end",
 }
+# These are told where they are themselves, by local=.
+DATAGRAMS = ("dgram", "udp")
 MODELS = ("virtio",)
 MAX_QUEUES = 16
 MIN_MTU, MAX_MTU = 68, 65_520
@@ -29,6 +34,7 @@ MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
 class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A network card and where its cable leads.
 
+    `local` is the own end of a datagram socket, a path or `HOST:PORT`;
     `queues` are pairs of queues; `mtu` is what the driver is told, 0 for what fits the network;
     `pcap` is a file that gets a copy of every frame;
     `hash` has the card report hashes of frames; with `host`, a guest on the user mode network
@@ -37,6 +43,7 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     kind: str = "user"
     target: str = ""
+    local: str = ""
     mac: str = ""
     model: str = "virtio"
     queues: int = 1
@@ -67,6 +74,9 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"{self}: {self.kind} has no target; leave ={self.target} out")
         if wanted is not None and not self.target and self.kind != "tap":
             raise ConfigError(f"{self}: give {wanted}: --net {self.kind}=...")
+        if bool(self.local) != (self.kind in DATAGRAMS):
+            cure = "leave local= out" if self.local else "give its own end, too, by local="
+            raise ConfigError(f"{self}: {cure}")
 
     def __str__(self) -> str:
         return f"--net {self.kind}{'=' if self.target else ''}{self.target}"

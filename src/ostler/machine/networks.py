@@ -142,6 +142,20 @@ def _backend(
             from ostler.net.switch import SwitchPort
 
             return SwitchPort(links, net.target, mtu=net.mtu)
+    return _socket(network, links, monitor)
+
+
+def _socket(network: Network, links: Links, monitor: MonitorThread) -> Backend:
+    from ostler.net.sockets import DatagramSocket, StreamSocket, UdpSocket
+
+    net = network.config
+    match net.kind:
+        case "socket":
+            return StreamSocket(links, monitor, network, net.target, mtu=net.mtu)
+        case "dgram":
+            return DatagramSocket(links, monitor, net.local, net.target, mtu=net.mtu)
+        case "udp":
+            return UdpSocket(links, net.local, net.target, mtu=net.mtu)
     raise ConfigError(f"{net}: there is no such network")
 
 
