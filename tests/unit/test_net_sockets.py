@@ -128,7 +128,7 @@ def test_datagram_socket_finds_a_peer_that_comes_later(
 
 def is_connected(backend: DatagramSocket, path: str) -> bool:
     try:
-        return backend._end.getpeername() == path
+        return bool(backend._end.getpeername() == path)
     except OSError:
         return False
 
