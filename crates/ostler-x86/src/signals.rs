@@ -31,6 +31,9 @@ pub mod signal {
 #[derive(Debug, Default)]
 pub struct Signals {
     bits: AtomicU32,
+    /// Not 0: nothing was raised since [`Signals::arm`]. So that translated code, which may not change a flag, looks at
+    /// one word and mostly does not jump.
+    quiet: AtomicU32,
     asleep: Mutex<()>,
     woken: Condvar,
 }
@@ -42,14 +45,34 @@ impl Signals {
         self.bits.load(Ordering::Relaxed)
     }
 
-    /// The word itself, which translated code reads.
-    pub fn word(&self) -> *const AtomicU32 {
-        &raw const self.bits
+    /// The word that translated code reads: 0 when it has to be left.
+    pub fn quiet_word(&self) -> *const AtomicU32 {
+        &raw const self.quiet
+    }
+
+    /// Makes [`Signals::quiet_word`] true again, before translated code is entered.
+    #[inline]
+    pub fn arm(&self) {
+        if self.quiet.load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        self.quiet.store(1, Ordering::SeqCst);
+        // Who raised something before that store has been overruled, so look; who does so later overrules it.
+        if self.bits.load(Ordering::SeqCst) != 0 {
+            self.quiet.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// Sets `bits`, and only then that it is no longer quiet.
+    fn set(&self, bits: u32) -> u32 {
+        let before = self.bits.fetch_or(bits, Ordering::SeqCst);
+        self.quiet.store(0, Ordering::SeqCst);
+        before
     }
 
     /// Raises `bits` and wakes the vCPU if it sleeps.
     pub fn raise(&self, bits: u32) {
-        let before = self.bits.fetch_or(bits, Ordering::SeqCst);
+        let before = self.set(bits);
         if before & bits != bits {
             // Taking the lock orders this after a sleeper's last look at the bits.
             drop(self.asleep.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
@@ -59,7 +82,7 @@ impl Signals {
 
     /// Raises `bits` for when the vCPU next runs code: one that sleeps goes on sleeping.
     pub fn mark(&self, bits: u32) {
-        self.bits.fetch_or(bits, Ordering::SeqCst);
+        self.set(bits);
     }
 
     /// Clears `bits` and returns those of them that were raised.
@@ -112,6 +135,35 @@ mod tests {
         });
         signals.raise(signal::INTERRUPT);
         sleeper.join().expect("the sleeper ends");
+    }
+
+    #[test]
+    fn signals_armed_are_quiet_until_one_is_raised() {
+        let signals = Signals::default();
+        let quiet = || signals.quiet.load(Ordering::SeqCst) != 0;
+        signals.arm();
+        assert!(quiet());
+        signals.mark(signal::CODE);
+        signals.arm();
+        assert!(!quiet(), "it was not taken yet");
+        signals.take(signal::ALL);
+        signals.arm();
+        assert!(quiet());
+    }
+
+    #[test]
+    fn signal_raised_while_another_thread_arms_is_never_missed() {
+        let signals = Arc::new(Signals::default());
+        let raiser = std::thread::spawn({
+            let signals = Arc::clone(&signals);
+            move || (0..100_000).for_each(|_| signals.mark(signal::CODE))
+        });
+        while !raiser.is_finished() {
+            signals.take(signal::ALL);
+            signals.arm();
+        }
+        raiser.join().expect("the raiser ends");
+        assert!(signals.pending() == 0 || signals.quiet.load(Ordering::SeqCst) == 0);
     }
 
     #[test]

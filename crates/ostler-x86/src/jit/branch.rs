@@ -48,32 +48,19 @@ impl Translator<'_> {
         } else {
             self.load_linear(target);
             self.find_target();
-            self.add_to_count(self.op + 1);
-            self.check_signals();
-            jump_to_found(&mut self.code, self.around.key.bank());
+            self.jump_to_target();
         }
         self.flush_misses();
     }
 
     fn jump_in_page(&mut self, target: i64) {
         self.add_to_count(self.op + 1);
-        if target <= self.offset + i64::from(self.block.ops[self.op].end) {
-            self.look_at_signals(target);
+        if target > self.offset + i64::from(self.block.ops[self.op].end) {
+            return self.link(target);
         }
+        let raised = self.look_at_signals();
         self.link(target);
-    }
-
-    /// As [`Translator::check_signals`], where T is not the target yet.
-    fn look_at_signals(&mut self, target: i64) {
-        self.code.load(C, field!(signals));
-        // mov ecx, [rcx]
-        self.code.put(&[0x8b, 0x09]);
-        self.code.byte(0xe3);
-        let skip = self.code.bytes.len();
-        self.code.byte(0);
-        self.load_linear(target);
-        self.code.jump(self.around.stubs.leave);
-        self.code.bytes[skip] = (self.code.bytes.len() - skip - 1) as u8;
+        self.leave_for_signals(raised, 0, target);
     }
 
     /// Looks T up; a miss runs the instruction in Rust.
@@ -91,26 +78,37 @@ impl Translator<'_> {
     }
 
     fn conditional(&mut self, target: i64, condition: u8) {
-        let last = self.op + 1 == self.block.ops.len();
-        let backwards = target <= self.offset;
-        if last && backwards && in_page(target) {
-            // The end of a loop, most likely: straight on is the way back.
-            let over = self.code.branch_later(condition ^ 1);
-            self.taken(target);
-            let here = self.code.here();
-            self.code.fix(over, here);
+        let end = self.offset + i64::from(self.block.ops[self.op].end);
+        if in_page(target) && target <= end {
+            self.loop_back(target, condition);
         } else {
             let from = self.code.branch_later(condition);
             self.cold.push(Cold::Taken { from, op: self.op, target });
         }
     }
 
+    /// A conditional jump back within the page, which will mostly be taken: the host's leads to the start of the loop
+    /// itself. So what comes with it is done before, and the count taken back where it is not taken. A signal is seen
+    /// before the jump.
+    fn loop_back(&mut self, target: i64, condition: u8) {
+        let op = self.block.ops[self.op];
+        let raised = self.look_at_signals();
+        self.add_to_count(self.op + 1);
+        let end = self.code.branch_later(condition);
+        self.add_site(end, target);
+        self.take_from_count(self.op + 1);
+        let over = self.code.jump_short_later();
+        self.leave_for_signals(raised, self.op, self.offset + i64::from(op.end) - i64::from(op.len));
+        self.code.fix_short(over);
+    }
+
     /// Jumps to T, which the table has.
     fn jump_to_target(&mut self) {
         self.add_to_count(self.op + 1);
-        self.check_signals();
+        let raised = self.look_at_signals();
         jump_to_found(&mut self.code, self.around.key.bank());
-        self.ended = true;
+        self.code.fix_short(raised);
+        self.code.jump(self.around.stubs.leave);
     }
 
     /// The target in a register or in memory, in T.
@@ -136,6 +134,7 @@ impl Translator<'_> {
         self.load_target(instruction)?;
         self.find_target();
         self.jump_to_target();
+        self.ended = true;
         Some(())
     }
 
@@ -160,6 +159,7 @@ impl Translator<'_> {
         self.push_return_address();
         self.code.load(T, field!(scratch));
         self.jump_to_target();
+        self.ended = true;
         Some(())
     }
 
@@ -170,5 +170,6 @@ impl Translator<'_> {
         self.find_target();
         self.move_stack_pointer(8 + dropped);
         self.jump_to_target();
+        self.ended = true;
     }
 }

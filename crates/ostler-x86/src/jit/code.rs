@@ -185,6 +185,23 @@ impl Code {
         self.put(&[0xe3, 5]);
     }
 
+    /// jrcxz to be fixed later, to at most 127 bytes further on: where its displacement ends.
+    pub fn jrcxz_later(&mut self) -> usize {
+        self.put(&[0xe3, 0]);
+        self.bytes.len()
+    }
+
+    /// A short jmp to be fixed later, as [`Code::jrcxz_later`].
+    pub fn jump_short_later(&mut self) -> usize {
+        self.put(&[0xeb, 0]);
+        self.bytes.len()
+    }
+
+    /// Makes the short displacement that ends at `end` lead here.
+    pub fn fix_short(&mut self, end: usize) {
+        self.bytes[end - 1] = (self.bytes.len() - end) as u8;
+    }
+
     /// jmp target
     pub fn jump(&mut self, target: u64) {
         self.byte(0xe9);
@@ -221,6 +238,12 @@ impl Code {
     /// paddq mm0, [rsp + offset]: counts without touching a flag or a register of the guest's.
     pub fn add_to_count(&mut self, offset: i32) {
         self.put(&[0x0f, 0xd4]);
+        self.context_operand(0, offset);
+    }
+
+    /// psubq mm0, [rsp + offset]: the reverse.
+    pub fn take_from_count(&mut self, offset: i32) {
+        self.put(&[0x0f, 0xfb]);
         self.context_operand(0, offset);
     }
 }

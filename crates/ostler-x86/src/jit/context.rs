@@ -67,7 +67,7 @@ pub struct Context {
     pub page_mask: u64,
     pub page_mask_16: u64,
     pub page_mask_32: u64,
-    /// [`crate::signals::Signals`]' word.
+    /// [`crate::signals::Signals`]' word: 0 when translated code has to be left.
     pub signals: *const AtomicU32,
     /// Zero while the guest's vector registers are in the host's.
     pub vector_absent: u64,

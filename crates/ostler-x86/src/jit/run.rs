@@ -71,7 +71,8 @@ impl Cpu {
         context.page_base = linear & PAGE_MASK;
         context.flags = packed_flags(self.flags.arithmetic());
         (context.fs_base, context.gs_base) = (self.segment_base[FS], self.segment_base[GS]);
-        context.signals = self.signals.word();
+        self.signals.arm();
+        context.signals = self.signals.quiet_word();
         context.cpu = cpu;
         context.file = self.regs.as_mut_ptr();
         context.vector = self.vector.ymm.as_mut_ptr().cast();

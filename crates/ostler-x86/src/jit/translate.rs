@@ -31,8 +31,6 @@ pub struct Site {
 pub(super) enum Cold {
     /// Runs instruction `op` in Rust and goes on at `resume`.
     CallOut { from: Vec<u64>, op: usize, resume: u64 },
-    /// Leaves translated code with RIP in T.
-    Leave { from: u64 },
     /// The taken side of a conditional jump.
     Taken { from: u64, op: usize, target: i64 },
     /// A jump that was not linked yet.
@@ -221,6 +219,11 @@ impl Translator<'_> {
     /// A jump within the page.
     pub fn link(&mut self, target: i64) {
         let end = self.code.jump_later();
+        self.add_site(end, target);
+    }
+
+    /// Makes the jump whose displacement ends at `end` one that can be linked.
+    pub fn add_site(&mut self, end: u64, target: i64) {
         self.cold.push(Cold::Unlinked { site: self.sites.len() });
         self.sites.push(Site { end, unlinked: 0, target: (self.block.gpa & !0xfff) + target as u64 });
     }
@@ -239,17 +242,30 @@ impl Translator<'_> {
     }
 
     pub fn add_to_count(&mut self, instructions: usize) {
-        self.code.add_to_count(field!(counts) + 8 * instructions as i32);
+        if instructions != 0 {
+            self.code.add_to_count(field!(counts) + 8 * instructions as i32);
+        }
     }
 
-    /// Leaves with T as RIP when a signal is raised.
-    pub fn check_signals(&mut self) {
+    pub fn take_from_count(&mut self, instructions: usize) {
+        self.code.take_from_count(field!(counts) + 8 * instructions as i32);
+    }
+
+    /// Looks at the signals: a jump to be fixed, which is taken when one is raised. Uses C.
+    pub fn look_at_signals(&mut self) -> usize {
         self.code.load(C, field!(signals));
         // mov ecx, [rcx]
         self.code.put(&[0x8b, 0x09]);
-        self.code.skip_jump_if_rcx_zero();
-        let from = self.code.jump_later();
-        self.cold.push(Cold::Leave { from });
+        self.code.jrcxz_later()
+    }
+
+    /// Where `raised` of [`Translator::look_at_signals`] leads: leaves, with `target` as RIP, when `instructions` of the
+    /// block were not counted yet. Nothing runs into it.
+    pub fn leave_for_signals(&mut self, raised: usize, instructions: usize, target: i64) {
+        self.code.fix_short(raised);
+        self.add_to_count(instructions);
+        self.load_linear(target);
+        self.code.jump(self.around.stubs.leave);
     }
 
     fn cold_paths(&mut self) {
@@ -271,7 +287,6 @@ impl Translator<'_> {
                 self.code.call(self.around.stubs.call_out);
                 self.code.jump(resume);
             }
-            Cold::Leave { from } => self.code.fix(from, self.around.stubs.leave),
             Cold::Taken { from, op, target } => {
                 self.code.fix(from, here);
                 self.op = op;
