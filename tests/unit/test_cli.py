@@ -208,6 +208,8 @@ def test_run_with_more_memory_than_is_free_warns_and_runs_where_forced(tmp_path:
 def test_unknown_verb_is_refused(refused: Refused) -> None:
     assert f"ostler has no verb 'fly': there is {', '.join(VERBS)}" in refused("fly")
     assert "ostler image has no verb 'fly': there is" in refused("image", "fly")
+    # typer adds a suggestion to its message, which is not part of the name.
+    assert "ostler host has no verb 'chek': there is check; see" in refused("host", "chek")
 
 
 def test_dry_run_shows_devices_of_the_users_own(

@@ -96,7 +96,7 @@ def test_ps_shows_the_machine_and_a_thread_for_each_cpu(start: Start) -> None:
     machine = start(SLEEP, "--cpus", "3")
     assert said_by("ps", "-o", "args=", "-p", machine.pid).strip() == "ostler: web1"
     names = said_by("ps", "-L", "-o", "comm=", "-p", machine.pid).split("\n")
-    assert {"vcpu0", "vcpu1", "vcpu2"} <= set(names)
+    assert {"vcpu0", "vcpu1", "vcpu2", "control", "timers"} <= set(names)
     assert str(machine.pid) in said_by("pgrep", "-f", "^ostler: web1$").split()
 
 

@@ -15,7 +15,7 @@ import typer
 EXTRA = re.compile(r"unexpected extra argument\S* \((.*)\)")
 # How like an option (difflib's ratio) what was typed has to be; below it come other words.
 SLIP = 0.75
-NO_COMMAND = re.compile(r"No such command '(.*)'")
+NO_COMMAND = re.compile(r"No such command '([^']*)'")
 
 
 def explain(error: typer.TyperException, command: str) -> str:

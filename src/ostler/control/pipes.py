@@ -6,6 +6,7 @@ import os
 import threading
 
 from ostler.control.console import SerialConsole
+from ostler.control.threads import NamedThread
 
 READ_BYTES = 4096
 
@@ -28,8 +29,8 @@ class ConsolePipes:
         self._open = threading.Event()
         self.set_open(is_open)
         self._threads = [
-            threading.Thread(target=self._copy_input, name=f"{name}-in", daemon=True),
-            threading.Thread(target=self._copy_output, name=f"{name}-out", daemon=True),
+            NamedThread(target=self._copy_input, name=f"{name}-in", daemon=True),
+            NamedThread(target=self._copy_output, name=f"{name}-out", daemon=True),
         ]
 
     def start(self) -> None:

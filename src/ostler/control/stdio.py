@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from ostler.control.console import SerialConsole
+from ostler.control.threads import NamedThread
 from ostler.control.vm import VM
 
 ESCAPE = 0x01  # Ctrl-A
@@ -75,7 +76,7 @@ class OutputCopy:
         self._vm, self._console, self._fd, self._saw = vm, console, fd, saw
         self.failure: OSError | None = None
         self._pause = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stdout", daemon=True)
+        self._thread = NamedThread(target=self._run, name="stdout", daemon=True)
 
     def start(self) -> None:
         """Begin, from the guest's first byte on."""
@@ -116,7 +117,7 @@ class InputCopy:
         self._vm, self._console, self._fd = vm, console, fd
         self._commands, self._escaped = commands, False
         self._wake_read, self._wake_write = os.pipe()
-        self._thread = threading.Thread(target=self._run, name="stdin", daemon=True)
+        self._thread = NamedThread(target=self._run, name="stdin", daemon=True)
 
     def start(self) -> None:
         """Begin."""

@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections.abc import Callable
 
+from ostler.control.threads import NamedThread
 from ostler.devices.device import Clock
 
 SECOND_NS = 1_000_000_000
@@ -39,7 +40,7 @@ class TimerThread:
         self._heap: list[tuple[int, int, ThreadTimer]] = []
         self._tickets = itertools.count(1)
         self._paused, self._closed = True, False
-        self._thread = threading.Thread(target=self._run, name="timers", daemon=True)
+        self._thread = NamedThread(target=self._run, name="timers", daemon=True)
 
     def timer(self, callback: Callable[[], None]) -> ThreadTimer:
         return ThreadTimer(self, callback)

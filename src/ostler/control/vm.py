@@ -60,6 +60,7 @@ from ostler.control.requests import (
 )
 from ostler.control.session import Outside, Session
 from ostler.control.stats import VmStats
+from ostler.control.threads import NamedThread
 from ostler.control.vsock import Vsock, open_vsock
 from ostler.devices.device import GuestMemory
 from ostler.devices.virtio.net import VirtioNet
@@ -165,7 +166,7 @@ class VM:
         self._done = threading.Event()
         self._outcome: Outcome | None = None
         self._stop_at: float | None = None
-        self._control = threading.Thread(target=self._run, name="control", daemon=True)
+        self._control = NamedThread(target=self._run, name="control", daemon=True)
 
     # -- life -------------------------------------------------------------------------------
 
