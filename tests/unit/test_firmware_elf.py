@@ -95,7 +95,7 @@ def test_elf_truncated_anywhere_is_a_kernel_error(image: bytes, data: st.DataObj
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_elf_with_damaged_bytes_loads_within_ram_or_is_a_kernel_error(seed: int) -> None:
     rng = random.Random(seed)

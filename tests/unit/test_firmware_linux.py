@@ -168,7 +168,7 @@ def test_bzimage_truncated_anywhere_is_a_kernel_error_of_one_line(length: int) -
     assert str(caught.value).startswith("kernel the image ")
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_bzimage_with_damaged_bytes_loads_within_ram_or_is_a_kernel_error(seed: int) -> None:
     rng = random.Random(seed)

@@ -149,7 +149,7 @@ def test_multiboot_truncated_anywhere_is_a_kernel_error(length: int) -> None:
         load_kernel(FLAT[:length], memory_map=MEMORY_MAP)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_multiboot_with_any_addresses_loads_within_ram_or_is_a_kernel_error(seed: int) -> None:
     rng = random.Random(seed)
