@@ -17,6 +17,7 @@ from ostler.devices.virtio.device import VirtioDevice
 from ostler.devices.virtio.input import VirtioKeyboard, VirtioTablet
 from ostler.devices.virtio.net import VirtioNet
 from ostler.devices.virtio.rng import VirtioRng
+from ostler.devices.virtio.scsi import VirtioScsi
 from ostler.devices.virtio.transport import VirtioPci
 from ostler.devices.virtio.vsock import VirtioVsock
 from ostler.testing import FakeMachine, check_device
@@ -29,6 +30,7 @@ DEVICES: tuple[Callable[[], VirtioDevice[Any]], ...] = (
     lambda: VirtioBalloon(FakeWorkers(), 1 << 30),
     lambda: VirtioKeyboard(FakeWorkers()),
     lambda: VirtioTablet(FakeWorkers()),
+    lambda: VirtioScsi(FakeWorkers()),
     lambda: VirtioVsock(FakeWorkers(), 3, -1, "vsock"),
 )
 

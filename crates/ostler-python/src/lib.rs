@@ -18,6 +18,7 @@ mod memory;
 mod net;
 mod queues;
 mod registers;
+mod scsi;
 mod threads;
 mod vcpu;
 mod virtio;
@@ -46,6 +47,8 @@ mod _native {
     use crate::net::{NetLink, NetSwitch, VirtioNic};
     #[pymodule_export]
     use crate::queues::VirtioFeed;
+    #[pymodule_export]
+    use crate::scsi::VirtioScsi;
     #[pymodule_export]
     use crate::threads::Threads;
     #[pymodule_export]

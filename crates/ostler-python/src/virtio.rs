@@ -24,6 +24,7 @@ use crate::irq::MsiRoute;
 use crate::memory::Memory;
 use crate::net::{NetLink, VirtioNic};
 use crate::queues::{VirtioFeed, call_worker};
+use crate::scsi::VirtioScsi;
 use crate::vsock::VirtioVsock;
 
 /// Starts the threads that serve a VM's virtqueues: `VirtioWorkers(virtual_machine.memory)`.
@@ -57,6 +58,11 @@ impl VirtioWorkers {
     /// A memory balloon.
     fn balloon(&self) -> VirtioBalloon {
         VirtioBalloon::new(Arc::clone(&self.memory))
+    }
+
+    /// A SCSI host.
+    fn scsi(&self) -> VirtioScsi {
+        VirtioScsi::new(Arc::clone(&self.memory))
     }
 
     /// Sockets of the guest `cid`. Host programs call at the listening unix socket `listener_fd`; a

@@ -10,6 +10,7 @@
 //! * [`rng`]: random bytes;
 //! * [`console`]: a byte stream each way;
 //! * [`balloon`]: memory that the guest can spare;
+//! * [`scsi`]: logical units of disks and discs;
 //! * [`vsock`]: sockets between the guest and the host;
 //! * [`limit`]: any of them, within a rate;
 //! * [`host`]: whatever devices outside this crate answer.
@@ -25,6 +26,7 @@ pub mod limit;
 pub mod net;
 pub mod ring;
 pub mod rng;
+pub mod scsi;
 pub mod vsock;
 pub mod worker;
 

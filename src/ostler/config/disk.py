@@ -11,6 +11,9 @@ from ostler.errors import ConfigError
 
 CACHES = ("writeback", "writethrough", "unsafe")
 SERIAL_BYTES = 20
+BUSES = ("virtio", "scsi")
+MEDIA = ("disk", "cdrom")
+NEXT_TARGET = -1
 
 
 class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -21,6 +24,9 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     up is given back to the host. `cache`: with `writeback` a write is safe once the guest has
     flushed, with `writethrough` once it is answered, with `unsafe` never. `packed`: packed rings
     are offered to the driver. `key_file`: where an encrypted image's passphrase is.
+
+    `bus`: `virtio` is a device of its own; with `scsi` it is unit `lun` of `target` (the next free
+    one if left out) at the machine's SCSI host. `media`: `cdrom` is a read-only disc there.
     """
 
     path: str
@@ -32,11 +38,16 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache: str = "writeback"
     packed: bool = True
     key_file: str = ""
+    bus: str = ""
+    media: str = "disk"
+    target: int = NEXT_TARGET
+    lun: int = 0
 
     def __post_init__(self) -> None:
         if self.cache not in CACHES:
             there_is = ", ".join(CACHES)
             raise ConfigError(f"--disk {self.path}: no cache {self.cache!r}; there is: {there_is}")
+        self._check_place()
         if self.overlay and self.readonly:
             raise ConfigError(f"--disk {self.path}: overlay=on is for writing; drop readonly=on")
         if not self.serial.isascii() or len(self.serial) > SERIAL_BYTES:
@@ -44,6 +55,27 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"--disk {self.path}: serial {self.serial!r} is not at most"
                 f" {SERIAL_BYTES} ASCII characters; shorten it"
             )
+
+    def _check_place(self) -> None:
+        what = f"--disk {self.path}"
+        if self.media not in MEDIA:
+            raise ConfigError(f"{what}: no media {self.media!r}; there is: {', '.join(MEDIA)}")
+        if self.bus and self.bus not in BUSES:
+            raise ConfigError(f"{what}: no bus {self.bus!r}; there is: {', '.join(BUSES)}")
+        if self.media == "cdrom" and self.bus == "virtio":
+            raise ConfigError(f"{what}: virtio has no CD-ROM; say bus=scsi")
+        if not self.on_scsi and (self.target != NEXT_TARGET or self.lun):
+            raise ConfigError(f"{what}: target and lun are for bus=scsi; add it")
+
+    @property
+    def on_scsi(self) -> bool:
+        """Whether it is a unit of the SCSI host."""
+        return self.bus == "scsi" or self.media == "cdrom"
+
+    @property
+    def writes(self) -> bool:
+        """Whether the image itself is written to."""
+        return not (self.readonly or self.overlay or self.media == "cdrom")
 
     @classmethod
     def parse(cls, text: str) -> DiskConfig:

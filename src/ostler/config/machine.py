@@ -46,7 +46,7 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         users = [net for net in self.nets or () if net.kind == "user"]
         if self.publish and self.nets is not None and not users:
             raise ConfigError(f"{self.publish[0]}: needs the user mode network; add --net user")
-        writable = [disk.path for disk in self.disks if not (disk.readonly or disk.overlay)]
+        writable = [disk.path for disk in self.disks if disk.writes]
         for path in {disk.path for disk in self.disks}:
             if path in writable and sum(disk.path == path for disk in self.disks) > 1:
                 raise ConfigError(f"--disk {path} is given twice; make both readonly=on or copy it")

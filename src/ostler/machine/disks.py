@@ -63,7 +63,7 @@ def _open(disk: DiskConfig) -> Image:
     return open_image(
         disk.path,
         format=format,
-        readonly=disk.readonly,
+        readonly=disk.readonly or disk.media == "cdrom",
         unsafe=disk.cache == "unsafe",
         secret=secret,
     )

@@ -175,6 +175,24 @@ class PaperVsock:
     transmit = receive
 
 
+class PaperScsi:
+    """A host whose units nobody uses."""
+
+    def attach(self, target: int, lun: int, disk: Any, **how: Any) -> None:
+        pass
+
+    def detach(self, target: int, lun: int) -> bool:
+        return True
+
+    def set_sizes(self, cdb_bytes: int, sense_bytes: int) -> None:
+        pass
+
+    def control(self, queue: Queue) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
+
+    requests = control
+
+
 @dataclass
 class PaperCable:
     """A cable that is not plugged in."""
@@ -231,6 +249,9 @@ class PaperWorkers:
 
     def calls(self, queue: Queue, handler: Handler) -> Worker:
         raise RuntimeError("a machine on paper does not run")
+
+    def scsi(self) -> PaperScsi:
+        return PaperScsi()
 
     def vsock(self, cid: int, listener_fd: int, path: str) -> PaperVsock:
         return PaperVsock()

@@ -39,6 +39,7 @@ from ostler.errors import ConfigError, HostError
 from ostler.machine import memory_map as at
 from ostler.machine.board import Board, Host, Shifted
 from ostler.machine.hardware import Hardware
+from ostler.machine.scsi import scsi_host
 
 
 class VirtBoard(Board):
@@ -57,8 +58,14 @@ class VirtBoard(Board):
         self._add_pvpanic()
         self.vmgenid = self._add_vmgenid()
         self.pci = self._add_pci()
-        for number in range(len(config.disks)):
-            self._add_disk(number)
+        for number, disk in enumerate(config.disks):
+            if not disk.on_scsi:
+                self._add_disk(number)
+        scsi = scsi_host(config, host)
+        if scsi is not None:
+            # Its driver has to manage with what all units can do.
+            packed = all(disk.packed for disk in config.disks if disk.on_scsi)
+            self.plug_virtio("scsi", scsi, packed=packed)
         for device in config.devices:
             self._add_requested(device)
         if host.ports and "console" not in self.devices:

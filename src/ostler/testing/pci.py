@@ -235,6 +235,35 @@ class FakeVsock:
 
 
 @dataclass
+class FakeScsi:
+    """Units that are only listed."""
+
+    workers: FakeWorkers
+    units: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    sizes: tuple[int, int] = (32, 96)
+
+    def attach(self, target: int, lun: int, disk: Any, **how: Any) -> None:
+        """List it."""
+        self.units[target, lun] = {"disk": disk, **how}
+
+    def detach(self, target: int, lun: int) -> bool:
+        """Strike it out."""
+        return self.units.pop((target, lun), None) is not None
+
+    def set_sizes(self, cdb_bytes: int, sense_bytes: int) -> None:
+        """Remember them."""
+        self.sizes = (cdb_bytes, sense_bytes)
+
+    def control(self, queue: Queue) -> FakeWorker:
+        """A worker."""
+        return self.workers.start("control", queue)
+
+    def requests(self, queue: Queue) -> FakeWorker:
+        """A worker."""
+        return self.workers.start("requests", queue)
+
+
+@dataclass
 class FakeCable:
     """A cable that a test plugs in and pulls."""
 
@@ -304,6 +333,10 @@ class FakeWorkers:
         worker = self.start("calls", queue)
         worker.handler = handler
         return worker
+
+    def scsi(self) -> FakeScsi:
+        """A SCSI host."""
+        return FakeScsi(self)
 
     def vsock(self, cid: int, listener_fd: int, path: str) -> FakeVsock:
         """Connections."""

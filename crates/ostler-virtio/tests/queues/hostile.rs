@@ -8,6 +8,7 @@ use crate::driver::{AVAIL, DATA, Desc, Driver, QUEUE_SIZE, RAM_BYTES, WRITE, dis
 use ostler_memory::GuestMap;
 use ostler_virtio::balloon::{Balloon, HintService, InflateService, ReportService, StatsService};
 use ostler_virtio::host::CallService;
+use ostler_virtio::scsi::{Bus, ControlService, RequestService};
 use ostler_virtio::vsock::{Hub, ReceiveService, TransmitService};
 use ostler_virtio::{BlkService, Broken, Disk, Outcome, Position, Ring, RngService, Service};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -154,13 +155,17 @@ fn scrambled_rings_of_every_device_are_served_or_broken() {
     let balloon = Arc::new(Balloon::default());
     let wanted = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
     let answer = |request: &[u8], room: usize| Some(vec![request.len() as u8; room.min(4096)]);
-    let mut services: [Box<dyn Service>; 7] = [
+    let bus = Arc::new(Bus::default());
+    bus.attach((0, 0), crate::scsi::unit(disk_file(256 * 512), 256 * 512));
+    let mut services: [Box<dyn Service>; 9] = [
         Box::new(InflateService(Arc::clone(&balloon))),
         Box::new(ReportService(Arc::clone(&balloon))),
         Box::new(HintService::new(Arc::clone(&balloon), Box::new(|_id| ()))),
         Box::new(StatsService::new(wanted, Box::new(|_stats| ()))),
         Box::new(TransmitService::new(Arc::clone(&hub))),
         Box::new(ReceiveService::new(hub)),
+        Box::new(RequestService(Arc::clone(&bus))),
+        Box::new(ControlService(bus)),
         Box::new(CallService::new(Box::new(answer))),
     ];
     let mut random = Random(0xbad5eed);
@@ -171,7 +176,7 @@ fn scrambled_rings_of_every_device_are_served_or_broken() {
         scramble(&mut driver, &mut random);
         driver.config.packed = round % 2 == 0;
         driver.config.position = if driver.config.packed { Position::PACKED_START } else { Position::default() };
-        let service = &mut services[(round / 2 % 7) as usize];
+        let service = &mut services[(round / 2 % 9) as usize];
         match serve(&driver, &map, service.as_mut()) {
             Ok(count) => served += count,
             Err(_) => broken += 1,

@@ -6,4 +6,5 @@ mod host;
 mod hostile;
 mod packed;
 mod ring;
+mod scsi;
 mod vsock;

@@ -114,6 +114,37 @@ class VsockHub(Protocol):
         """Serve the queue on which the guest sends."""
 
 
+class ScsiBackend(Protocol):
+    """The units of a virtio-scsi device; serves its queues."""
+
+    def attach(
+        self,
+        target: int,
+        lun: int,
+        disk: Any,
+        *,
+        disc: bool,
+        readonly: bool,
+        serial: bytes,
+        discard: bool,
+        writeback: bool,
+        granularity_bytes: int,
+    ) -> None:
+        """Put a unit over the data path `disk` at an address."""
+
+    def detach(self, target: int, lun: int) -> bool:
+        """Take the unit away; whether there was one."""
+
+    def set_sizes(self, cdb_bytes: int, sense_bytes: int) -> None:
+        """Take the driver's sizes of command blocks and sense data."""
+
+    def control(self, queue: Queue) -> Worker:
+        """Serve the control queue."""
+
+    def requests(self, queue: Queue) -> Worker:
+        """Serve a request queue."""
+
+
 class Cable(Protocol):
     """The host's end of a network card's cable."""
 
@@ -170,6 +201,9 @@ class Workers(Protocol):
         An exception there is a defect of the device: it is reported, and the driver sees a device
         that needs a reset.
         """
+
+    def scsi(self) -> ScsiBackend:
+        """A SCSI host without units."""
 
     def vsock(self, cid: int, listener_fd: int, path: str) -> VsockHub:
         """Sockets of guest `cid`: it is called at `listener_fd` and calls at `path`_port."""

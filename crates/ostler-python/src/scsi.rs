@@ -1,0 +1,75 @@
+//! Logical units of a SCSI host.
+
+use std::sync::Arc;
+
+use ostler_memory::GuestRam;
+use ostler_virtio::scsi::{Bus, ControlService, Kind, RequestService, Unit};
+use pyo3::prelude::*;
+
+use crate::block::BlockDisk;
+use crate::virtio::{QueueArgs, VirtioWorker, start};
+
+/// The units of one virtio-scsi device.
+#[pyclass(frozen, module = "ostler.engine")]
+#[derive(Debug)]
+pub struct VirtioScsi {
+    memory: Arc<GuestRam>,
+    bus: Arc<Bus>,
+}
+
+impl VirtioScsi {
+    pub(crate) fn new(memory: Arc<GuestRam>) -> Self {
+        Self { memory, bus: Arc::default() }
+    }
+}
+
+#[pymethods]
+impl VirtioScsi {
+    /// Put what `disk` holds at `target` and `lun`, as a disk or, with `disc`, a CD-ROM; what was
+    /// there is gone. `granularity_bytes` is what is best given up at once.
+    #[pyo3(signature = (target, lun, disk, *, disc, readonly, serial, discard, writeback, granularity_bytes))]
+    #[expect(clippy::too_many_arguments, reason = "Python names each of them")]
+    fn attach(
+        &self,
+        target: u8,
+        lun: u16,
+        disk: &BlockDisk,
+        disc: bool,
+        readonly: bool,
+        serial: &[u8],
+        discard: bool,
+        writeback: bool,
+        granularity_bytes: u32,
+    ) {
+        let unit = Unit {
+            kind: if disc { Kind::Disc } else { Kind::Disk },
+            image: Arc::clone(&disk.disk),
+            readonly: readonly || disc,
+            serial: serial.to_vec(),
+            discard,
+            writeback,
+            granularity_bytes,
+        };
+        self.bus.attach((target, lun), unit);
+    }
+
+    /// Take the unit at `target` and `lun` away when no command is executed; whether there was one.
+    fn detach(&self, py: Python<'_>, target: u8, lun: u16) -> bool {
+        py.detach(|| self.bus.detach((target, lun)))
+    }
+
+    /// The sizes of command blocks and of sense data in requests.
+    fn set_sizes(&self, cdb_bytes: u32, sense_bytes: u32) {
+        self.bus.set_sizes(cdb_bytes, sense_bytes);
+    }
+
+    /// Serve the control queue.
+    fn control(&self, py: Python<'_>, queue: QueueArgs) -> PyResult<VirtioWorker> {
+        start(py, &self.memory, "scsi-control", queue, ControlService(Arc::clone(&self.bus)))
+    }
+
+    /// Serve a request queue.
+    fn requests(&self, py: Python<'_>, queue: QueueArgs) -> PyResult<VirtioWorker> {
+        start(py, &self.memory, "virtio-scsi", queue, RequestService(Arc::clone(&self.bus)))
+    }
+}

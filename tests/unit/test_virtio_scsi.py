@@ -1,0 +1,108 @@
+"""The SCSI host: its configuration, its events, and which units a machine's disks become."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ostler.config import DiskConfig, MachineConfig
+from ostler.devices.virtio.scsi import CDB_SIZE_OFFSET, SENSE_SIZE_OFFSET, VirtioScsi
+from ostler.errors import ConfigError, StateError
+from ostler.machine.describe import draw
+from ostler.machine.disks import GuestDisk
+from ostler.testing.pci import FakeImage, FakeScsi, FakeWorkers
+
+CDB_SIZES = slice(20, 28)
+
+
+def backend(scsi: VirtioScsi) -> FakeScsi:
+    assert isinstance(scsi._bus, FakeScsi)
+    return scsi._bus
+
+
+def events(scsi: VirtioScsi) -> list[tuple[int, bytes, int]]:
+    feed: Any = scsi._events
+    return [struct.unpack("<I8sI", message) for message in feed.messages]
+
+
+def test_sizes_of_the_driver_are_taken_within_their_limits() -> None:
+    scsi = VirtioScsi(FakeWorkers())
+    assert scsi.config()[CDB_SIZES] == struct.pack("<II", 96, 32)
+    scsi.write(SENSE_SIZE_OFFSET, 4, 18)
+    scsi.write(CDB_SIZE_OFFSET, 4, 16)
+    scsi.write(CDB_SIZE_OFFSET, 2, 99)
+    assert scsi.config()[CDB_SIZES] == struct.pack("<II", 18, 16)
+    assert backend(scsi).sizes == (16, 18)
+    scsi.write(SENSE_SIZE_OFFSET, 4, 0xFFFF_FFFF)
+    scsi.write(CDB_SIZE_OFFSET, 4, 0xFFFF_FFFF)
+    assert backend(scsi).sizes == (260, 252)
+    saved = scsi.save()
+    scsi.reset()
+    assert backend(scsi).sizes == (32, 96)
+    scsi.load(saved)
+    assert backend(scsi).sizes == (260, 252)
+    with pytest.raises(StateError):
+        scsi.load({**saved, "cdb_bytes": 261})
+
+
+def test_units_that_come_and_go_are_told_to_the_driver() -> None:
+    scsi = VirtioScsi(FakeWorkers())
+    scsi.attach(1, 2, FakeImage())
+    scsi.attach(0, 300, FakeImage(readonly=True), disc=True, serial="S")
+    scsi.capacity_changed(1, 2)
+    scsi.detach(1, 2)
+    near, far = bytes([1, 1, 0, 2, 0, 0, 0, 0]), bytes([1, 0, 0x41, 0x2C, 0, 0, 0, 0])
+    assert events(scsi) == [(1, near, 1), (1, far, 1), (3, near, 0x092A), (1, near, 2)]
+    unit = backend(scsi).units.pop((0, 300))
+    assert (unit["disc"], unit["readonly"], unit["serial"]) == (True, True, b"S")
+    assert backend(scsi).units == {}
+    scsi.reset()
+    assert events(scsi) == []
+    for target, lun, why in ((64, 0, "0 to 63"), (0, 1 << 14, "units to 16383"), (0, 300, "there")):
+        with pytest.raises(ConfigError, match=why):
+            scsi.attach(target, lun, FakeImage())
+    with pytest.raises(ConfigError, match="there is none"):
+        scsi.detach(5, 5)
+
+
+def units(*texts: str) -> set[tuple[int, int]]:
+    config = MachineConfig(kernel=Path("k"), disks=tuple(map(DiskConfig.parse, texts)), nets=())
+    image: Any = None
+    board = draw(config, [GuestDisk(image, image, 1 << 20, False, 4096) for _ in texts])
+    try:
+        host: Any = board.devices["scsi"]
+        assert isinstance(host.device, VirtioScsi)
+        return host.device.units
+    finally:
+        board.close()
+
+
+def test_disks_become_units_of_the_next_free_target_or_the_one_they_name() -> None:
+    found = units("a,bus=scsi", "b,bus=scsi,target=1", "c,media=cdrom", "d,bus=scsi,target=1,lun=7")
+    assert found == {(0, 0), (1, 0), (2, 0), (1, 7)}
+    with pytest.raises(ConfigError, match=r"--disk b: SCSI unit 3:0 is there already"):
+        units("a,bus=scsi,target=3", "b,bus=scsi,target=3")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a,bus=ide", "no bus 'ide'; there is: virtio, scsi"),
+        ("a,media=tape", "no media 'tape'"),
+        ("a,media=cdrom,bus=virtio", "say bus=scsi"),
+        ("a,lun=1", "are for bus=scsi"),
+        ("a,target=1", "are for bus=scsi"),
+    ],
+)
+def test_disk_at_a_place_that_is_none_is_refused(text: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        DiskConfig.parse(text)
+
+
+def test_disc_may_be_in_two_drives_since_nobody_writes_to_it() -> None:
+    disks = tuple(DiskConfig.parse("a,media=cdrom") for _ in range(2))
+    assert not disks[0].writes
+    assert MachineConfig(kernel=Path("k"), disks=disks).disks == disks
