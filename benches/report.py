@@ -24,13 +24,20 @@ TITLES = {
     "sha256": "sha256, scalar",
     "gzip": "gzip, busybox",
     "float": "floating point",
+    "random": "random loads",
+    "load": "sequential loads",
+    "sort": "qsort",
+    "vector": "SSE2 integers",
+    "call": "call and return",
+    "indirect": "indirect jumps",
+    "codestore": "stores beside code",
     "memcpy": "memcpy by rep movsb",
     "mips": "integer loop",
 }
 
 
 def rows(samples: Mapping[str, Sequence[Sample]]) -> list[dict[str, object]]:
-    """One row a measurement, with the median of each engine and ostler's time over qemu's."""
+    """One row a measurement, with the median of each engine, and of the pairs' ratios of ostler's time to qemu's."""
     first = samples["qemu"][0] if samples.get("qemu") else samples["ostler"][0]
     found: list[dict[str, object]] = []
     for name, unit in first.units.items():
@@ -43,7 +50,8 @@ def rows(samples: Mapping[str, Sequence[Sample]]) -> list[dict[str, object]]:
         }
         row: dict[str, object] = {"name": name, "unit": unit, **medians}
         if "ostler" in medians and "qemu" in medians:
-            row["ratio"] = medians["ostler"] / medians["qemu"]
+            pairs = zip(samples["ostler"], samples["qemu"], strict=False)
+            row["ratio"] = median(one.values[name] / other.values[name] for one, other in pairs)
         row["samples"] = {
             engine: [sample.values[name] for sample in runs]
             for engine, runs in samples.items()

@@ -16,6 +16,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bench.h"
+
 enum { SLICE_NS = 400000000, BUFFER_BYTES = 1 << 20, MATRIX = 64 };
 
 static unsigned char buffer[BUFFER_BYTES], copy[BUFFER_BYTES];
@@ -27,8 +29,8 @@ static int64_t now_ns(void)
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-// Run `work(count)` with growing counts until it takes SLICE_NS; print ns per count and `unit`.
-static void measure(const char *name, const char *unit, void (*work)(uint64_t), double per_count)
+// Until it takes SLICE_NS.
+void measure(const char *name, const char *unit, void (*work)(uint64_t), double per_count)
 {
     uint64_t count = 1;
     for (;;) {
@@ -301,6 +303,7 @@ int main(int argc, char **argv)
     measure("sha256", "ns/byte", sha256, 65536);
     measure("gzip", "ns/byte", gzip, BUFFER_BYTES / 4);
     measure("float", "ns/multiply-add", floating_point, (double)MATRIX * MATRIX * MATRIX);
+    measure_compute();
     measure("memcpy", "us/MiB", string_move, 1e3);
     printf("bench done 0 -\n");
     return 0;
