@@ -1,4 +1,5 @@
-//! virtio-vsock: `cargo fuzz run virtio_vsock`. The guest's packets go where nobody listens.
+//! virtio-vsock: `cargo fuzz run virtio_vsock`. The guest's packets go where nobody listens, and the
+//! answers come back.
 
 #![no_main]
 
@@ -8,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use ostler_virtio::vsock::{Hub, TransmitService};
+use ostler_virtio::vsock::{Hub, ReceiveService, TransmitService};
 
 static HUB: LazyLock<Arc<Hub>> = LazyLock::new(|| {
     let path = std::env::temp_dir().join(format!("ostler-fuzz-{}", std::process::id()));
@@ -18,5 +19,7 @@ static HUB: LazyLock<Arc<Hub>> = LazyLock::new(|| {
 
 fuzz_target!(|data: &[u8]| {
     ring::run(data, &mut TransmitService::new(Arc::clone(&HUB)));
+    // What the hub has to say to that, into the same memory.
+    ring::run(data, &mut ReceiveService::new(Arc::clone(&HUB)));
     HUB.reset();
 });

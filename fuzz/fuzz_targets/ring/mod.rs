@@ -17,13 +17,20 @@ static RAM: LazyLock<GuestRam> = LazyLock::new(|| {
 fn serve(config: &RingConfig, service: &mut dyn Service) -> Result<(), Broken> {
     let map = RAM.map();
     let Ok(mut ring) = Ring::new(config, &map) else { return Ok(()) };
+    let mut held = Vec::new();
     for _ in 0..MAX_REQUESTS {
         let Some(chain) = ring.pop(&map)? else { break };
         match service.serve(&chain, &map)? {
             Outcome::Done(len) => {
                 assert!(u64::from(len) <= chain.writable.len());
-                ring.push(&map, &chain, len)?;
+                held.push((chain, len));
+                ring.push_all(&map, &held)?;
+                held.clear();
                 ring.needs_interrupt(&map)?;
+            }
+            Outcome::More => {
+                let len = chain.writable.len() as u32;
+                held.push((chain, len));
             }
             Outcome::Later => {
                 ring.unpop(&chain);
