@@ -37,7 +37,7 @@ TITLES = {
 
 
 def rows(samples: Mapping[str, Sequence[Sample]]) -> list[dict[str, object]]:
-    """One row a measurement, with the median of each engine, and of the pairs' ratios of ostler's time to qemu's."""
+    """One row a measurement: each engine's median, and that of ostler's time to qemu's by pair."""
     first = samples["qemu"][0] if samples.get("qemu") else samples["ostler"][0]
     found: list[dict[str, object]] = []
     for name, unit in first.units.items():
