@@ -58,6 +58,9 @@ impl Filter {
 
     /// False when there is no such VLAN.
     pub fn set_vlan(&mut self, vlan: u16, member: bool) -> bool {
+        if usize::from(vlan) >= VLANS {
+            return false;
+        }
         self.vlans.resize(VLANS / 64, 0);
         let Some(bits) = self.vlans.get_mut(usize::from(vlan) / 64) else { return false };
         let bit = 1 << (vlan % 64);

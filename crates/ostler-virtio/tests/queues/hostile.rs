@@ -16,21 +16,21 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 const ROUNDS: u64 = 20_000;
 
 /// xorshift64*: the same sequence on every run.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 }
@@ -46,7 +46,7 @@ fn random_desc(random: &mut Random) -> Desc {
 }
 
 /// Fills the table, the buffers and the available ring with plausible nonsense.
-fn scramble(driver: &mut Driver, random: &mut Random) {
+pub fn scramble(driver: &mut Driver, random: &mut Random) {
     for index in 0..QUEUE_SIZE {
         driver.describe(index, random_desc(random));
     }
@@ -87,7 +87,7 @@ fn request_header(random: &mut Random) -> [u8; 16] {
 }
 
 /// Serves one scrambled ring to its end; how many chains came through.
-fn serve(driver: &Driver, map: &GuestMap, service: &mut dyn Service) -> Result<u32, Broken> {
+pub fn serve_bounded(driver: &Driver, map: &GuestMap, service: &mut dyn Service) -> Result<u32, Broken> {
     let mut ring = Ring::new(&driver.config, map).map_err(|_| Broken::NotMemory)?;
     let mut served = 0;
     while let Some(chain) = ring.pop(map)? {
@@ -122,7 +122,7 @@ fn scrambled_rings_never_reach_past_the_disk() {
         }
         driver.config.event_idx = round & 1 != 0;
         let service: &mut dyn Service = if round % 8 == 0 { &mut RngService } else { &mut blk };
-        match serve(&driver, &map, service) {
+        match serve_bounded(&driver, &map, service) {
             Ok(count) => served += count,
             Err(_) => broken += 1,
         }
@@ -177,7 +177,7 @@ fn scrambled_rings_of_every_device_are_served_or_broken() {
         driver.config.packed = round % 2 == 0;
         driver.config.position = if driver.config.packed { Position::PACKED_START } else { Position::default() };
         let service = &mut services[(round / 2 % 9) as usize];
-        match serve(&driver, &map, service.as_mut()) {
+        match serve_bounded(&driver, &map, service.as_mut()) {
             Ok(count) => served += count,
             Err(_) => broken += 1,
         }

@@ -4,6 +4,7 @@ mod blk;
 mod driver;
 mod host;
 mod hostile;
+mod net;
 mod packed;
 mod ring;
 mod scsi;
