@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from ostler.block import open_image
 from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.formats.qcow2.recording import find_map
-from ostler.cli.image import app
+from ostler.cli.image import build_app
 from ostler.errors import DiskError
 
 pytestmark = needs_qemu
@@ -158,7 +158,7 @@ def test_snapshot_is_not_applied_under_a_bitmap(tmp_path: Path) -> None:
 
 
 def run(*arguments: str | Path) -> str:
-    done = CliRunner().invoke(app, ["bitmap", *map(str, arguments)])
+    done = CliRunner().invoke(build_app(), ["bitmap", *map(str, arguments)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
@@ -217,7 +217,7 @@ def test_bitmap_verb_merges_from_another_image(tmp_path: Path) -> None:
 def test_bitmap_verb_refuses_in_one_line(arguments: list[str], what: str, tmp_path: Path) -> None:
     path = make(tmp_path)
     qemu("bitmap", "--add", path, "on")
-    done = CliRunner().invoke(app, ["bitmap", *arguments, str(path), "on"])
+    done = CliRunner().invoke(build_app(), ["bitmap", *arguments, str(path), "on"])
     assert what in str(done.exception)
     qemu("check", path)
 

@@ -15,7 +15,7 @@ import zstandard
 from typer.testing import CliRunner
 
 from ostler.cli import invoke
-from ostler.cli.image import app
+from ostler.cli.image import build_app
 from ostler.errors import ConfigError
 from ostler.image import COMPRESSIONS, Initramfs, ModuleTree, compress
 
@@ -89,7 +89,7 @@ def test_command_with_everything_writes_the_image(tmp_path: Path, modules: Path)
     init.write_text("#!/bin/sh\n")
     out = tmp_path / "initrd"
     result = CliRunner().invoke(
-        app,
+        build_app(),
         [
             "initramfs", "--dir", str(tmp_path / "root"), "--init", str(init),
             "--file", f"{init}:/bin/tool", "--modules", "disk",
@@ -186,5 +186,7 @@ def test_command_with_bad_options_says_the_cure(
 ) -> None:
     out = tmp_path / "initrd"
     with pytest.raises(ConfigError, match=message):
-        CliRunner().invoke(app, ["initramfs", *options, "-o", str(out)], catch_exceptions=False)
+        CliRunner().invoke(
+            build_app(), ["initramfs", *options, "-o", str(out)], catch_exceptions=False
+        )
     assert not out.exists()

@@ -1,5 +1,6 @@
 //! A storage whose bytes are the disk's.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use crate::disk::{Content, Disk, Extent, check_range};
@@ -28,6 +29,11 @@ impl Raw {
     /// offset: the disk would be taken for an image of another format.
     pub fn guard(&mut self, magics: Vec<(usize, Vec<u8>)>) {
         self.guarded = magics;
+    }
+
+    fn has_odd_end(&self) -> Result<bool> {
+        let file_bytes = self.storage.len()?;
+        Ok(file_bytes != self.size && file_bytes.next_multiple_of(SECTOR_BYTES as u64) == self.size)
     }
 
     fn check_write(&self, offset: u64, len: u64) -> Result<()> {
@@ -59,7 +65,13 @@ impl Disk for Raw {
 
     fn read(&self, into: &Sink<'_>, offset: u64) -> Result<()> {
         check_range(offset, into.len() as u64, self.size)?;
-        Ok(self.storage.read_exact(into, offset)?)
+        match self.storage.read_exact(into, offset) {
+            // A disk is whole sectors, a file may lack some of its last one.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof && self.has_odd_end()? => {
+                Ok(self.storage.read(into, offset)?)
+            }
+            done => Ok(done?),
+        }
     }
 
     fn write(&self, from: &Source<'_>, offset: u64) -> Result<()> {

@@ -27,24 +27,29 @@ DEBUG_VARIABLE = "OSTLER_DEBUG"
 class Verb:
     """`ostler NAME`: the module and the attribute in it that is the command, and its one-line help.
 
-    The attribute is a function, or a `typer.Typer` where there are verbs below it.
+    The attribute is a function, or a `typer.Typer` where there are verbs below it. If it `builds`,
+    it makes that `typer.Typer` for one of them.
     """
 
     module: str
     attribute: str
     help: str
+    builds: bool = False
 
 
 VERBS = {
     "run": Verb("ostler.cli.run", "run", "Boot a kernel in a virtual machine."),
     "host": Verb("ostler.cli.host", "app", "Look at the machine that guests run on."),
     "net": Verb("ostler.cli.net", "app", "Look at the machines' networks."),
-    "image": Verb("ostler.cli.image", "app", "Make images for guests."),
+    "image": Verb("ostler.cli.image", "build_app", "Make images for guests.", builds=True),
 }
 
 
-def build_app(verb: str | None) -> typer.Typer:
-    """The command line, with `verb` loaded and the others by name and help only."""
+def build_app(verb: str | None, below: str | None = None) -> typer.Typer:
+    """The command line, with `verb` loaded and the others by name and help only.
+
+    `below` is the verb that follows it, if one does.
+    """
     app = typer.Typer(
         name="ostler",
         help="Ostler: virtual machines, from Python and from here.",
@@ -59,6 +64,7 @@ def build_app(verb: str | None) -> typer.Typer:
             app.command(name, help=known.help)(_not_loaded)
             continue
         loaded = getattr(import_module(known.module), known.attribute)
+        loaded = loaded(below) if known.builds else loaded
         if isinstance(loaded, typer.Typer):
             app.add_typer(loaded, name=name)
         else:
@@ -68,9 +74,10 @@ def build_app(verb: str | None) -> typer.Typer:
 
 def invoke(arguments: Sequence[str]) -> int:
     """Run the command line `arguments`; the exit code."""
-    verb = next((word for word in arguments if not word.startswith("-")), None)
+    words = [word for word in arguments if not word.startswith("-")]
+    verb, below = (*words, None, None)[:2]
     try:
-        result = build_app(verb)(list(arguments), prog_name="ostler", standalone_mode=False)
+        result = build_app(verb, below)(list(arguments), prog_name="ostler", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except GuestError as error:
         return _fail(str(error), GUEST_FAILED)

@@ -78,6 +78,7 @@ impl Qcow2 {
         // A failure leaves the space counted until the next check: it may be shared by now.
         written?;
         let old = tables.entry(self.storage.as_ref(), number)?;
+        self.note_crowding(&tables);
         tables.unlink(old, false)?;
         let word = layout.compressed_entry(at, packed.len() as u64);
         tables.set_entry(self.storage.as_ref(), number, super::entry::Entry { word, bitmap: 0 })

@@ -121,6 +121,7 @@ impl Qcow2 {
                 continue;
             }
             act(&mut tables, at, &mapping)?;
+            self.note_crowding(&tables);
             at += mapping.len;
         }
         Ok(())

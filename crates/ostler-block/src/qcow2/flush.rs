@@ -32,9 +32,16 @@ impl Qcow2 {
         self.commit(&mut self.tables())
     }
 
+    /// Notes whether what was changed fills the caches.
+    pub(super) fn note_crowding(&self, tables: &Tables) {
+        if tables.is_crowded() {
+            self.is_crowded.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Writes the tables when the caches hold too much; the gate is not entered.
     pub(super) fn relieve(&self) -> Result<()> {
-        if self.tables().is_crowded() {
+        if self.is_crowded.load(Ordering::Relaxed) {
             let _alone = self.close_gate();
             self.commit(&mut self.tables())?;
         }
@@ -68,6 +75,7 @@ impl Qcow2 {
     /// One round of writing; the gate is closed.
     fn commit(&self, tables: &mut Tables) -> Result<()> {
         self.is_unsettled.store(false, Ordering::Release);
+        self.is_crowded.store(false, Ordering::Relaxed);
         let done = self.try_commit(tables);
         if done.is_err() {
             self.is_unsettled.store(true, Ordering::Release);

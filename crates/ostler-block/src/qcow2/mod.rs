@@ -71,6 +71,10 @@ pub struct Qcow2 {
     landed: Condvar,
     /// Data was written since the last flush.
     is_unsettled: AtomicBool,
+    /// Bytes of the disk, as the layout has them: requests need not wait for the tables to know.
+    size: AtomicU64,
+    /// The caches hold more than they should.
+    is_crowded: AtomicBool,
     /// The file has at least begun every cluster below.
     known_end: AtomicU64,
     unpacked: Mutex<Unpacked>,
@@ -103,6 +107,8 @@ impl Qcow2 {
             tables: Mutex::new(tables),
             landed: Condvar::new(),
             is_unsettled: AtomicBool::new(false),
+            size: AtomicU64::new(layout.size),
+            is_crowded: AtomicBool::new(false),
             known_end: AtomicU64::new(if layout.external_data { u64::MAX } else { 0 }),
             unpacked: Mutex::new(Unpacked::default()),
             recorders: RwLock::default(),
@@ -238,7 +244,7 @@ impl Qcow2 {
 
 impl Disk for Qcow2 {
     fn size(&self) -> u64 {
-        self.tables().layout.size
+        self.size.load(Ordering::Acquire)
     }
 
     fn read(&self, into: &Sink<'_>, offset: u64) -> Result<()> {

@@ -73,6 +73,7 @@ impl Qcow2 {
             layout.check()?;
             tables.l1 = read_l1(&layout, self.storage.as_ref(), offset, entries)?;
             tables.layout = layout;
+            self.size.store(size, std::sync::atomic::Ordering::Release);
             Ok(())
         })
     }

@@ -257,6 +257,7 @@ impl Qcow2 {
         };
         tables.in_flight.retain(|&(first, _)| first != flight.first);
         self.landed.notify_all();
+        self.note_crowding(&tables);
         done
     }
 

@@ -6,49 +6,54 @@ What they do is in `ostler.block`, which each loads when it runs.
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import typer
 
-from ostler.cli.image.amend import amend
-from ostler.cli.image.bench import bench
-from ostler.cli.image.bitmap import bitmap
-from ostler.cli.image.check import check
-from ostler.cli.image.commit import commit
-from ostler.cli.image.compare import compare
-from ostler.cli.image.convert import convert
-from ostler.cli.image.create import create
-from ostler.cli.image.dd import dd
-from ostler.cli.image.info import info
-from ostler.cli.image.initramfs import initramfs
-from ostler.cli.image.map import map_image
-from ostler.cli.image.measure import measure
-from ostler.cli.image.options import SignedCommand
-from ostler.cli.image.rebase import rebase
-from ostler.cli.image.resize import resize
-from ostler.cli.image.serve import serve
-from ostler.cli.image.snapshot import snapshot
+VERBS = {
+    "create": "create",
+    "info": "info",
+    "check": "check",
+    "convert": "convert",
+    "compare": "compare",
+    "map": "map_image",
+    "measure": "measure",
+    "bench": "bench",
+    "dd": "dd",
+    "resize": "resize",
+    "snapshot": "snapshot",
+    "rebase": "rebase",
+    "commit": "commit",
+    "amend": "amend",
+    "bitmap": "bitmap",
+    "serve": "serve",
+    "initramfs": "initramfs",
+}
+"""`ostler image NAME`: the function in `ostler.cli.image.NAME`, in the order of the help."""
 
-app = typer.Typer(help="Make, inspect and change disk images.", no_args_is_help=True)
+TAKES_MINUS = ("create", "resize")
+"""Verbs that have a size among their arguments, -5G say."""
 
 
-@app.callback()
-def image() -> None:
+def build_app(verb: str | None = None) -> typer.Typer:
+    """The verbs; only `verb`, if there is one of that name, so that no other is loaded."""
+    app = typer.Typer(help="Make, inspect and change disk images.", no_args_is_help=True)
+    app.callback()(_options)
+    for name in [verb] if verb in VERBS else VERBS:
+        assert name is not None
+        function = getattr(import_module(f"ostler.cli.image.{name}"), VERBS[name])
+        app.command(name, cls=_command(name))(function)
+    return app
+
+
+def _command(name: str) -> Any:
+    if name not in TAKES_MINUS:
+        return None
+    from ostler.cli.image.options import SignedCommand
+
+    return SignedCommand
+
+
+def _options() -> None:
     """Make, inspect and change disk images; the flags are those of qemu-img."""
-
-
-app.command(cls=SignedCommand)(create)
-app.command()(info)
-app.command()(check)
-app.command()(convert)
-app.command()(compare)
-app.command("map")(map_image)
-app.command()(measure)
-app.command()(bench)
-app.command()(dd)
-app.command(cls=SignedCommand)(resize)
-app.command()(snapshot)
-app.command()(rebase)
-app.command()(commit)
-app.command()(amend)
-app.command()(bitmap)
-app.command()(serve)
-app.command()(initramfs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -190,6 +189,8 @@ def size_option(text: str, what: str) -> int:
     if text.startswith(MINUS):
         raise ConfigError(f"{what} -{text[1:]}: less than nothing; give a size, 10G say")
     if match := FRACTION.fullmatch(text):
+        from decimal import Decimal
+
         return int(Decimal(match[1]) * parse_size(f"1{match[2]}", what))
     lower = text.lower()
     if lower.endswith("b") and not lower.startswith("0x") and lower[:-1].isdigit():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ostler.block.formats.qcow2 import encryption
 from ostler.block.formats.qcow2.header import Autoclear, Incompatible
 from ostler.block.formats.qcow2.snapshots import Entry, table_bytes
 from ostler.block.image import check_writable
@@ -76,7 +75,11 @@ def references(
         from ostler.block.formats.qcow2.bitmaps import places
 
         others += places(image.file, image.header)
-    return l1_tables, others + encryption.places(image.header)
+    if image.header.crypt_method:
+        from ostler.block.formats.qcow2 import encryption
+
+        others += encryption.places(image.header)
+    return l1_tables, others
 
 
 def _result(image: Qcow2Image, found: dict[str, Any]) -> CheckResult:

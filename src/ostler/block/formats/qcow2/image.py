@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ostler.block.chain import open_backing, refuse_guessed_chain, resolve
 from ostler.block.data_path import storage_of
-from ostler.block.formats.qcow2 import encryption, resize, snapshots
+from ostler.block.formats.qcow2 import resize, snapshots
 from ostler.block.formats.qcow2.check import CheckResult, check, references
 from ostler.block.formats.qcow2.header import (
     BITMAPS,
@@ -37,6 +37,7 @@ from ostler.errors import DiskError
 if TYPE_CHECKING:
     from ostler.block.formats.qcow2.bitmaps import Bitmap
     from ostler.block.formats.qcow2.recording import Recording
+    from ostler.engine.crypto import SectorCipher
 
 L2_CACHE_BYTES = 32 << 20
 """As QEMU's default; maps 256 GiB with clusters of 64 KiB."""
@@ -55,13 +56,21 @@ class Qcow2Image(Closing):
         self._refuse_unsafe_writing()
         self.backing: Image | None = None
         self.data_file: ImageFile | None = None
-        self.cipher = encryption.unlock(file, self.header, how)
+        self.cipher = self._unlock()
         try:
             self._open_others(how)
             self._open_disk(how)
         except BaseException:
             self._close_others()
             raise
+
+    def _unlock(self) -> SectorCipher | None:
+        """The cipher of the data clusters, or `None` for an image in clear."""
+        if self.header.crypt_method == 0:
+            return None
+        from ostler.block.formats.qcow2 import encryption
+
+        return encryption.unlock(self.file, self.header, self.how)
 
     def _refuse_unsafe_writing(self) -> None:
         is_damaged = self.header.incompatible & Incompatible.CORRUPT
