@@ -3,6 +3,10 @@
 QEMU's TCG emulates AMD's SVM, nested paging included, so a Debian kernel booted in it loads the
 genuine `kvm_amd`. The host's root is mounted there read-only, and this project's own environment
 runs in it.
+
+The emulator stands still at times: the lab's kernel gets no more timer interrupts, and not even a
+`sleep` in it ends. What takes too long in the lab says so there, and long before `SILENCE_S`; so a
+lab that falls silent for as long is the emulator's doing, and is started again.
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +31,10 @@ MEMORY = "2G"
 CPUS = 2
 # Ten times what the longest job takes on two idle cores: the emulator may get a part of one.
 LIMIT_S = 900
+SILENCE_S = 100
+ATTEMPTS = 4
+LOOK_S = 0.2
+KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 tsc=reliable"
 SHOWN_CHARACTERS = 8000
 
 
@@ -49,25 +59,44 @@ def run(*commands: str) -> Done:
     with tempfile.TemporaryDirectory(prefix="ostler-lab-") as directory:
         image = Path(directory, "lab.gz")
         _image("\n".join(_job(commands))).write(image)
-        output = _emulate(image, Path(directory, "output"))
+        for attempt in range(1, ATTEMPTS + 1):
+            output, silent = _emulate(image, Path(directory, "output"))
+            if not silent:
+                break
+            print(f"lab: silent in attempt {attempt} after:\n{output[-500:]}", file=sys.stderr)
     ended = re.search(r"^lab: exit (\d+)", output, re.MULTILINE)
     assert ended is not None, f"the lab did not come to its end:\n{output[-SHOWN_CHARACTERS:]}"
     return Done(int(ended[1]), output)
 
 
-def _emulate(image: Path, output: Path) -> str:
-    """What the lab printed until it powered off, or was stopped at the limit."""
+def _emulate(image: Path, output: Path) -> tuple[str, bool]:
+    """What the lab printed until it ended or was stopped; and whether it had fallen silent."""
     with output.open("wb") as console:
         command = _command(image)
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
         ) as qemu:
-            try:
-                qemu.wait(LIMIT_S)
-            except subprocess.TimeoutExpired:
+            stopped = _wait(qemu, output)
+            if stopped:
                 qemu.kill()
-                console.write(f"\n{QEMU} was stopped after {LIMIT_S} s\n".encode())
-    return output.read_text(errors="replace")
+                console.write(f"\n{QEMU} was stopped: {stopped}\n".encode())
+    return output.read_text(errors="replace"), stopped == "silence"
+
+
+def _wait(qemu: subprocess.Popen[bytes], output: Path) -> str:
+    """Wait for the end: why not any longer, or nothing when it came."""
+    begun = heard = time.monotonic()
+    size = 0
+    while qemu.poll() is None:
+        time.sleep(LOOK_S)
+        now = time.monotonic()
+        if output.stat().st_size != size:
+            size, heard = output.stat().st_size, now
+        if now - heard > SILENCE_S:
+            return "silence"
+        if now - begun > LIMIT_S:
+            return f"{LIMIT_S} s are over"
+    return ""
 
 
 def _job(commands: tuple[str, ...]) -> list[str]:
@@ -97,5 +126,5 @@ def _command(image: Path) -> list[str]:
         QEMU, "-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", str(CPUS),
         "-m", MEMORY, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
         "-serial", "stdio", "-kernel", str(kernel("full").image), "-initrd", str(image),
-        "-append", "console=ttyS0 quiet panic=-1 tsc=reliable", "-virtfs", share,
+        "-append", KERNEL_OPTIONS, "-virtfs", share,
     ]  # fmt: skip

@@ -24,9 +24,9 @@ BEYOND_QEMU = (
     "tests/unit/test_engine_vcpu.py::test_breakpoint_exits_to_the_debugger_before_it[kvm]",
 )
 PYTHON = shlex.quote(sys.executable)
-# Where the limit is reached, the output names the test under way, and where it stood. The plug-in of
-# hypothesis wants a place to write to, and no test here needs it.
-LOUD = "-v --color=no -p no:cacheprovider -p no:hypothesispytest -o faulthandler_timeout=120"
+# Where the limit is reached, the output names the test under way, and where it stood. The plug-in
+# of hypothesis wants a place to write to, and no test here needs it.
+LOUD = "-v --color=no -p no:cacheprovider -p no:hypothesispytest -o faulthandler_timeout=60"
 
 
 def test_engine_passes_its_tests_on_the_genuine_kvm_without_a_skip() -> None:
