@@ -32,7 +32,7 @@ GUEST, NETMASK, GATEWAY = "10.0.2.15", "255.255.255.0", "10.0.2.2"
 MTU = 65_520
 # Frames wait here until passt has started, and while it is busy.
 SOCKET_BYTES = 1 << 20
-# One that ended so soon would do so again.
+# One that ended by itself so soon would do so again.
 TOO_SOON_S = 2.0
 MAX_RESTARTS = 5
 UNKNOWN = bytes(6)
@@ -142,8 +142,9 @@ class Passt(Backend):
         self.link.detach()
         self._events.changed()
         lasted = time.monotonic() - self._started
+        hopeless = process.returncode >= 0 and lasted < TOO_SOON_S
         why = _how_it_ended(process.returncode, self._said)
-        if lasted < TOO_SOON_S or self._restarts >= MAX_RESTARTS:
+        if hopeless or self._restarts >= MAX_RESTARTS:
             self._events.report(f"the user mode network is gone: passt {why}")
             return
         self._restarts += 1
