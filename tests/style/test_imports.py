@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from repository import ROOT, tracked
 
-LEAVES = {"errors", "state", "config", "registers"}
+LEAVES = {"errors", "state", "config", "registers", "unix_socket"}
 PARTS = {"devices", "block", "net", "firmware"}
 
 # What each part of the Python package may import of the others, besides itself.
@@ -18,6 +18,7 @@ PYTHON_LAYERS = {
     "errors": set[str](),
     "state": {"errors"},
     "registers": set[str](),
+    "unix_socket": set[str](),
     "config": {"errors"},
     "devices": LEAVES | {"block", "net"},
     "block": LEAVES | {"engine"},  # `engine.block`, `engine.crypto`; nothing of a machine

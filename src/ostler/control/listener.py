@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ostler.errors import ConfigError
+from ostler.unix_socket import remove_stale
 
 # What `sun_path` holds, less a NUL.
 MAX_PATH_BYTES = 107
@@ -24,7 +25,7 @@ def listening(path: Path, option: str, reserve_bytes: int = 0) -> Iterator[socke
     if len(os.fsencode(path)) > MAX_PATH_BYTES - reserve_bytes:
         raise ConfigError(f"{option}: {path} is too long for a unix socket; give a shorter path")
     with socket.socket(socket.AF_UNIX) as listener:
-        _remove_stale(path)
+        remove_stale(path)
         try:
             listener.bind(str(path))
         except OSError as error:
@@ -34,16 +35,3 @@ def listening(path: Path, option: str, reserve_bytes: int = 0) -> Iterator[socke
             yield listener
         finally:
             path.unlink(missing_ok=True)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens at any more; anything else stays for `bind` to meet."""
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-        except OSError:
-            pass  # `bind` says what is wrong with it

@@ -26,6 +26,7 @@ from ostler.block.nbd.protocol import DEFAULT_PORT, PeerGone, ProtocolError
 from ostler.block.nbd.session import Session
 from ostler.block.nbd.wire import Wire
 from ostler.errors import ConfigError, HostError
+from ostler.unix_socket import remove_stale
 
 HANDSHAKE_SECONDS = 15.0
 SILENCE_SECONDS = 30.0
@@ -67,7 +68,8 @@ class Server:
 
     def listen_unix(self, path: Path) -> None:
         """Listen on a socket file, for this user only. What a dead server left is replaced."""
-        _remove_stale(path)
+        if remove_stale(path):
+            raise HostError(f"{path}: another server listens there; stop it or give another path")
         listener = socket.socket(socket.AF_UNIX)
         before = os.umask(0o177)
         try:
@@ -198,21 +200,6 @@ class Server:
             with self._changed:
                 self._clients.pop(wire, None)
                 self._changed.notify_all()
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket file that nobody listens on."""
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
-            return
-        except OSError:
-            return
-    raise HostError(f"{path}: another server listens there; stop it or give another path")
 
 
 def _addresses(host: str, port: int) -> list[tuple[int, str]]:
