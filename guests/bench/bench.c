@@ -1,7 +1,8 @@
 // Benchmark program for the inside of a guest; static, needs nothing but /tmp and busybox.
 //
 // Each measurement runs for about SLICE_NS and prints one line: "bench NAME VALUE UNIT", where VALUE
-// is nanoseconds per operation. The host reads these lines (benches/engines.py).
+// is nanoseconds per operation. The host reads these lines (benches/engines.py). ONLY=NAME,NAME in the
+// environment picks some of them.
 
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -29,9 +30,24 @@ static int64_t now_ns(void)
     return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
+// Whether ONLY, a list with commas, is absent or has `name`.
+static int wanted(const char *name)
+{
+    const char *only = getenv("ONLY");
+    size_t length = strlen(name);
+    if (!only)
+        return 1;
+    for (const char *at = only; (at = strstr(at, name)); at += length)
+        if ((at == only || at[-1] == ',') && (at[length] == ',' || !at[length]))
+            return 1;
+    return 0;
+}
+
 // Until it takes SLICE_NS.
 void measure(const char *name, const char *unit, void (*work)(uint64_t), double per_count)
 {
+    if (!wanted(name))
+        return;
     uint64_t count = 1;
     for (;;) {
         int64_t start = now_ns();

@@ -27,6 +27,8 @@ fn of_instruction(item: &Instruction, host: &Outcome, ours: &Outcome) -> bool {
         Mnemonic::Ud1 => true,
         // Registers are loaded one by one, or after all were read.
         Mnemonic::Popa | Mnemonic::Popad => host == ours,
+        // The two operands are read in either order, and either may be the one that faults.
+        _ if is_string_compare(item) => host.is_some_and(is_of_memory) && ours.is_some_and(is_of_memory),
         // Whether bytes that are masked out are looked at is up to the processor (SDM, MASKMOVQ).
         Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => matches!(host, Some(13 | 14 | 17)),
         // The stack is written before or after the target is known to be canonical.
@@ -45,6 +47,18 @@ fn of_instruction(item: &Instruction, host: &Outcome, ours: &Outcome) -> bool {
         // AMD's SHA instructions take misaligned operands, Intel's are #GP(0) then.
         _ => item.code().cpuid_features().contains(&CpuidFeature::SHA) && ours == Some(13),
     }
+}
+
+/// CMPS; the vector instruction CMPSD has the same name.
+fn is_string_compare(item: &Instruction) -> bool {
+    let name = item.mnemonic();
+    matches!(name, Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsq)
+        || name == Mnemonic::Cmpsd && item.is_string_instruction()
+}
+
+/// #SS, #GP, #PF and #AC are what an operand in memory may raise.
+fn is_of_memory(vector: u8) -> bool {
+    matches!(vector, 12 | 13 | 14 | 17)
 }
 
 /// Linux answers fetches from its vsyscall page itself; and a long operand that ends behind the canonical

@@ -107,14 +107,19 @@ impl Jit {
         }
     }
 
-    /// Links the jump `site` to `block`, if that is where it leads. Both are for the same [`Key`].
-    pub(super) fn link(&mut self, site: u32, block: &Block, entry: u64) {
+    /// Links the jump `site` to `block`, if that is where it leads. Both are for `key`.
+    pub(super) fn link(&mut self, site: u32, block: &Block, entry: u64, key: Key) {
         let (Some(arena), Some(known)) = (&mut self.arena, self.sites.get(site as usize)) else { return };
-        // What crosses a page depends on where the next page is.
-        if known.target != block.gpa || block.second_page.is_some() {
+        if known.target != block.gpa {
+            return;
+        }
+        if block.second_page.is_some() {
+            // What crosses a page depends on where the next page is: this one goes by the table from now on.
+            arena.patch(known.way_out, self.stubs.jump[key.bank()]);
             return;
         }
         arena.patch(known.end, entry);
+        self.statistics.links += 1;
         block.translated.incoming.borrow_mut().push(site);
     }
 

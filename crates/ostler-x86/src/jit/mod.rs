@@ -73,6 +73,8 @@ pub struct Statistics {
     /// Entries into translated code, and calls out of it.
     pub entries: u64,
     pub call_outs: u64,
+    /// Jumps that were made to lead straight to their target.
+    pub links: u64,
     /// Times all code was dropped because the memory for it was full.
     pub flushes: u64,
 }

@@ -64,7 +64,7 @@ impl Cpu {
         if context.site != 0 {
             if self.jit.key == key {
                 // SAFETY: as in `translation`.
-                self.jit.link(context.site as u32 - 1, unsafe { &*block }, entry);
+                self.jit.link(context.site as u32 - 1, unsafe { &*block }, entry, key);
             }
             context.site = 0;
         }

@@ -20,8 +20,10 @@ use crate::jit::stubs::Stubs;
 pub struct Site {
     /// Where its displacement ends.
     pub end: u64,
-    /// Where it leads as long as it is not linked.
+    /// Where it leads as long as it is not linked: to code that leaves, so that it will be.
     pub unlinked: u64,
+    /// Where the displacement of the jump that does so ends.
+    pub way_out: u64,
     /// Guest physical address of its target.
     pub target: u64,
 }
@@ -225,7 +227,7 @@ impl Translator<'_> {
     /// Makes the jump whose displacement ends at `end` one that can be linked.
     pub fn add_site(&mut self, end: u64, target: i64) {
         self.cold.push(Cold::Unlinked { site: self.sites.len() });
-        self.sites.push(Site { end, unlinked: 0, target: (self.block.gpa & !0xfff) + target as u64 });
+        self.sites.push(Site { end, unlinked: 0, way_out: 0, target: (self.block.gpa & !0xfff) + target as u64 });
     }
 
     /// The linear address of an offset from the page, in T.
@@ -303,6 +305,7 @@ impl Translator<'_> {
         self.code.fix(end, here);
         self.load_linear((target & 0xfff) as i64);
         self.code.store_immediate(field!(site), self.around.site + index as u32 + 1);
-        self.code.jump(self.around.stubs.jump[self.around.key.bank()]);
+        self.code.jump(self.around.stubs.leave);
+        self.sites[index].way_out = self.code.here();
     }
 }

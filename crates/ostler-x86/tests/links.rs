@@ -1,0 +1,52 @@
+//! Which jumps of translated code lead straight to their targets.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use ostler_engine::{Exit, NobodyAnswers};
+use ostler_memory::{GuestRam, SlotConfig};
+use ostler_x86::Translate;
+use ostler_x86::cpu::control::{cr0, efer};
+use ostler_x86::cpu::{Cpu, Mode};
+use ostler_x86::jit::host_is_fit;
+use ostler_x86::vm::{Sibling, VmShared};
+
+const CODE: u64 = 0x4000;
+
+/// A CPU in 64-bit mode without paging, which translates everything, and has run `write`'s code up to its HLT.
+fn after(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Cpu {
+    let ram = Arc::new(GuestRam::new());
+    ram.set_slot(SlotConfig { size: 0x10000, ..SlotConfig::default() }).expect("a slot");
+    let mut assembler = CodeAssembler::new(64).expect("64 bits");
+    write(&mut assembler).expect("instructions");
+    assembler.hlt().expect("hlt");
+    ram.write(CODE, &assembler.assemble(CODE).expect("code")).expect("guest memory");
+    let vm = Arc::new(VmShared::new(ram, Translate::Eagerly));
+    let (running, acknowledged) = (AtomicBool::new(false), AtomicU64::new(0));
+    let sibling = Arc::new(Sibling { id: 0, signals: Arc::default(), running, acknowledged });
+    let mut cpu = Cpu::new(vm, sibling, None);
+    cpu.cr0 = cr0::ET | cr0::NE | cr0::MP | cr0::PE;
+    cpu.efer = efer::LMA | efer::LME;
+    (cpu.mode, cpu.bitness, cpu.segment_base) = (Mode::Long, 64, [0; 9]);
+    cpu.rip = CODE;
+    assert_eq!(cpu.run(&NobodyAnswers), Exit::Hlt);
+    cpu
+}
+
+#[test]
+fn jump_back_to_a_block_that_is_known_already_is_linked() {
+    if !host_is_fit() {
+        return;
+    }
+    let cpu = after(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.inc(rax)?;
+        a.cmp(rax, 1000)?;
+        a.jne(again)
+    });
+    assert_eq!(cpu.regs.get(0), 1000);
+    assert_eq!(cpu.jit.statistics.links, 1);
+}
