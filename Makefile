@@ -39,6 +39,7 @@ bench: build ## measure boot and guest speed beside qemu -accel tcg; writes buil
 	@tools/need $(TO_FETCH) $(TO_BENCH)
 	$(BIN)/python -m benches
 	$(BIN)/python -m benches.nbd
+	$(BIN)/python -m benches.images
 
 lint: .venv/.installed ## formatting, ruff, mypy, clippy
 	@tools/need $(TO_LINT)

@@ -9,6 +9,7 @@ import pytest
 from host_tree import FakeHost, make_tree
 from small_kernel import EXIT_1, PRINT_Y_FOR_EVER, small_kernel
 
+import ostler
 from ostler.block.image import open_image
 from ostler.cli import BAD_INPUT, VERBS, invoke
 
@@ -309,3 +310,11 @@ def test_run_to_its_end_loads_nothing_slow(tmp_path: Path) -> None:
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["--version"]) == 0
     assert capsys.readouterr().out.startswith("ostler ")
+
+
+def test_image_info_loads_no_machine_and_no_options_of_new_images(tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    ostler.create_image(image, 1 << 20)
+    loaded = loaded_by("image", "info", image)
+    assert "ostler.block.formats.qcow2.image" in loaded
+    assert not {"msgspec", "ctypes", "ostler.registers", "ostler.config.machine"} & loaded

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from ostler.block.chain import map_chain
-from ostler.block.formats.qcow2.create import Qcow2Options, check_options
+from ostler.block.formats.qcow2.create import Options, check_options
 from ostler.block.image import SECTOR_BYTES, Image
 from ostler.errors import DiskError
 
 
-def measure(
-    image: Image | None, size_bytes: int, format: str, options: Qcow2Options
-) -> tuple[int, int]:
+def measure(image: Image | None, size_bytes: int, format: str, options: Options) -> tuple[int, int]:
     """Bytes that a new image takes with what `image` holds, if anything, and when it is full."""
     if format == "raw":
         return size_bytes, size_bytes
@@ -38,7 +36,7 @@ def _data_bytes(image: Image, cluster: int) -> int:
     return total * cluster
 
 
-def _tables(size: int, options: Qcow2Options) -> int:
+def _tables(size: int, options: Options) -> int:
     """Header, L2, L1 and refcounts for a disk whose every cluster is there, as QEMU counts them."""
     cluster = options.cluster_size
     entry = 16 if options.extended_l2 else 8

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
-
-import msgspec
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from ostler.block.image import Image, ImageFile, Opening, local_name
 from ostler.config.options import SWITCH
 from ostler.config.size import parse_size
 from ostler.errors import DiskError
 
-T = TypeVar("T", bound=msgspec.Struct)
+if TYPE_CHECKING:
+    import msgspec
+
+T = TypeVar("T", bound="msgspec.Struct")
 PROBED_BYTES = 4096
 
 
@@ -34,19 +35,30 @@ class Format:
     """What a format can do. `open` owns the file it is given once it returns."""
 
     open: Callable[[ImageFile, Opening], Image]
-    Options: type[msgspec.Struct] | None = None
-    """What can be chosen at creation, by QEMU's names with `_` for `-`."""
-    create: Callable[[ImageFile, int, Any], None] | None = None
-    """Write an empty image of a size with `Options` into an empty file."""
+    creation: str | None = None
+    """The module that makes new images, if there is one: it has `Options` and `create`."""
+
+    @property
+    def Options(self) -> type[msgspec.Struct] | None:  # noqa: N802 - it is a class
+        """What can be chosen at creation, by QEMU's names with `_` for `-`."""
+        return import_module(self.creation).Options if self.creation else None
+
+    @property
+    def create(self) -> Callable[[ImageFile, int, Any], None] | None:
+        """Writes an empty image of a size with `Options` into an empty file."""
+        return import_module(self.creation).create if self.creation else None
 
     def parse_options(self, given: Mapping[str, Any]) -> Any:
         """`Options` from values or their texts; `DiskError` names a wrong one."""
-        assert self.Options is not None
-        return parse_options(self.Options, given)
+        options = self.Options
+        assert options is not None
+        return parse_options(options, given)
 
 
 def parse_options(kind: type[T], given: Mapping[str, Any]) -> T:
     """A struct of options from values or their texts; `DiskError` names a wrong one."""
+    import msgspec
+
     known = {field.name: field.type for field in msgspec.structs.fields(kind)}
     for name in given:
         if name not in known:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ostler.errors import ConfigError
 
-M = TypeVar("M", bound=msgspec.Struct)
+if TYPE_CHECKING:
+    import msgspec
+
+M = TypeVar("M", bound="msgspec.Struct")
 
 SWITCH = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
 
@@ -36,6 +37,8 @@ def build(model: type[M], values: dict[str, str], context: str, **first: Any) ->
 
     `first` are fields that come from what stands before the options, and so are none of them.
     """
+    import msgspec
+
     known = {field.name: field for field in msgspec.structs.fields(model)}
     for key in values:
         if key in first:

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from ostler import _native
@@ -41,38 +43,40 @@ from ostler._native import (
     VirtioWorker,
     VirtioWorkers,
 )
-from ostler.engine.access import BusDevice, Space
-from ostler.engine.exits import (
-    Debug,
-    Exit,
-    Hlt,
-    InternalError,
-    Interrupted,
-    IoIn,
-    IoOut,
-    MmioRead,
-    MmioWrite,
-    Shutdown,
-)
-from ostler.engine.network import NetLinks
-from ostler.engine.virtio import QueueSetup
-from ostler.registers import (
-    CpuidEntry,
-    DebugRegs,
-    DescriptorTable,
-    Events,
-    GuestDebug,
-    IoapicState,
-    IrqchipState,
-    LapicState,
-    MpState,
-    PicState,
-    PitChannelState,
-    Regs,
-    Segment,
-    Sregs,
-    XsaveArea,
-)
+
+if TYPE_CHECKING:
+    from ostler.engine.access import BusDevice, Space
+    from ostler.engine.exits import (
+        Debug,
+        Exit,
+        Hlt,
+        InternalError,
+        Interrupted,
+        IoIn,
+        IoOut,
+        MmioRead,
+        MmioWrite,
+        Shutdown,
+    )
+    from ostler.engine.network import NetLinks
+    from ostler.engine.virtio import QueueSetup
+    from ostler.registers import (
+        CpuidEntry,
+        DebugRegs,
+        DescriptorTable,
+        Events,
+        GuestDebug,
+        IoapicState,
+        IrqchipState,
+        LapicState,
+        MpState,
+        PicState,
+        PitChannelState,
+        Regs,
+        Segment,
+        Sregs,
+        XsaveArea,
+    )
 
 __all__ = [
     "Bus",
@@ -123,6 +127,46 @@ __all__ = [
     "VirtualMachine",
     "XsaveArea",
 ]
+
+# Looked up when first used: who only wants a disk image loads no registers of a vCPU.
+_HOMES = {
+    "BusDevice": "ostler.engine.access",
+    "Space": "ostler.engine.access",
+    "Debug": "ostler.engine.exits",
+    "Exit": "ostler.engine.exits",
+    "Hlt": "ostler.engine.exits",
+    "InternalError": "ostler.engine.exits",
+    "Interrupted": "ostler.engine.exits",
+    "IoIn": "ostler.engine.exits",
+    "IoOut": "ostler.engine.exits",
+    "MmioRead": "ostler.engine.exits",
+    "MmioWrite": "ostler.engine.exits",
+    "Shutdown": "ostler.engine.exits",
+    "NetLinks": "ostler.engine.network",
+    "QueueSetup": "ostler.engine.virtio",
+    "CpuidEntry": "ostler.registers",
+    "DebugRegs": "ostler.registers",
+    "DescriptorTable": "ostler.registers",
+    "Events": "ostler.registers",
+    "GuestDebug": "ostler.registers",
+    "IoapicState": "ostler.registers",
+    "IrqchipState": "ostler.registers",
+    "LapicState": "ostler.registers",
+    "MpState": "ostler.registers",
+    "PicState": "ostler.registers",
+    "PitChannelState": "ostler.registers",
+    "Regs": "ostler.registers",
+    "Segment": "ostler.registers",
+    "Sregs": "ostler.registers",
+    "XsaveArea": "ostler.registers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ostler.engine' has no attribute {name!r}")
+
 
 _live: WeakSet[Threads] = WeakSet()
 

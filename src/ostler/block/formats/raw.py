@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from ostler.block.image import (
     SECTOR_BYTES,
@@ -117,23 +115,6 @@ class RawImage(Closing):
         self.file.close()
 
 
-class RawOptions(msgspec.Struct, frozen=True):
-    """`preallocation`: `falloc` reserves the space, `full` writes it."""
-
-    preallocation: Literal["off", "falloc", "full"] = "off"
-
-
-def create(file: ImageFile, size_bytes: int, options: RawOptions) -> None:
-    """A disk of zeroes."""
-    file.truncate(size_bytes)
-    if options.preallocation == "falloc":
-        file.write_zeroes(0, size_bytes, unmap=False)
-    elif options.preallocation == "full":
-        zeroes = bytes(1 << 20)
-        for offset in range(0, size_bytes, len(zeroes)):
-            file.write(offset, zeroes[: size_bytes - offset])
-
-
 def _disk_size(file: ImageFile, how: Opening) -> int:
     """Whole sectors. What a file lacks of its last one reads as zeroes, but cannot be written."""
     size = file.size_bytes
@@ -156,4 +137,4 @@ def _disk_size(file: ImageFile, how: Opening) -> int:
     raise DiskError(f"{file.name}: {odd}; grow it with: truncate -s {whole} {file.name}")
 
 
-FORMAT = Format(open=RawImage, Options=RawOptions, create=create)
+FORMAT = Format(open=RawImage, creation="ostler.block.formats.raw_create")

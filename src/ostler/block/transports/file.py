@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -127,6 +126,8 @@ class LocalFile(Closing):
 
     def _fallocate(self, mode: int, offset: int, length: int) -> bool:
         """Whether the host could do it."""
+        import ctypes
+
         libc = ctypes.CDLL(None, use_errno=True)
         arguments = (ctypes.c_int(mode | _KEEP_SIZE), ctypes.c_long(offset), ctypes.c_long(length))
         if length == 0 or libc.fallocate(self.fd, *arguments) == 0:

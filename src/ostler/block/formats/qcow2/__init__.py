@@ -3,10 +3,9 @@
 The data path, which serves reads and writes and walks tables, is the engine's (`engine.block`).
 """
 
-from ostler.block.formats.qcow2.create import Qcow2Options, create
 from ostler.block.formats.qcow2.image import Qcow2Image
 from ostler.block.registry import Format
 
-__all__ = ["FORMAT", "Qcow2Image", "Qcow2Options"]
+__all__ = ["FORMAT", "Qcow2Image"]
 
-FORMAT = Format(open=Qcow2Image, Options=Qcow2Options, create=create)
+FORMAT = Format(open=Qcow2Image, creation="ostler.block.formats.qcow2.create")

@@ -13,15 +13,15 @@ from ostler.block.formats.qcow2.header import (
     Compatible,
     Header,
     Incompatible,
+    l1_entries,
 )
 from ostler.block.image import SECTOR_BYTES, ImageFile
 from ostler.errors import DiskError
 
-MAX_L1_BYTES = 32 << 20
 Compat = Literal["1.1", "v3", "0.10", "v2"]
 
 
-class Qcow2Options(msgspec.Struct, frozen=True):
+class Options(msgspec.Struct, frozen=True):
     """What can be chosen, by QEMU's names.
 
     `preallocation`: `metadata` maps every cluster, `falloc` also reserves its space, `full` writes
@@ -46,7 +46,7 @@ class Qcow2Options(msgspec.Struct, frozen=True):
         return 2 if self.compat in ("0.10", "v2") else 3
 
 
-def create(file: ImageFile, size_bytes: int, options: Qcow2Options) -> None:
+def create(file: ImageFile, size_bytes: int, options: Options) -> None:
     """Write an empty image of `size_bytes`, which are rounded up to sectors, into `file`."""
     check_options(file.name, options)
     header = _header(file.name, size_bytes + -size_bytes % SECTOR_BYTES, options)
@@ -67,7 +67,7 @@ def create(file: ImageFile, size_bytes: int, options: Qcow2Options) -> None:
         _preallocate(file, header.size, options.preallocation)
 
 
-def check_options(name: str, options: Qcow2Options) -> None:
+def check_options(name: str, options: Options) -> None:
     """`DiskError` for a combination that no image has."""
     size, bits = options.cluster_size, options.refcount_bits
     if size & (size - 1) or not 512 <= size <= 2 << 20:
@@ -86,7 +86,7 @@ def check_options(name: str, options: Qcow2Options) -> None:
         _check_version_2(name, options)
 
 
-def _check_version_2(name: str, options: Qcow2Options) -> None:
+def _check_version_2(name: str, options: Options) -> None:
     newer = {
         "lazy_refcounts": options.lazy_refcounts,
         "refcount_bits": options.refcount_bits != 16,
@@ -99,7 +99,7 @@ def _check_version_2(name: str, options: Qcow2Options) -> None:
             raise DiskError(f"{name}: {option} is not in version 2 (compat=0.10); give compat=1.1")
 
 
-def _header(name: str, size: int, options: Qcow2Options) -> Header:
+def _header(name: str, size: int, options: Options) -> Header:
     header = Header(
         version=options.version,
         cluster_bits=options.cluster_size.bit_length() - 1,
@@ -122,14 +122,6 @@ def _header(name: str, size: int, options: Qcow2Options) -> Header:
         header.autoclear |= Autoclear.RAW_DATA_FILE if options.data_file_raw else Autoclear(0)
     header.l1_entries = l1_entries(name, header, size)
     return header
-
-
-def l1_entries(name: str, header: Header, size: int) -> int:
-    """The L1 entries that a disk of `size` bytes takes; at least one."""
-    entries = max(1, -(-size // header.l2_reach_bytes))
-    if entries * 8 > MAX_L1_BYTES:
-        raise DiskError(f"{name}: a disk of {size} bytes needs larger clusters; raise cluster_size")
-    return entries
 
 
 def _lay_out(header: Header) -> int:
@@ -176,7 +168,7 @@ def _refcount_blocks(header: Header, blocks: int, used: int) -> bytes:
     return ones.ljust(blocks * header.cluster_bytes, b"\0")
 
 
-def _create_data_file(name: str, size: int, options: Qcow2Options) -> None:
+def _create_data_file(name: str, size: int, options: Options) -> None:
     from ostler.block.chain import resolve
     from ostler.block.registry import create_file
 

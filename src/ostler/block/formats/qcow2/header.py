@@ -24,6 +24,7 @@ BITMAPS, ENCRYPTION, DATA_FILE = 0x23852875, 0x0537BE77, 0x44415441
 
 MAX_NAME_BYTES = 1023
 MAX_SNAPSHOTS = 65536
+MAX_L1_BYTES = 32 << 20
 CRYPT_METHODS = ("none", "aes", "luks")
 COMPRESSION_TYPES = ("zlib", "zstd")
 
@@ -319,3 +320,11 @@ def _text(data: bytes | None) -> str | None:
 
 def _wrong(name: str, what: str, value: int, allowed: str) -> DiskError:
     return DiskError(f"{name}: {what} is {value}, which is not {allowed}; the image is damaged")
+
+
+def l1_entries(name: str, header: Header, size: int) -> int:
+    """The L1 entries that a disk of `size` bytes takes; at least one."""
+    entries = max(1, -(-size // header.l2_reach_bytes))
+    if entries * 8 > MAX_L1_BYTES:
+        raise DiskError(f"{name}: a disk of {size} bytes needs larger clusters; raise cluster_size")
+    return entries

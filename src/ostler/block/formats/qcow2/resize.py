@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from ostler.block.formats.qcow2.create import l1_entries
+from ostler.block.formats.qcow2.header import l1_entries
 from ostler.block.image import SECTOR_BYTES, check_writable
 from ostler.errors import DiskError
 
