@@ -86,7 +86,7 @@ def test_run_with_a_wrong_option_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("--kernal", "--kernel"), ("--cpu", "--cpus"), ("--disks", "--disk"),
+        ("--kernal", "--kernel"), ("--cpuss", "--cpus"), ("--disks", "--disk"),
         ("--accelerator", "--accel"), ("--mem", "--memory"), ("--reboot", "--no-reboot"),
         ("--display", ""), ("--ram", ""), ("--monitor", ""), ("--smp", ""), ("--n", ""), ("-z", ""),
     ],
@@ -242,6 +242,13 @@ def test_dry_run_prints_the_machine_and_writes_nothing(
     assert "IRQ 4                    serial" in said
     assert f"00:01.0                  disk {disk}" in said
     assert sorted(kernel.parent.iterdir()) == before
+
+
+def test_dry_run_shows_the_processor_that_was_asked_for(
+    kernel: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["run", "--dry-run", "--kernel", str(kernel), "--cpu", "x86-64-v3,-AVX2"]) == 0
+    assert "\ncpu       x86-64-v3,-avx2\n" in capsys.readouterr().out
 
 
 def test_dry_run_shows_published_ports_and_shared_directories(

@@ -57,6 +57,11 @@ pub trait Accelerator: Send + Sync + Debug {
     fn name(&self) -> &'static str;
     /// The CPU a guest gets when nobody asks for another: what this host and accelerator can do.
     fn supported_cpuid(&self) -> Vec<CpuidEntry>;
+    /// All that a guest may get when somebody asks for it by name: [`Accelerator::supported_cpuid`] and
+    /// what is left out there.
+    fn possible_cpuid(&self) -> Vec<CpuidEntry> {
+        self.supported_cpuid()
+    }
     fn create_vm(&self, memory: Arc<GuestRam>) -> Result<Arc<dyn Vm>>;
 }
 

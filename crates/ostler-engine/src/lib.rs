@@ -13,6 +13,7 @@ pub mod accel;
 pub mod bus;
 pub mod clock;
 pub mod counters;
+pub mod cpuid;
 pub mod exit;
 pub mod fault;
 pub mod irq;

@@ -34,6 +34,8 @@ pub struct Host {
     pub capabilities: Capabilities,
     /// What a vCPU gets when nobody asks for another.
     pub cpuid: Vec<CpuidEntry>,
+    /// What it may get at most.
+    pub possible_cpuid: Vec<CpuidEntry>,
     /// The MSRs that KVM says are part of a vCPU's state.
     pub msrs: Vec<u32>,
 }
@@ -68,9 +70,11 @@ impl KvmAccelerator {
                 "{shown} lacks {missing}; use a newer kernel or --accel soft"
             )));
         }
+        let possible_cpuid = cpuid::possible(&kvm)?;
         let host = Host {
             capabilities: Capabilities::of(&kvm),
-            cpuid: cpuid::supported(&kvm)?,
+            cpuid: cpuid::by_default(&possible_cpuid),
+            possible_cpuid,
             msrs: kvm.get_msr_index_list().map_err(host("KVM_GET_MSR_INDEX_LIST"))?.as_slice().to_vec(),
         };
         Ok(Self { kvm, host: Arc::new(host) })
@@ -100,6 +104,10 @@ impl Accelerator for KvmAccelerator {
 
     fn supported_cpuid(&self) -> Vec<CpuidEntry> {
         self.host.cpuid.clone()
+    }
+
+    fn possible_cpuid(&self) -> Vec<CpuidEntry> {
+        self.host.possible_cpuid.clone()
     }
 
     fn create_vm(&self, memory: Arc<GuestRam>) -> Result<Arc<dyn Vm>> {

@@ -7,21 +7,14 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES
 use kvm_ioctls::{Cap, Kvm};
 use ostler_engine::AccelError;
 use ostler_engine::accel::Result;
+use ostler_engine::cpuid::leaf::{EXTENDED_FEATURES, FEATURES, POWER, SIZES};
 use ostler_engine::regs::CpuidEntry;
 
 use crate::ioctl::host;
 
-const FEATURES: u32 = 1;
-const STRUCTURED: u32 = 7;
 const TOPOLOGY: u32 = 0xb;
-const XSAVE: u32 = 0xd;
 const TOPOLOGY_V2: u32 = 0x1f;
-const KVM_FEATURES: u32 = 0x4000_0001;
-const EXTENDED_FEATURES: u32 = 0x8000_0001;
-const POWER: u32 = 0x8000_0007;
-const SIZES: u32 = 0x8000_0008;
 const AMD_TOPOLOGY: u32 = 0x8000_001e;
-const AMD_FEATURES_2: u32 = 0x8000_0021;
 
 /// Leaf 1, ECX.
 const VMX: u32 = 1 << 5;
@@ -67,17 +60,26 @@ pub fn kvm_cpuid(rows: &[CpuidEntry]) -> Result<CpuId> {
         .map_err(|_| AccelError::BadState { what: "the number of CPUID rows", value: rows.len() as u64 })
 }
 
-/// Everything this host's KVM can give a guest, less what [`hide`] says.
-pub fn supported(kvm: &Kvm) -> Result<Vec<CpuidEntry>> {
+/// Everything this host's KVM can give a guest.
+pub fn possible(kvm: &Kvm) -> Result<Vec<CpuidEntry>> {
     let rows = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(host("KVM_GET_SUPPORTED_CPUID"))?;
     let mut rows: Vec<_> = rows.as_slice().iter().map(entry).collect();
     for row in &mut rows {
         if row.function == FEATURES && kvm.check_extension(Cap::TscDeadlineTimer) {
             row.ecx |= TSC_DEADLINE;
         }
-        hide(row);
+        if row.function == FEATURES {
+            row.ecx |= HYPERVISOR;
+        }
     }
     Ok(rows)
+}
+
+/// What of it a guest gets when nobody asks for more: all but what [`hide`] says.
+pub fn by_default(possible: &[CpuidEntry]) -> Vec<CpuidEntry> {
+    let mut rows = possible.to_vec();
+    rows.iter_mut().for_each(hide);
+    rows
 }
 
 /// Nested virtualization widens what a guest can attack, and is not there to be saved; a TSC that is
@@ -85,7 +87,7 @@ pub fn supported(kvm: &Kvm) -> Result<Vec<CpuidEntry>> {
 /// moved.
 fn hide(row: &mut CpuidEntry) {
     match row.function {
-        FEATURES => row.ecx = row.ecx & !VMX | HYPERVISOR,
+        FEATURES => row.ecx &= !VMX,
         EXTENDED_FEATURES => row.ecx &= !SVM,
         POWER => row.edx &= !INVARIANT_TSC,
         _ => {}
@@ -123,39 +125,6 @@ fn topology(id: u32) -> [CpuidEntry; 3] {
     [level(0, [0, 1, THREADS]), level(1, [CORE_ID_BITS, 1 << CORE_ID_BITS, CORES | 1]), level(2, [0, 0, 2])]
 }
 
-/// A row a user asked for, without the features that the host does not have. What is no feature stays.
-fn filter(wanted: &CpuidEntry, supported: &[CpuidEntry]) -> CpuidEntry {
-    let mut row = *wanted;
-    let same = |ours: &&CpuidEntry| {
-        ours.function == wanted.function && (!ours.significant_index || ours.index == wanted.index)
-    };
-    let ours = supported.iter().find(same).copied().unwrap_or_default();
-    match (wanted.function, wanted.index) {
-        (FEATURES | EXTENDED_FEATURES, _) => {
-            row.ecx &= ours.ecx;
-            row.edx &= ours.edx;
-        }
-        (STRUCTURED, index) => {
-            row.ebx &= ours.ebx;
-            row.ecx &= ours.ecx;
-            row.edx &= ours.edx;
-            if index > 0 {
-                row.eax &= ours.eax;
-            }
-        }
-        (XSAVE, 0 | 1) | (KVM_FEATURES | AMD_FEATURES_2, _) => row.eax &= ours.eax,
-        (POWER, _) => row.edx &= ours.edx,
-        (SIZES, _) => row.ebx &= ours.ebx,
-        _ => {}
-    }
-    row
-}
-
-/// What a user asked for, without the features that the host does not have.
-pub fn from_user(wanted: &[CpuidEntry], supported: &[CpuidEntry]) -> Vec<CpuidEntry> {
-    wanted.iter().map(|row| filter(row, supported)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,16 +134,12 @@ mod tests {
     }
 
     #[test]
-    fn feature_the_host_lacks_is_taken_away_and_what_is_no_feature_stays() {
-        let brand = CpuidEntry { function: 0x8000_0002, eax: 7, ..Default::default() };
-        let got = from_user(&[features(0b110, 0b11), brand], &[features(0b010, 0b01)]);
-        assert_eq!(got, [features(0b010, 0b01), brand]);
-    }
-
-    #[test]
-    fn row_the_host_does_not_have_loses_its_features() {
-        let wanted = CpuidEntry { function: STRUCTURED, significant_index: true, ebx: 7, ..Default::default() };
-        assert_eq!(from_user(&[wanted], &[])[0].ebx, 0);
+    fn nested_virtualization_and_the_invariant_tsc_are_given_only_when_asked_for() {
+        let power = CpuidEntry { function: POWER, edx: INVARIANT_TSC | 1, ..Default::default() };
+        let extended = CpuidEntry { function: EXTENDED_FEATURES, ecx: SVM | 1, ..Default::default() };
+        let rows = by_default(&[features(VMX | HYPERVISOR, 1), extended, power]);
+        assert_eq!(rows[0], features(HYPERVISOR, 1));
+        assert_eq!((rows[1].ecx, rows[2].edx), (1, 1));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, Xsave, kvm_lapic_state, kvm_sregs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 use ostler_engine::accel::Result;
+use ostler_engine::cpuid::limited_to;
 use ostler_engine::regs::{
     CpuidEntry, DebugRegs, Events, GuestDebug, LapicState, MpState, MsrEntry, Regs, Sregs, Xcr, XsaveArea,
 };
@@ -278,7 +279,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<()> {
-        let rows = cpuid::from_user(entries, &self.vm.host.cpuid);
+        let rows = limited_to(entries, &self.vm.host.possible_cpuid);
         self.fd.set_cpuid2(&cpuid::kvm_cpuid(&rows)?).map_err(host("KVM_SET_CPUID2"))?;
         self.cpuid = rows;
         Ok(())

@@ -77,9 +77,11 @@ impl VirtualMachine {
         self.vm.max_vcpus()
     }
 
-    /// What CPUID can answer at most here, a list of `CpuidEntry`.
-    fn supported_cpuid<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let entries = self.accelerator.supported_cpuid();
+    /// What CPUID answers when nobody asks for another, or with `everything` can answer at most here: a
+    /// list of `CpuidEntry`.
+    #[pyo3(signature = (*, everything=false))]
+    fn supported_cpuid<'py>(&self, py: Python<'py>, everything: bool) -> PyResult<Bound<'py, PyList>> {
+        let entries = if everything { self.accelerator.possible_cpuid() } else { self.accelerator.supported_cpuid() };
         let entries = entries.iter().map(|entry| entry.to_python(py)).collect::<PyResult<Vec<_>>>()?;
         PyList::new(py, entries)
     }

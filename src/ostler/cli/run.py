@@ -31,6 +31,16 @@ if TYPE_CHECKING:
     from ostler.machine.plug import Plug
 
 
+def cpu_help(text: str) -> str:
+    """List the models and end for `--cpu help`, whatever else is given or missing."""
+    if text == "help":
+        from ostler.control.cpu_models import describe
+
+        typer.echo(describe())
+        raise typer.Exit
+    return text
+
+
 def run(
     kernel: Annotated[
         Path,
@@ -78,6 +88,17 @@ def run(
     cpus: Annotated[
         str, typer.Option(metavar="N", help="How many CPUs the guest has. Example: --cpus 2")
     ] = "1",
+    cpu: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL[,+FEATURE][,-FEATURE]",
+            help="Which processor the guest sees: host (the default), max, x86-64-v1 to -v4, or a"
+            " processor by name; `--cpu help` lists models and features, and what this host lacks."
+            " Example: --cpu x86-64-v3,-avx2",
+            callback=cpu_help,
+            is_eager=True,
+        ),
+    ] = "host",
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -214,7 +235,7 @@ def run(
         initrd=initrd,
         append=append,
         name=name,
-        cpu=CpuConfig.parse(cpus, SoftJit.parse(soft_jit)),
+        cpu=CpuConfig.parse(cpus, SoftJit.parse(soft_jit), cpu),
         memory=MemoryConfig.parse(memory),
         disks=tuple(DiskConfig.parse(text) for text in disk or ()),
         serial=SerialConfig.parse(serial),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ostler.config.accelerator import AcceleratorChoice
     from ostler.config.console import PortConfig, PortKind
-    from ostler.config.cpu import CpuConfig, SoftJit
+    from ostler.config.cpu import CpuConfig, CpuModelConfig, SoftJit
     from ostler.config.devices import (
         DebugExitConfig,
         DeviceConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "DEFAULT_NAME",
     "AcceleratorChoice",
     "CpuConfig",
+    "CpuModelConfig",
     "DebugExitConfig",
     "DeviceConfig",
     "DiskConfig",
@@ -68,6 +69,7 @@ _HOMES = {
     "PortConfig": "ostler.config.console",
     "PortKind": "ostler.config.console",
     "CpuConfig": "ostler.config.cpu",
+    "CpuModelConfig": "ostler.config.cpu",
     "SoftJit": "ostler.config.cpu",
     "DebugExitConfig": "ostler.config.devices",
     "DeviceConfig": "ostler.config.devices",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ostler.config import MachineConfig, VirtioConsoleConfig
+from ostler.config import CpuConfig, MachineConfig, VirtioConsoleConfig
 from ostler.control.console import SerialConsole
 from ostler.control.pipes import ConsolePipes
 from ostler.control.ports import Ends, PortEnds
@@ -21,6 +21,7 @@ from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.transport import VirtioPci
 from ostler.engine import Exit, Vcpu, VirtioWorkers, VirtualMachine
 from ostler.firmware.plan import BootPlan
+from ostler.host.processor import Offer
 from ostler.machine.board import Host
 from ostler.machine.boot import acpi_tables, plan_boot, write_boot
 from ostler.machine.disks import GuestDisk
@@ -86,7 +87,7 @@ class Session:
             self.board = VirtBoard(config, self.vm, host)
             plug_in(outside.plugs, self.board)
             write_boot(plan, acpi_tables(config), self.vm.memory)
-            self._vcpus = [self.vm.create_vcpu(number) for number in range(config.cpu.count)]
+            self._vcpus = create_vcpus(self.vm, config.cpu)
             enter(self._vcpus[0], plan)
         except BaseException:
             self.vm.close()
@@ -140,6 +141,22 @@ class Session:
             self._hvc.close()
         self._ports.close()
         self.vm.close()
+
+
+def offer_of(vm: VirtualMachine) -> Offer:
+    """What the accelerator of `vm` has of CPUID."""
+    return Offer(vm.accelerator, vm.supported_cpuid(), vm.supported_cpuid(everything=True))
+
+
+def create_vcpus(vm: VirtualMachine, config: CpuConfig) -> list[Vcpu]:
+    """The processors that `config` asks for; `ConfigError` where a feature is lacking."""
+    if config.model.is_default:
+        return [vm.create_vcpu(number) for number in range(config.count)]
+    processor = offer_of(vm).processor(config.model)
+    vcpus = [vm.create_vcpu(number) for number in range(config.count)]
+    for vcpu in vcpus:
+        vcpu.cpuid = processor.rows(vcpu.cpuid)
+    return vcpus
 
 
 def enter(vcpu: Vcpu, plan: BootPlan) -> None:

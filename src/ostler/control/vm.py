@@ -83,9 +83,10 @@ class VM:
     and `publish` take one or several, as texts of `ostler run` (`"disk.img,readonly=on"`) or as
     models of `ostler.config`; `disks` takes paths, too; `net="none"` is no network, by default
     there is a user mode one where the host has passt; `consoles="agent"` is `vm.console["agent"]`.
-    `memory` is `512M`, `4G` or bytes. With `reboot` false, a reset ends the machine. Each of `plug`
-    is called with the board at every boot, to add devices of your own to it. `ConfigError` and
-    `HostError` come from `start`, or from here where a value alone is wrong.
+    `memory` is `512M`, `4G` or bytes; `cpu` a model with features on and off, `x86-64-v3,-avx2`.
+    With `reboot` false, a reset ends the machine. Each of `plug` is called with the board at every
+    boot, to add devices of your own to it. `ConfigError` and `HostError` come from `start`, or from
+    here where a value alone is wrong.
 
     `serial` is the first serial port, `hvc` the console of a `virtio-console` device, `console` has
     its named ports, `balloon` is the memory balloon of a `virtio-balloon`, `vsock` the sockets of a
@@ -107,6 +108,7 @@ class VM:
         publish: str | PublishConfig | Iterable[str | PublishConfig] = (),
         memory: str | int = "512M",
         cpus: str | int = 1,
+        cpu: str = "host",
         accelerator: str = "auto",
         soft_jit: str = "on",
         reboot: bool = True,
@@ -118,7 +120,7 @@ class VM:
             initrd=None if initrd is None else Path(initrd),
             append=append,
             name=name,
-            cpu=CpuConfig.parse(cpus, SoftJit.parse(soft_jit)),
+            cpu=CpuConfig.parse(cpus, SoftJit.parse(soft_jit), cpu),
             memory=MemoryConfig.parse(memory),
             disks=several(disks, DiskConfig.of, DiskConfig, "disks", texts=(str, PathLike)),
             devices=(

@@ -68,6 +68,8 @@ def draw(config: MachineConfig, images: Sequence[GuestDisk] = ()) -> VirtBoard:
 def _lines(config: MachineConfig, board: VirtBoard, plan: BootPlan) -> Iterator[str]:
     memory = format_size(config.memory.size_bytes)
     yield f"machine   virt: {config.cpu.count} CPU, {memory} of memory"
+    if not config.cpu.model.is_default:
+        yield f"cpu       {config.cpu.model}"
     yield f"kernel    {config.kernel} ({plan.protocol}), entry {plan.regs.rip:#x}"
     if config.append:
         yield f"append    {config.append}"

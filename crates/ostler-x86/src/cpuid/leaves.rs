@@ -1,6 +1,8 @@
 //! The rows: features exactly as far as they are implemented.
 
 use iced_x86::Mnemonic;
+use ostler_engine::cpuid::leaf::{EXTENDED_FEATURES, KVM_FEATURES, POWER, STRUCTURED};
+pub use ostler_engine::cpuid::leaf::{FEATURES, XSAVE};
 use ostler_engine::regs::CpuidEntry;
 use ostler_memory::LINE_BYTES;
 
@@ -9,9 +11,7 @@ use crate::cpuid::{XSAVE_AVX_BYTES, XSAVE_BYTES};
 use crate::isa;
 use crate::mmu::walk::PHYSICAL_BITS;
 
-pub const FEATURES: u32 = 1;
 pub const EXTENDED_TOPOLOGY: u32 = 0xb;
-pub const XSAVE: u32 = 0xd;
 /// Leaf 1, ECX: CR4.OSXSAVE.
 pub const OSXSAVE: u32 = 1 << 27;
 /// Leaf 1, ECX: MONITOR and MWAIT.
@@ -122,7 +122,7 @@ fn basic(id: u32) -> Vec<CpuidEntry> {
         // ARAT: the local APIC timer always runs.
         leaf(6, [1 << 2, 0, 0, 0]),
         // UMIP, RDPID; fast short REP MOVSB.
-        subleaf(7, 0, [0, structured_ebx(), bits(&[2, 22]), bits(&[4])]),
+        subleaf(STRUCTURED, 0, [0, structured_ebx(), bits(&[2, 22]), bits(&[4])]),
         // The TSC is the crystal: ratio 1/1.
         leaf(0x15, [1, 1, TSC_HZ as u32, 0]),
         leaf(0x16, [TSC_MHZ, TSC_MHZ, 100, 0]),
@@ -174,7 +174,7 @@ fn kvm() -> [CpuidEntry; 3] {
     [
         // "KVMKVMKVM".
         leaf(0x4000_0000, [LAST_KVM, 0x4b4d_564b, 0x564b_4d56, 0x4d]),
-        leaf(0x4000_0001, [bits(&[0, 1, 3, 6, 15, 24]), 0, 0, 0]),
+        leaf(KVM_FEATURES, [bits(&[0, 1, 3, 6, 15, 24]), 0, 0, 0]),
         leaf(LAST_KVM, [TSC_KHZ, TSC_KHZ, 0, 0]),
     ]
 }
@@ -183,12 +183,12 @@ fn extended() -> Vec<CpuidEntry> {
     let mut rows = vec![
         leaf(0x8000_0000, [LAST_EXTENDED, 0, 0, 0]),
         // LAHF in 64-bit mode, LZCNT, PREFETCHW; SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
-        leaf(0x8000_0001, [0, 0, bits(&[0, 5, 8]), bits(&[11, 20, 26, 27, 29])]),
+        leaf(EXTENDED_FEATURES, [0, 0, bits(&[0, 5, 8]), bits(&[11, 20, 26, 27, 29])]),
         // L2: 1 MiB, 16 ways, 64-byte lines.
         leaf(0x8000_0006, [0, 0, 1024 << 16 | 8 << 12 | 64, 0]),
         // The TSC is not called invariant: Linux would prefer it to kvmclock, which alone stays right
         // when the VM was paused or moved.
-        leaf(0x8000_0007, [0, 0, 0, 0]),
+        leaf(POWER, [0, 0, 0, 0]),
         leaf(LAST_EXTENDED, [PHYSICAL_BITS | 48 << 8, 0, 0, 0]),
     ];
     rows.extend((0..3).map(|part| {
@@ -196,34 +196,4 @@ fn extended() -> Vec<CpuidEntry> {
         leaf(0x8000_0002 + part as u32, words)
     }));
     rows
-}
-
-/// A row a user asked for, without the features that do not exist. What is no feature stays.
-pub fn filter(wanted: &CpuidEntry, supported: &[CpuidEntry]) -> CpuidEntry {
-    let mut row = *wanted;
-    let ours = supported
-        .iter()
-        .find(|entry| entry.function == wanted.function && (!entry.significant_index || entry.index == wanted.index))
-        .copied()
-        .unwrap_or_default();
-    match (wanted.function, wanted.index) {
-        (FEATURES, _) => {
-            row.ecx &= ours.ecx;
-            row.edx &= ours.edx;
-        }
-        (7, 0) => {
-            row.ebx &= ours.ebx;
-            row.ecx &= ours.ecx;
-            row.edx &= ours.edx;
-        }
-        (7, _) => row = subleaf(7, wanted.index, [0; 4]),
-        (XSAVE, 0 | 1) => row.eax &= ours.eax,
-        (0x4000_0001, _) => row.eax &= ours.eax,
-        (0x8000_0001, _) => {
-            row.ecx &= ours.ecx;
-            row.edx &= ours.edx;
-        }
-        _ => {}
-    }
-    row
 }

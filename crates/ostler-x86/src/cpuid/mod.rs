@@ -8,6 +8,7 @@ mod feature;
 mod leaves;
 
 use iced_x86::{Code, CpuidFeature};
+use ostler_engine::cpuid::limited_to;
 use ostler_engine::regs::CpuidEntry;
 
 use crate::cpu::Cpu;
@@ -38,9 +39,7 @@ impl CpuidTable {
 
     /// What a user asked for, without the features there are not.
     pub fn from_user(entries: &[CpuidEntry]) -> Self {
-        let supported = Self::supported(0);
-        let filtered = entries.iter().map(|entry| leaves::filter(entry, &supported.entries)).collect();
-        Self::new(filtered)
+        Self::new(limited_to(entries, &leaves::supported(0)))
     }
 
     fn new(entries: Vec<CpuidEntry>) -> Self {

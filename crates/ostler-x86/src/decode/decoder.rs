@@ -5,7 +5,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpK
 use crate::cpu::Cpu;
 use crate::cpu::regs::{BLOCK_RIP, ZERO};
 use crate::cpu::stop::Exec;
-use crate::cpuid::CpuidTable;
+use crate::cpuid::{CpuidTable, Feature};
 use crate::decode::op::{FLAT, Op, op_flag};
 use crate::isa;
 
@@ -52,7 +52,9 @@ impl<'a> BlockDecoder<'a> {
 
     /// As [`BlockDecoder::new`], but instructions that `cpuid` does not offer are undefined.
     pub fn for_cpu(cpuid: &'a CpuidTable, bitness: u32, bytes: &'a [u8], rip: u64) -> Self {
-        Self { cpuid: Some(cpuid), ..Self::new(bitness, bytes, rip) }
+        let options = RESERVED_NOPS | older_instructions(cpuid);
+        let decoder = Decoder::with_ip(bitness, bytes, rip, options);
+        Self { cpuid: Some(cpuid), decoder, ..Self::new(bitness, bytes, rip) }
     }
 
     /// Bytes decoded so far.
@@ -81,6 +83,9 @@ impl<'a> BlockDecoder<'a> {
         } else {
             isa::row(instruction.mnemonic()).and_then(|row| (row.select)(&instruction, &mut op))
         };
+        if is_older(&instruction) {
+            op.flags |= op_flag::OLDER;
+        }
         let too_long = instruction.is_invalid() && is_too_long(self.bitness, rest);
         op.run = selected.unwrap_or(if too_long { exceeds_limit } else { undefined });
         if selected.is_none() {
@@ -89,6 +94,16 @@ impl<'a> BlockDecoder<'a> {
         let ends_block = selected.is_none() || isa::ends_block(&instruction);
         Decoded::Instruction { op, ends_block }
     }
+}
+
+/// F3 0F BC and F3 0F BD are BSF and BSR to a CPU without TZCNT and LZCNT: compilers count on it.
+fn older_instructions(cpuid: &CpuidTable) -> u32 {
+    let option = |newer, option| if cpuid.has(newer) { 0 } else { option };
+    option(Feature::Bmi1, DecoderOptions::NO_MPFX_0FBC) | option(Feature::Lzcnt, DecoderOptions::NO_MPFX_0FBD)
+}
+
+fn is_older(instruction: &Instruction) -> bool {
+    instruction.has_rep_prefix() && matches!(instruction.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr)
 }
 
 /// F3 90 with REX.B: processors exchange RAX with R8, where iced has PAUSE.

@@ -22,6 +22,8 @@ pub mod op_flag {
     pub const LONG: u8 = 1 << 5;
     /// No such instruction: #UD.
     pub const UNDEFINED: u8 = 1 << 6;
+    /// The host may know a newer instruction of these bytes.
+    pub const OLDER: u8 = 1 << 7;
 }
 
 /// Index into the segment bases that is always zero: ES, CS, SS and DS in 64-bit mode.

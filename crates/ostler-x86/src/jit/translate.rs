@@ -107,7 +107,8 @@ impl Translator<'_> {
             let bytes = &self.block.bytes[at..at + usize::from(op.len)];
             at += usize::from(op.len);
             self.op = index;
-            let native = !op.has(op_flag::UNDEFINED) && self.native(&instruction, bytes, factory);
+            let known = !op.has(op_flag::UNDEFINED | op_flag::OLDER);
+            let native = known && self.native(&instruction, bytes, factory);
             if !native {
                 self.call_out();
             }

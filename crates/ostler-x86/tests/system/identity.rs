@@ -46,6 +46,37 @@ fn feature_taken_away_makes_its_instructions_undefined() {
     guest.run_to_exception(6, false);
 }
 
+/// Without BMI1 and LZCNT, their encodings are those of BSF and BSR with a prefix that means nothing; also where the
+/// loop is translated.
+#[test]
+fn bit_counts_taken_away_are_the_older_scans() {
+    let mut guest = Guest::long();
+    let without = |entry: CpuidEntry| match entry.function {
+        7 => CpuidEntry { ebx: entry.ebx & !(1 << 3), ..entry },
+        0x8000_0001 => CpuidEntry { ecx: entry.ecx & !(1 << 5), ..entry },
+        _ => entry,
+    };
+    let rows: Vec<CpuidEntry> = guest.vcpu.cpuid().into_iter().map(without).collect();
+    guest.vcpu.set_cpuid(&rows).unwrap();
+    guest.code(64, CODE, |a| {
+        let mut again = a.create_label();
+        a.mov(r12d, 1000).unwrap();
+        a.mov(eax, 77).unwrap();
+        a.xor(ebx, ebx).unwrap();
+        a.mov(edx, 0x10).unwrap();
+        a.set_label(&mut again).unwrap();
+        // The scan of zero leaves its destination alone, where the count is 64.
+        a.tzcnt(rax, rbx).unwrap();
+        // The number of the highest bit, where the count of zeros above it is 59.
+        a.lzcnt(rcx, rdx).unwrap();
+        a.dec(r12d).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    });
+    guest.run_to_halt();
+    assert_eq!((guest.regs().rax, guest.regs().rcx), (77, 4));
+}
+
 #[test]
 fn features_that_do_not_exist_cannot_be_asked_for() {
     let mut guest = Guest::long();
