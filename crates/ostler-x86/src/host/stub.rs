@@ -31,6 +31,9 @@ pub struct Frame {
     pub mxcsr: u32,
     pub mxcsr_after: u32,
     pub mxcsr_host: u32,
+    /// Not 0: an unmasked exception ended the stub early, at `recover`.
+    pub trapped: u32,
+    pub recover: *const u8,
 }
 
 impl Default for Frame {
@@ -46,6 +49,8 @@ impl Default for Frame {
             mxcsr: 0,
             mxcsr_after: 0,
             mxcsr_host: 0,
+            trapped: 0,
+            recover: std::ptr::null(),
         }
     }
 }
@@ -60,6 +65,7 @@ mod offset {
     pub const MXCSR: i32 = 136;
     pub const MXCSR_AFTER: i32 = 140;
     pub const MXCSR_HOST: i32 = 144;
+    pub const TRAPPED: i32 = 148;
 }
 
 const _: () = {
@@ -72,6 +78,7 @@ const _: () = {
     assert!(std::mem::offset_of!(Frame, mxcsr) == offset::MXCSR as usize);
     assert!(std::mem::offset_of!(Frame, mxcsr_after) == offset::MXCSR_AFTER as usize);
     assert!(std::mem::offset_of!(Frame, mxcsr_host) == offset::MXCSR_HOST as usize);
+    assert!(std::mem::offset_of!(Frame, trapped) == offset::TRAPPED as usize);
 };
 
 /// What kind of register an explicit operand is.
@@ -97,18 +104,27 @@ pub struct MemoryOperand {
 #[derive(Debug)]
 pub struct Stub {
     pub run: extern "sysv64" fn(*mut Frame),
+    /// Where a float stub ends that an unmasked exception has interrupted.
+    pub recover: *const u8,
     pub operands: [Operand; 4],
     /// Whether each operand is written.
     pub written: [bool; 4],
     pub memory: Option<MemoryOperand>,
     /// Obeys MXCSR and may raise its exceptions.
     pub float: bool,
+    /// Rounds to denormals whatever MXCSR.FTZ says.
+    pub ignores_flush: bool,
     pub sets_flags: bool,
     pub vex: bool,
     pub string_compare: bool,
     /// Uses MMX registers.
     pub mmx: bool,
 }
+
+// SAFETY: `recover` points to code that is never unmapped, and is only jumped to.
+unsafe impl Sync for Stub {}
+// SAFETY: as above.
+unsafe impl Send for Stub {}
 
 #[derive(Debug, Default)]
 struct Stubs {
@@ -128,12 +144,15 @@ pub fn stub(instruction: &Instruction, float: bool) -> Option<&'static Stub> {
     if let Some(known) = stubs.known.get(&key) {
         return Some(known);
     }
-    let code = canonical.assemble(&key.0, float).ok()?;
+    let mut code = canonical.assemble(&key.0, float).ok()?;
+    let recover = code.len();
+    code.extend(canonical.assemble_recovery().ok()?);
     let start = stubs.code.add(&code).ok()?;
     // SAFETY: `start` is the code just written, which follows the sysv64 convention.
     let run = unsafe { std::mem::transmute::<*const u8, extern "sysv64" fn(*mut Frame)>(start) };
+    let recover = start.wrapping_add(recover);
     // Leaked on purpose: decoded instructions point to it for the life of the process.
-    let stub: &'static Stub = Box::leak(Box::new(canonical.describe(run, float)));
+    let stub: &'static Stub = Box::leak(Box::new(canonical.describe(run, recover, float)));
     stubs.known.insert(key, stub);
     Some(stub)
 }
@@ -206,10 +225,11 @@ impl Canonical {
         Some(encoder.take_buffer())
     }
 
-    fn describe(&self, run: extern "sysv64" fn(*mut Frame), float: bool) -> Stub {
+    fn describe(&self, run: extern "sysv64" fn(*mut Frame), recover: *const u8, float: bool) -> Stub {
         let written = self.access.map(is_write);
         Stub {
             run,
+            recover,
             operands: self.operands,
             written,
             memory: self.memory.map(|(bytes, access)| MemoryOperand {
@@ -219,6 +239,7 @@ impl Canonical {
                 aligned: must_be_aligned(&self.instruction, bytes, self.vex),
             }),
             float,
+            ignores_flush: self.instruction.mnemonic() == Mnemonic::Vcvtps2ph,
             sets_flags: self.sets_flags(),
             vex: self.vex,
             string_compare: self.is_string_compare(),
@@ -252,14 +273,29 @@ impl Canonical {
             asm.ldmxcsr(iced_x86::code_asm::dword_ptr(rdi + offset::MXCSR_HOST))?;
         }
         self.store_results(&mut asm)?;
+        self.leave(&mut asm)?;
+        asm.assemble(0)
+    }
+
+    /// Where the stub goes on, RDI still its frame, when its instruction raised an unmasked exception.
+    fn assemble_recovery(&self) -> Result<Vec<u8>, IcedError> {
+        use iced_x86::code_asm::dword_ptr;
+        let mut asm = CodeAssembler::new(64)?;
+        asm.stmxcsr(dword_ptr(rdi + offset::MXCSR_AFTER))?;
+        asm.ldmxcsr(dword_ptr(rdi + offset::MXCSR_HOST))?;
+        asm.mov(dword_ptr(rdi + offset::TRAPPED), 1)?;
+        self.leave(&mut asm)?;
+        asm.assemble(0)
+    }
+
+    fn leave(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {
         if self.vex {
             asm.vzeroupper()?;
         }
         if self.operands.contains(&Operand::Mmx) {
             asm.emms()?;
         }
-        asm.ret()?;
-        asm.assemble(0)
+        asm.ret()
     }
 
     fn load_operands(&self, asm: &mut CodeAssembler) -> Result<(), IcedError> {

@@ -43,6 +43,36 @@ const DOUBLES: [u64; 16] = [
     0xc1e0_0000_0020_0000,
     0x3810_0000_0000_0001,
 ];
+/// At both ends of the exponent: sums, products and quotients are tiny or too large, each exactly or not.
+const SINGLE_ENDS: [u32; 11] = [
+    0x0080_0000,
+    0x00c0_0000,
+    0x80a0_0001,
+    0x0000_0003,
+    0x3f00_0000,
+    0x3eaa_aaab,
+    0x7f00_0000,
+    0xff7f_ffff,
+    0x4040_0000,
+    0,
+    0x7f80_0000,
+];
+const DOUBLE_ENDS: [u64; 11] = [
+    0x0010_0000_0000_0000,
+    0x0018_0000_0000_0000,
+    0x8014_0000_0000_0001,
+    0x0000_0000_0000_0003,
+    0x3fe0_0000_0000_0000,
+    0x3fd5_5555_5555_5555,
+    0x7fe0_0000_0000_0000,
+    0xffef_ffff_ffff_ffff,
+    0x4008_0000_0000_0000,
+    // Tiny as a single, exactly; too large as one.
+    0x3800_0000_0000_0000,
+    0x47f0_0000_0000_0001,
+];
+/// Unmasked: all; underflow, without FTZ and with; overflow; both, with DAZ and rounding up; PE; IE; DE.
+const TRAPS: [u32; 8] = [0, 0x1780, 0x9780, 0x1b80, 0x53c0, 0x0f80, 0x1f00, 0x1e80];
 /// Masked with each rounding; FTZ, DAZ, both; all unmasked but underflow.
 const CONTROLS: [u32; 8] = [0x1f80, 0x3f80, 0x5f80, 0x7f80, 0x9f80, 0x1fc0, 0x9fc0, 0x0800];
 
@@ -51,6 +81,7 @@ pub fn cases() -> Vec<Case> {
     binary(&mut cases);
     conversions(&mut cases);
     comparisons(&mut cases);
+    traps(&mut cases);
     cases
 }
 
@@ -135,6 +166,48 @@ fn comparisons(cases: &mut Vec<Case>) {
             for predicate in [predicate, predicate ^ 0x11] {
                 cases.push(with_values("sse-compare", &[0xc5, 0xfa, 0xc2, 0xc1, predicate], control, singles));
                 cases.push(with_values("sse-compare", &[0xc5, 0xfb, 0xc2, 0xc1, predicate], control, doubles));
+            }
+        }
+    }
+}
+
+/// Arithmetic on one element and on several, dot products and conversions to smaller formats, with exceptions unmasked.
+fn traps(cases: &mut Vec<Case>) {
+    let on_singles: [&[u8]; 12] = [
+        &[0xf3, 0x0f, 0x58, 0xc1],
+        &[0xf3, 0x0f, 0x59, 0xc1],
+        &[0xf3, 0x0f, 0x5e, 0xc1],
+        &[0x0f, 0x5c, 0xc1],
+        &[0x0f, 0x59, 0xc1],
+        &[0xf2, 0x0f, 0x7c, 0xc1],
+        &[0x66, 0x0f, 0x3a, 0x40, 0xc1, 0xff],
+        &[0x66, 0x0f, 0x3a, 0x40, 0xc1, 0x31],
+        &[0xc4, 0xe3, 0x75, 0x40, 0xc0, 0x77],
+        &[0xc4, 0xe2, 0x71, 0x99, 0xc1],
+        &[0xc4, 0xe3, 0x79, 0x1d, 0xc8, 0x04],
+        &[0xf3, 0x0f, 0x53, 0xc1],
+    ];
+    let on_doubles: [&[u8]; 9] = [
+        &[0xf2, 0x0f, 0x5c, 0xc1],
+        &[0xf2, 0x0f, 0x59, 0xc1],
+        &[0xf2, 0x0f, 0x5e, 0xc1],
+        &[0x66, 0x0f, 0x58, 0xc1],
+        &[0x66, 0x0f, 0x59, 0xc1],
+        &[0x66, 0x0f, 0x3a, 0x41, 0xc1, 0x33],
+        &[0xc4, 0xe2, 0xf1, 0xb8, 0xc1],
+        &[0xf2, 0x0f, 0x5a, 0xc1],
+        &[0x66, 0x0f, 0x5a, 0xc1],
+    ];
+    for i in 0..SINGLE_ENDS.len() {
+        for j in 0..SINGLE_ENDS.len() {
+            for control in TRAPS {
+                // A different pair in the upper half: which of the elements traps must not matter.
+                let pair = u64::from(SINGLE_ENDS[i]) | u64::from(SINGLE_ENDS[(i + j) % SINGLE_ENDS.len()]) << 32;
+                let other = u64::from(SINGLE_ENDS[j]) | u64::from(SINGLE_ENDS[(i + 2 * j) % SINGLE_ENDS.len()]) << 32;
+                let singles = [pair.to_le_bytes(), other.to_le_bytes()];
+                cases.extend(on_singles.iter().map(|code| with_values("sse-trap", code, control, singles)));
+                let doubles = [DOUBLE_ENDS[i].to_le_bytes(), DOUBLE_ENDS[j].to_le_bytes()];
+                cases.extend(on_doubles.iter().map(|code| with_values("sse-trap", code, control, doubles)));
             }
         }
     }

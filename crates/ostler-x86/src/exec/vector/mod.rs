@@ -14,15 +14,17 @@ use crate::cpu::stop::{Exec, Stop, vector};
 use crate::cpu::vector::MXCSR_RESET;
 use crate::decode::op::{Handler, Op};
 use crate::host::stub::{Frame, MemoryOperand, Operand, Stub, stub};
+use crate::host::trap;
 
 pub use gather::select_gather;
 pub use masked::{select_masked, select_masked_bytes};
 pub use moves::{select_move, select_zeroupper};
 
-/// The sticky exception flags of MXCSR, and those found before a result is computed: IE, DE, ZE.
+/// The sticky exception flags of MXCSR, UE among them; the bits that mask them; FTZ.
 const MXCSR_FLAGS: u32 = 0x3f;
-const MXCSR_PRE_COMPUTATION: u32 = 0x07;
+const MXCSR_UNDERFLOW: u32 = 0x10;
 const MXCSR_MASKS: u32 = 0x1f80;
+const MXCSR_FLUSH: u32 = 0x8000;
 
 /// An instruction that does not look at MXCSR.
 pub fn select_integer(instruction: &Instruction, op: &mut Op) -> Option<Handler> {
@@ -130,17 +132,11 @@ impl Cpu {
         let mut general = [0u64; 4];
         let registers = [op.reg0, op.reg1, op.reg2, op.sub];
         for position in 0..4 {
-            frame.operands[position] = match stub.operands[position] {
-                Operand::None => continue,
-                Operand::Vector => self.vector.ymm[usize::from(registers[position] % 16)].as_mut_ptr(),
-                Operand::Mmx => self.mmx_register(registers[position]),
-                Operand::General(bytes) => {
-                    general[position] = self.general_operand(registers[position], bytes);
-                    (&raw mut general[position]).cast()
-                }
-            };
+            if let Operand::General(bytes) = stub.operands[position] {
+                general[position] = self.general_operand(registers[position], bytes);
+                frame.operands[position] = (&raw mut general[position]).cast();
+            }
         }
-        frame.implicit = self.vector.ymm[0].as_mut_ptr();
         if stub.string_compare {
             let mask = if op.sub == 8 { u64::MAX } else { 0xffff_ffff };
             frame.rax = self.regs.get(RAX) & mask;
@@ -148,9 +144,9 @@ impl Cpu {
             frame.rcx = self.regs.get(RCX);
         }
         if stub.float {
-            self.run_float(stub, &mut frame)?
+            self.run_float(op, stub, &mut frame)?;
         } else {
-            (stub.run)(&raw mut frame)
+            self.run_on_registers(op, stub, &mut frame);
         }
         if let Some(memory) = stub.memory.filter(|memory| memory.write) {
             self.store_vector(linear, &frame.memory[..usize::from(memory.bytes)])?;
@@ -169,28 +165,65 @@ impl Cpu {
         Ok(())
     }
 
-    /// Runs with the guest's rounding and all exceptions masked; an exception that the guest has
-    /// unmasked undoes the result.
-    fn run_float(&mut self, stub: &Stub, frame: &mut Frame) -> Exec {
-        let guest = self.vector.mxcsr;
-        frame.mxcsr = guest & !MXCSR_FLAGS | MXCSR_MASKS;
+    /// Runs with the vector and MMX registers in place, as far as they are operands.
+    fn run_on_registers(&mut self, op: &Op, stub: &Stub, frame: &mut Frame) {
+        self.point_to_registers(op, stub, frame);
+        (stub.run)(frame);
+    }
+
+    /// To be done right before the stub runs: any other use of the registers invalidates the pointers.
+    fn point_to_registers(&mut self, op: &Op, stub: &Stub, frame: &mut Frame) {
+        for (position, number) in [op.reg0, op.reg1, op.reg2, op.sub].into_iter().enumerate() {
+            match stub.operands[position] {
+                Operand::Vector => {
+                    frame.operands[position] = self.vector.ymm[usize::from(number % 16)].as_mut_ptr();
+                }
+                Operand::Mmx => frame.operands[position] = self.mmx_register(number),
+                _ => {}
+            }
+        }
+        frame.implicit = self.vector.ymm[0].as_mut_ptr();
+    }
+
+    /// Runs with the guest's rounding.
+    fn run_float(&mut self, op: &Op, stub: &Stub, frame: &mut Frame) -> Exec {
+        let guest = self.vector.mxcsr & !MXCSR_FLAGS;
+        frame.mxcsr = guest;
         frame.mxcsr_host = MXCSR_RESET;
-        let masks = guest >> 7 & MXCSR_FLAGS;
-        let before = (masks != MXCSR_FLAGS).then(|| self.vector.clone());
-        (stub.run)(&raw mut *frame);
-        let raised = frame.mxcsr_after & MXCSR_FLAGS;
-        let unmasked = raised & !masks;
-        let Some(before) = before.filter(|_| unmasked != 0) else {
-            self.vector.mxcsr |= raised;
+        if guest & MXCSR_MASKS == MXCSR_MASKS {
+            self.run_on_registers(op, stub, frame);
+        } else if self.may_trap(op, stub, frame) {
+            self.point_to_registers(op, stub, frame);
+            trap::run(stub, frame);
+        }
+        self.vector.mxcsr |= frame.mxcsr_after & MXCSR_FLAGS;
+        if frame.trapped == 0 {
             return Ok(());
-        };
-        self.vector = before;
-        let early = unmasked & MXCSR_PRE_COMPUTATION != 0;
-        self.vector.mxcsr |= if early { raised & MXCSR_PRE_COMPUTATION } else { raised };
+        }
         if self.cr4 & cr4::OSXMMEXCPT == 0 {
             return Err(self.undefined());
         }
         Err(self.raise(vector::XM))
+    }
+
+    /// Runs with all exceptions masked, which is the result unless a flag that the guest has unmasked was raised: then
+    /// it is undone, and true. With FTZ, any tiny result raises UE, as it does where underflow is unmasked.
+    fn may_trap(&mut self, op: &Op, stub: &Stub, frame: &mut Frame) -> bool {
+        let guest = frame.mxcsr;
+        let masks = guest >> 7 & MXCSR_FLAGS;
+        let traps_tiny = masks & MXCSR_UNDERFLOW == 0;
+        if traps_tiny && stub.ignores_flush {
+            return true;
+        }
+        let before = self.vector.clone();
+        frame.mxcsr = guest | MXCSR_MASKS | if traps_tiny { MXCSR_FLUSH } else { 0 };
+        self.run_on_registers(op, stub, frame);
+        frame.mxcsr = guest;
+        let may_trap = frame.mxcsr_after & MXCSR_FLAGS & !masks != 0;
+        if may_trap {
+            self.vector = before;
+        }
+        may_trap
     }
 
     /// Fetches the memory operand; `Ok` has its linear address.
