@@ -4,9 +4,9 @@ QEMU's TCG emulates AMD's SVM, nested paging included, so a Debian kernel booted
 genuine `kvm_amd`. The host's root is mounted there read-only, and this project's own environment
 runs in it.
 
-The emulator stands still at times: the lab's kernel gets no more timer interrupts, and not even a
-`sleep` in it ends. What takes too long in the lab says so there, and long before `SILENCE_S`; so a
-lab that falls silent for as long is the emulator's doing, and is started again.
+The emulator stands still at times: see `hold.py`, which makes that rare. What takes too long in the
+lab says so there, and long before `SILENCE_S`; so a lab that falls silent for as long is the
+emulator's doing, and is started again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from guests.fetch import busybox, kernel
 from ostler.image import Initramfs, ModuleTree
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTHON = shlex.quote(sys.executable)
 QEMU = "qemu-system-x86_64"
 DRIVERS = ("virtio_pci", "9pnet_virtio", "9p", "kvm-amd")
 MEMORY = "2G"
@@ -105,6 +106,7 @@ def _job(commands: tuple[str, ...]) -> list[str]:
         f"cd {shlex.quote(str(ROOT))}",
         "export HOME=/run TMPDIR=/run/tmp XDG_CACHE_HOME=/run/cache PYTHONDONTWRITEBYTECODE=1",
         "export OSTLER_LAB=1 PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+        f"{PYTHON} tests/lab/hold.py",
         *commands,
         "",
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 
 import lab
 import pytest
@@ -23,7 +22,6 @@ BEYOND_QEMU = (
     "tests/unit/test_engine_memory.py::test_slot_of_two_tebibytes_costs_nothing[kvm]",
     "tests/unit/test_engine_vcpu.py::test_breakpoint_exits_to_the_debugger_before_it[kvm]",
 )
-PYTHON = shlex.quote(sys.executable)
 # Where the limit is reached, the output names the test under way, and where it stood. The plug-in
 # of hypothesis wants a place to write to, and no test here needs it.
 LOUD = "-v --color=no -p no:cacheprovider -p no:hypothesispytest -o faulthandler_timeout=60"
@@ -35,7 +33,7 @@ def test_engine_passes_its_tests_on_the_genuine_kvm_without_a_skip() -> None:
     without = " ".join(f"--deselect {shlex.quote(test)}" for test in BEYOND_QEMU)
     done = lab.run(
         "grep -q svm /proc/cpuinfo && ls -l /dev/kvm",
-        f"{PYTHON} -m pytest {LOUD} -k kvm {files} {without}",
+        f"{lab.PYTHON} -m pytest {LOUD} -k kvm {files} {without}",
     )
     assert done.code == 0, done.output[-6000:]
     assert " passed" in done.output
@@ -45,7 +43,7 @@ def test_engine_passes_its_tests_on_the_genuine_kvm_without_a_skip() -> None:
 def test_stock_kernel_boots_to_its_shell_on_one_and_two_cpus() -> None:
     stock = kernel("cloud")
     guest = shlex.join([str(stock.image), str(initrd(stock))])
-    done = lab.run(*(f"{PYTHON} tests/lab/boot.py {guest} {cpus}" for cpus in (1, 2)))
+    done = lab.run(*(f"{lab.PYTHON} tests/lab/boot.py {guest} {cpus}" for cpus in (1, 2)))
     assert done.code == 0, done.output[-6000:]
     for cpus in (1, 2):
         said = [line for line in done.output.splitlines() if line.startswith(f"guest {cpus}: ")]
