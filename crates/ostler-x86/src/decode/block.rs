@@ -71,10 +71,12 @@ struct Tags {
 
 /// Bits of a tag below those of the address space.
 const MODE_BITS: u32 = 8;
+/// Bits of an address space's tag.
+const SPACE_BITS: u32 = 12;
 
 impl Tags {
     fn update(&mut self) {
-        let with = |space: u64| self.generation << 20 | space << MODE_BITS | self.mode;
+        let with = |space: u64| self.generation << (SPACE_BITS + MODE_BITS) | space << MODE_BITS | self.mode;
         // The TLB has no tag 0.
         (self.current, self.global) = (with(self.space), with(0));
     }
@@ -191,6 +193,13 @@ impl CodeCache {
         (jump.linear == linear && self.tags.has(jump.tag)).then_some(jump.block)
     }
 
+    /// Whether the block at `linear` that [`CodeCache::jump`] finds is there in every address space.
+    #[inline(always)]
+    pub fn is_in_every_space(&self, linear: u64) -> bool {
+        let jump = &self.jumps[jump_slot(linear)];
+        jump.linear == linear && jump.tag == self.tags.global
+    }
+
     /// `global`: every address space has this code at `linear`.
     pub fn remember_jump(&mut self, linear: u64, block: *const Block, global: bool) {
         self.jumps[jump_slot(linear)] = Jump { linear, tag: self.tags.of(global), block };
@@ -234,6 +243,12 @@ impl CodeCache {
     #[inline(always)]
     pub fn generation(&self) -> u64 {
         self.tags.current >> MODE_BITS
+    }
+
+    /// Whether of two [`CodeCache::generation`]s the address space is all that differs: what every space has is still
+    /// where it was.
+    pub fn differ_by_space(one: u64, other: u64) -> bool {
+        one >> SPACE_BITS == other >> SPACE_BITS
     }
 
     /// Every block.

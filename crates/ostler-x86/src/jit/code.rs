@@ -173,6 +173,29 @@ impl Code {
         self.with_memory(true, &[0x89], reg, memory);
     }
 
+    /// rorx to, from, count: a rotation to the right.
+    pub fn rotate(&mut self, to: u8, from: u8, count: u8) {
+        // VEX.LZ.F2.0F3A.W1 F0 /r ib
+        self.put(&[0xc4, (!to >> 3 & 1) << 7 | 0x40 | (!from >> 3 & 1) << 5 | 3, 0xfb, 0xf0]);
+        self.put(&[0xc0 | (to & 7) << 3 | from & 7, count]);
+    }
+
+    /// movzx to32, from16
+    pub fn low_16(&mut self, to: u8, from: u8) {
+        if (to | from) >= 8 {
+            self.byte(0x40 | to >> 3 << 2 | from >> 3);
+        }
+        self.put(&[0x0f, 0xb7, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
+    /// shrx reg, reg, rsp: to the right by RSP modulo 64, which is by 12.
+    pub fn page_number(&mut self, reg: u8) {
+        // VEX.LZ.F2.0F38.W1 F7 /r: vvvv has the count.
+        let high = !reg >> 3 & 1;
+        self.put(&[0xc4, high << 7 | 0x40 | high << 5 | 2, 0x80 | (!RSP & 15) << 3 | 3, 0xf7]);
+        self.byte(0xc0 | (reg & 7) << 3 | reg & 7);
+    }
+
     /// pext to, from, [rsp + offset]
     pub fn pext(&mut self, to: u8, from: u8, offset: i32) {
         // VEX.LZ.F3.0F38.W1 F5 /r: R inverted for `to`, X and B for RSP.

@@ -1,8 +1,10 @@
 //! What translated code and Rust share: one allocation that the host's RSP points into.
 //!
-//! While translated code runs, RSP is the address of [`Context`], so that every field is one
+//! While translated code runs, RSP is the address of [`Context`] plus [`BIAS`], so that every field is one
 //! `[rsp + offset]` away and no general register is spent on it. Below it lies room for what the
-//! kernel pushes when a signal arrives. The TLB's tables live here, too: they are looked up in line.
+//! kernel pushes when a signal arrives. The TLB's tables live here, too: they are looked up in line, by the low 16
+//! bits of a page number or an address. Their invalid entries are zero but for a few, so that what a guest does not
+//! use takes no memory.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::mem::offset_of;
@@ -13,15 +15,15 @@ use std::sync::atomic::AtomicU32;
 use crate::cpu::Cpu;
 use crate::cpu::vector::MXCSR_RESET;
 
-/// TLB entries per bank: a power of two. Direct-mapped; 16 MiB of 4 KiB pages.
-pub const TLB_ENTRIES: usize = 4096;
+/// RSP modulo 64: a shift by the low byte of RSP is one by as many bits as a page has, without a register for it.
+pub const BIAS: usize = PAGE_SHIFT;
+const PAGE_SHIFT: usize = 12;
+/// TLB entries per bank: what 16 bits index. Direct-mapped; 256 MiB of 4 KiB pages.
+pub const TLB_ENTRIES: usize = 1 << 16;
 /// One bank per [`crate::mmu::Privilege`].
 pub const TLB_BANKS: usize = 4;
-/// Entries of the table of jump targets, per bank.
-pub const JUMP_ENTRIES: usize = 8192;
-/// The lowest bit of an address that chooses its entry: functions begin at multiples of 16, but what follows a call
-/// is anywhere.
-pub const JUMP_SHIFT: u32 = 2;
+/// Entries of the table of jump targets, per bank: what 16 bits of an address index.
+pub const JUMP_ENTRIES: usize = 1 << 16;
 /// Instructions of one block at most, plus one: what a block's exit may add to the count.
 const COUNTS: usize = crate::decode::block::MAX_OPS + 1;
 /// Room for a signal frame with all of the host's vector state, and for its handler.
@@ -48,23 +50,19 @@ pub struct JumpBank {
     /// The negated address.
     pub target: [u64; JUMP_ENTRIES],
     pub entry: [u64; JUMP_ENTRIES],
-    /// The address' page.
-    pub page: [u64; JUMP_ENTRIES],
 }
 
 /// See the module.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Context {
+    /// What a call pushes in translated code goes here.
+    below: [u64; 2],
     /// The guest registers that have no host register: R10, R11, R15.
     pub registers: [u64; 3],
     /// Linear address of the page of the running block.
     pub page_base: u64,
-    /// Operands of PEXT: the index of a page in a TLB bank, of an address in the jump table.
-    pub tlb_index_mask: u64,
-    pub jump_index_mask: u64,
-    /// What has to be zero on a TLB hit: the page number; with it the low bits of an aligned operand.
-    pub page_mask: u64,
+    /// Operands of PEXT: what has to be zero on a TLB hit, the page number and the low bits of an aligned operand.
     pub page_mask_16: u64,
     pub page_mask_32: u64,
     /// [`crate::signals::Signals`]' word: 0 when translated code has to be left.
@@ -111,29 +109,26 @@ struct Allocation {
 /// The offset of a field from RSP.
 macro_rules! field {
     ($($name:tt)+) => {
-        std::mem::offset_of!(crate::jit::context::Context, $($name)+) as i32
+        std::mem::offset_of!(crate::jit::context::Context, $($name)+) as i32 - crate::jit::context::BIAS as i32
     };
 }
 pub(crate) use field;
 
 /// Offsets of the arrays of a bank from RSP.
 pub fn tlb_read(bank: usize) -> i32 {
-    (offset_of!(Context, tlb) + bank * size_of::<TlbBank>() + offset_of!(TlbBank, read)) as i32
+    (offset_of!(Context, tlb) + bank * size_of::<TlbBank>() + offset_of!(TlbBank, read) - BIAS) as i32
 }
 pub fn tlb_write(bank: usize) -> i32 {
-    (offset_of!(Context, tlb) + bank * size_of::<TlbBank>() + offset_of!(TlbBank, write)) as i32
+    (offset_of!(Context, tlb) + bank * size_of::<TlbBank>() + offset_of!(TlbBank, write) - BIAS) as i32
 }
 pub fn tlb_addend(bank: usize) -> i32 {
-    (offset_of!(Context, tlb) + bank * size_of::<TlbBank>() + offset_of!(TlbBank, addend)) as i32
+    (offset_of!(Context, tlb) + bank * size_of::<TlbBank>() + offset_of!(TlbBank, addend) - BIAS) as i32
 }
 pub fn jump_target(bank: usize) -> i32 {
-    (offset_of!(Context, jumps) + bank * size_of::<JumpBank>() + offset_of!(JumpBank, target)) as i32
+    (offset_of!(Context, jumps) + bank * size_of::<JumpBank>() + offset_of!(JumpBank, target) - BIAS) as i32
 }
 pub fn jump_entry(bank: usize) -> i32 {
-    (offset_of!(Context, jumps) + bank * size_of::<JumpBank>() + offset_of!(JumpBank, entry)) as i32
-}
-pub fn jump_page(bank: usize) -> i32 {
-    (offset_of!(Context, jumps) + bank * size_of::<JumpBank>() + offset_of!(JumpBank, page)) as i32
+    (offset_of!(Context, jumps) + bank * size_of::<JumpBank>() + offset_of!(JumpBank, entry) - BIAS) as i32
 }
 
 /// An owned [`Context`] at a fixed address.
@@ -150,9 +145,6 @@ impl Default for ContextBox {
         let memory = unsafe { alloc_zeroed(layout) };
         let Some(memory) = NonNull::new(memory.cast::<Allocation>()) else { handle_alloc_error(layout) };
         let mut this = Self(memory);
-        this.tlb_index_mask = (TLB_ENTRIES as u64 - 1) << 12;
-        this.jump_index_mask = (JUMP_ENTRIES as u64 - 1) << JUMP_SHIFT;
-        this.page_mask = !0xfff;
         this.page_mask_16 = !0xfff | 15;
         this.page_mask_32 = !0xfff | 31;
         this.vector_absent = 1;
@@ -161,6 +153,14 @@ impl Default for ContextBox {
             *count = number as u64;
         }
         this
+    }
+}
+
+impl ContextBox {
+    /// RSP of translated code.
+    pub fn stack_pointer(&mut self) -> *mut u8 {
+        // SAFETY: inside the context.
+        unsafe { (&raw mut (*self.0.as_ptr()).context).cast::<u8>().add(BIAS) }
     }
 }
 

@@ -3,8 +3,9 @@
 use std::cell::{Cell, RefCell};
 
 use crate::decode::block::{Block, CodeCache};
-use crate::jit::context::{Context, JUMP_ENTRIES, JUMP_SHIFT};
-use crate::jit::{BANKS, Jit, Key};
+use crate::jit::context::{Context, JUMP_ENTRIES};
+use crate::jit::stubs::ARRIVAL_BYTES;
+use crate::jit::{Jit, Key};
 
 /// What a block knows of its translation.
 #[derive(Debug, Default)]
@@ -48,47 +49,63 @@ impl Translated {
     }
 }
 
+/// Entries of the table of jumps noted before all are forgotten.
+const NOTED: usize = 1 << 16;
+
 fn index(linear: u64) -> usize {
-    (linear >> JUMP_SHIFT) as usize % JUMP_ENTRIES
+    linear as usize % JUMP_ENTRIES
 }
 
 /// What `target` holds where nothing is known: an address of another index, negated.
 fn nothing(index: usize) -> u64 {
-    ((index as u64 ^ 1) << JUMP_SHIFT).wrapping_neg()
+    u64::from(index == 0)
+}
+
+/// The entries of the table of jumps that may be valid: bank and index.
+#[derive(Debug, Default)]
+pub(super) struct Noted {
+    /// Those good in every address space.
+    global: Vec<(u8, u16)>,
+    /// Those good in the current one only.
+    local: Vec<(u8, u16)>,
 }
 
 impl Jit {
-    /// Makes jumps to `linear` lead to `entry`.
-    pub(super) fn remember_jump(&mut self, context: &mut Context, bank: usize, linear: u64, entry: u64) {
+    /// Makes jumps to `linear` lead to `entry`; `global`: in every address space.
+    pub(super) fn remember_jump(&mut self, context: &mut Context, bank: usize, linear: u64, entry: u64, global: bool) {
         let (table, index) = (&mut context.jumps[bank], index(linear));
+        let entry = entry - ARRIVAL_BYTES as u64;
         if table.target[index] == linear.wrapping_neg() && table.entry[index] == entry {
             return;
         }
-        table.target[index] = linear.wrapping_neg();
-        table.entry[index] = entry;
-        table.page[index] = linear & !0xfff;
-        self.jumps.push((bank as u8, index as u16));
-        if self.jumps.len() > 2 * BANKS * JUMP_ENTRIES {
-            // Half at least are entries that replaced others.
-            self.jumps.sort_unstable();
-            self.jumps.dedup();
+        if self.noted.global.len() + self.noted.local.len() >= NOTED {
+            self.forget_jumps(context, true);
         }
+        let table = &mut context.jumps[bank];
+        (table.target[index], table.entry[index]) = (linear.wrapping_neg(), entry);
+        let noted = if global { &mut self.noted.global } else { &mut self.noted.local };
+        noted.push((bank as u8, index as u16));
     }
 
-    /// Empties the table of jumps.
-    pub(super) fn forget_jumps(&mut self, context: &mut Context) {
-        for (bank, index) in self.jumps.drain(..) {
+    /// Empties the table of jumps, but for those good in every address space unless `all`.
+    pub(super) fn forget_jumps(&mut self, context: &mut Context, all: bool) {
+        let forget = |(bank, index): (u8, u16)| {
             context.jumps[usize::from(bank)].target[usize::from(index)] = nothing(usize::from(index));
-        }
+        };
+        let global = if all { 0 } else { self.noted.global.len() };
+        self.noted.local.drain(..).chain(self.noted.global.drain(global..)).for_each(forget);
     }
 
     /// Makes the bank of `key` one of code that was translated for `key`: it is looked up by address alone.
     #[inline]
     pub(super) fn adopt_key(&mut self, context: &mut Context, key: Key) {
         let bank = key.bank();
-        if self.bank_keys[bank] != key {
-            self.bank_keys[bank] = key;
-            self.jumps.retain(|(of, index)| {
+        if self.bank_keys[bank] == key {
+            return;
+        }
+        self.bank_keys[bank] = key;
+        for noted in [&mut self.noted.global, &mut self.noted.local] {
+            noted.retain(|(of, index)| {
                 let stays = usize::from(*of) != bank;
                 if !stays {
                     context.jumps[bank].target[usize::from(*index)] = nothing(usize::from(*index));
@@ -98,12 +115,10 @@ impl Jit {
         }
     }
 
-    /// Fills the table of jumps for the first time.
+    /// Fills the table of jumps for the first time: elsewhere, nothing is zero.
     pub(super) fn clear_jumps(context: &mut Context) {
-        for bank in 0..BANKS {
-            for (index, target) in context.jumps[bank].target.iter_mut().enumerate() {
-                *target = nothing(index);
-            }
+        for bank in &mut context.jumps {
+            bank.target[0] = nothing(0);
         }
     }
 
@@ -135,7 +150,7 @@ impl Jit {
 
     /// Drops all translated code; none of it may be running.
     pub(super) fn drop_all(&mut self, context: &mut Context, code: &CodeCache) {
-        self.forget_jumps(context);
+        self.forget_jumps(context, true);
         for block in code.blocks() {
             block.translated.set(0, Key::default());
             block.translated.incoming.borrow_mut().clear();
@@ -146,5 +161,43 @@ impl Jit {
             arena.truncate(self.stub_bytes);
         }
         self.statistics.flushes += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jit::Translate;
+    use crate::jit::context::ContextBox;
+
+    const ENTRY: u64 = 0x1000;
+
+    fn leads(context: &Context, linear: u64) -> bool {
+        context.jumps[0].target[index(linear)].wrapping_add(linear) == 0
+    }
+
+    #[test]
+    fn jump_good_in_every_space_is_remembered_until_all_are_forgotten() {
+        let (mut jit, mut context) = (Jit::new(Translate::Never), ContextBox::default());
+        Jit::clear_jumps(&mut context);
+        let (global, local) = (0xffff_ffff_8100_0000, 0x40_1234);
+        assert!(!leads(&context, 0) && !leads(&context, global) && !leads(&context, local));
+        jit.remember_jump(&mut context, 0, global, ENTRY, true);
+        jit.remember_jump(&mut context, 0, local, ENTRY, false);
+        assert!(leads(&context, global) && leads(&context, local));
+        jit.forget_jumps(&mut context, false);
+        assert!(leads(&context, global) && !leads(&context, local));
+        jit.forget_jumps(&mut context, true);
+        assert!(!leads(&context, global) && !leads(&context, 0));
+    }
+
+    #[test]
+    fn jumps_beyond_what_is_noted_are_forgotten_with_all_others() {
+        let (mut jit, mut context) = (Jit::new(Translate::Never), ContextBox::default());
+        Jit::clear_jumps(&mut context);
+        for linear in 1..=NOTED as u64 + 1 {
+            jit.remember_jump(&mut context, 0, linear, ENTRY, linear % 2 == 0);
+        }
+        assert!(!leads(&context, NOTED as u64) && leads(&context, NOTED as u64 + 1));
     }
 }

@@ -97,20 +97,31 @@ impl Translator<'_> {
     /// operand. A miss runs the whole instruction in Rust. No flag changes.
     pub fn look_up(&mut self, address: u8, wanted: Wanted) {
         let bank = self.around.key.bank();
-        let (tag, mask, reach) = match wanted.aligned {
-            16 => (wanted.write, field!(page_mask_16), 0),
-            32 => (wanted.write, field!(page_mask_32), 0),
-            _ => (wanted.write, field!(page_mask), i32::from(wanted.bytes) - 1),
-        };
-        self.code.pext(C, address, field!(tlb_index_mask));
-        self.code.load_from(C, table(if tag { tlb_write(bank) } else { tlb_read(bank) }));
-        self.code.lea(C, Memory { base: Some(C), index: Some((address, 0)), disp: reach });
-        self.code.pext(C, C, mask);
+        let tag = if wanted.write { tlb_write(bank) } else { tlb_read(bank) };
+        self.load_of_page(address, tag);
+        match wanted.aligned {
+            16 | 32 => {
+                let mask = if wanted.aligned == 16 { field!(page_mask_16) } else { field!(page_mask_32) };
+                self.code.lea(C, Memory::indexed(C, address));
+                self.code.pext(C, C, mask);
+            }
+            _ => {
+                let reach = i32::from(wanted.bytes) - 1;
+                self.code.lea(C, Memory { base: Some(C), index: Some((address, 0)), disp: reach });
+                self.code.page_number(C);
+            }
+        }
         self.code.skip_jump_if_rcx_zero();
         let miss = self.code.jump_later();
         self.misses.push(miss);
-        self.code.pext(C, address, field!(tlb_index_mask));
-        self.code.load_from(C, table(tlb_addend(bank)));
+        self.load_of_page(address, tlb_addend(bank));
+    }
+
+    /// C is what the array at `array` has for the page of `address`.
+    fn load_of_page(&mut self, address: u8, array: i32) {
+        self.code.rotate(C, address, 12);
+        self.code.low_16(C, C);
+        self.code.load_from(C, table(array));
     }
 
     /// LEA.

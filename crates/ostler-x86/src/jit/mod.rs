@@ -91,8 +91,7 @@ pub struct Jit {
     /// Translated blocks by number.
     blocks: Vec<*const Block>,
     sites: Vec<Site>,
-    /// Valid entries of the table of jumps: bank and index.
-    jumps: Vec<(u8, u16)>,
+    noted: links::Noted,
     /// What the code that each bank of the table leads to was translated for.
     bank_keys: [Key; BANKS],
     /// The generation of translations of linear addresses that the table of jumps belongs to.
@@ -135,7 +134,7 @@ impl Jit {
             stub_bytes: 0,
             blocks: Vec::new(),
             sites: Vec::new(),
-            jumps: Vec::new(),
+            noted: links::Noted::default(),
             bank_keys: [Key::default(); BANKS],
             generation: 0,
             factory: InstructionInfoFactory::new(),
@@ -180,7 +179,7 @@ impl Jit {
         }
         self.blocks.push(block);
         self.sites.extend(translation.sites);
-        block.translated.set(start, key);
+        block.translated.set(start + translate::ENTRY as u64, key);
         self.statistics.translations += 1;
         self.statistics.translation_ns += began.elapsed().as_nanos() as u64;
         true

@@ -4,6 +4,7 @@
 //! implicitly (MUL, CMPXCHG, CDQ) need no moves. RSP is the context; RCX and R11 are ours.
 
 use crate::jit::code::{R10, R11, R14, R15, RCX};
+use crate::jit::context::field;
 
 /// The first scratch register: the address of a memory operand, mostly.
 pub const T: u8 = R11;
@@ -24,15 +25,20 @@ pub enum Home {
 /// Guest registers that live in the context, by slot.
 pub const SLOTS: [u8; 3] = [10, 11, 15];
 
+/// Where one of [`SLOTS`] is in the context.
+pub fn slot(index: usize) -> i32 {
+    field!(registers) + 8 * index as i32
+}
+
 /// The home of a guest register by number.
 pub fn home(guest: u8) -> Home {
     match guest & 15 {
         1 => Home::Host(GUEST_RCX),
         4 => Home::Host(GUEST_RSP),
         14 => Home::Host(R10),
-        10 => Home::Slot(0),
-        11 => Home::Slot(8),
-        15 => Home::Slot(16),
+        10 => Home::Slot(slot(0)),
+        11 => Home::Slot(slot(1)),
+        15 => Home::Slot(slot(2)),
         same => Home::Host(same),
     }
 }

@@ -5,9 +5,8 @@ use crate::cpu::flags::bit;
 use crate::cpu::regs::BLOCK_RIP;
 use crate::cpu::segment::{FS, GS};
 use crate::cpu::stop::Stop;
-use crate::decode::block::Block;
+use crate::decode::block::{Block, CodeCache};
 use crate::decode::op::Op;
-use crate::jit::context::Context;
 use crate::jit::{Jit, Key, exit};
 use crate::mmu::physical::PAGE_MASK;
 
@@ -60,7 +59,8 @@ impl Cpu {
         let cpu: *mut Cpu = self;
         let context = &mut *self.mmu.tlb.context;
         self.jit.adopt_key(context, key);
-        self.jit.remember_jump(context, key.bank(), linear, entry);
+        let global = self.code.is_in_every_space(linear);
+        self.jit.remember_jump(context, key.bank(), linear, entry, global);
         if context.site != 0 {
             if self.jit.key == key {
                 // SAFETY: as in `translation`.
@@ -79,12 +79,12 @@ impl Cpu {
         context.mxcsr = &raw mut self.vector.mxcsr;
         context.call_out = call_out as *const () as u64;
         context.count = 0;
-        let context: *mut Context = context;
+        let stack_pointer = self.mmu.tlb.context.stack_pointer();
         self.jit.key = key;
         self.jit.statistics.entries += 1;
         // SAFETY: the stub was emitted with this signature.
-        let enter: extern "sysv64" fn(*mut Context, u64) = unsafe { std::mem::transmute(self.jit.stubs.enter) };
-        enter(context, entry);
+        let enter: extern "sysv64" fn(*mut u8, u64) = unsafe { std::mem::transmute(self.jit.stubs.enter) };
+        enter(stack_pointer, entry);
         self.left_translated()
     }
 
@@ -111,7 +111,8 @@ impl Cpu {
         if self.jit.generation == 0 {
             Jit::clear_jumps(&mut self.mmu.tlb.context);
         }
-        self.jit.forget_jumps(&mut self.mmu.tlb.context);
+        let all = !CodeCache::differ_by_space(self.jit.generation, generation);
+        self.jit.forget_jumps(&mut self.mmu.tlb.context, all);
         self.jit.generation = generation;
     }
 

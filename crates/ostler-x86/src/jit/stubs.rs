@@ -1,14 +1,14 @@
 //! The code that every block shares: into translated code, out of it, and to Rust and back.
 
 use crate::jit::code::{Code, Memory, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RSP};
-use crate::jit::context::{Context, field, jump_entry, jump_page, jump_target};
-use crate::jit::registers::{C, SLOTS, T, held};
+use crate::jit::context::{field, jump_entry, jump_target};
+use crate::jit::registers::{C, SLOTS, T, held, slot};
 use crate::jit::{BANKS, exit};
 
 /// Where the shared code is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stubs {
-    /// `extern "sysv64" fn(*mut Context, entry)`.
+    /// `extern "sysv64" fn(rsp, entry)`.
     pub enter: u64,
     /// ECX is the call's site; see [`super::call_out`].
     pub call_out: u64,
@@ -61,7 +61,7 @@ fn pop(code: &mut Code, reg: u8) {
     code.byte(0x58 | reg & 7);
 }
 
-/// RDI is the context, RSI the block's code.
+/// RDI is RSP of translated code, RSI the block's code.
 fn enter(code: &mut Code) {
     for reg in SAVED {
         push(code, reg);
@@ -95,9 +95,9 @@ fn load_registers(code: &mut Code) {
     // add al, 0x7f: OF is bit 0's. SAHF leaves it.
     code.put(&[0x04, 0x7f, 0x9e]);
     code.load(T, field!(file));
-    for (slot, guest) in SLOTS.into_iter().enumerate() {
+    for (index, guest) in SLOTS.into_iter().enumerate() {
         code.load_from(RCX, Memory::at(T, 8 * i32::from(guest)));
-        code.store(8 * slot as i32, RCX);
+        code.store(slot(index), RCX);
     }
     for (guest, host) in held() {
         code.load_from(host, Memory::at(T, 8 * i32::from(guest)));
@@ -115,8 +115,8 @@ fn store_registers(code: &mut Code) {
     for (guest, host) in held() {
         code.store_to(Memory::at(R11, 8 * i32::from(guest)), host);
     }
-    for (slot, guest) in SLOTS.into_iter().enumerate() {
-        code.load(RAX, 8 * slot as i32);
+    for (index, guest) in SLOTS.into_iter().enumerate() {
+        code.load(RAX, slot(index));
         code.store_to(Memory::at(R11, 8 * i32::from(guest)), RAX);
     }
     // movq [count], mm0; emms
@@ -212,18 +212,16 @@ fn leave(code: &mut Code) {
 /// Emits the look-up of T in the table of jumps: falls through on a hit, else goes where the
 /// returned jump is made to lead. Uses C.
 pub fn look_up_jump(code: &mut Code, bank: usize) -> u64 {
-    code.pext(C, T, field!(jump_index_mask));
+    code.low_16(C, T);
     code.load_from(C, table(jump_target(bank)));
     code.lea(C, Memory::indexed(C, T));
     code.skip_jump_if_rcx_zero();
     code.jump_later()
 }
 
-/// Emits the jump to T, which was found in the table. Uses C and T.
+/// Emits the jump to T, which was found in the table. Uses C.
 pub fn jump_to_found(code: &mut Code, bank: usize) {
-    code.pext(C, T, field!(jump_index_mask));
-    code.load_from(T, table(jump_page(bank)));
-    code.store(field!(page_base), T);
+    code.low_16(C, T);
     // jmp [rsp + rcx * 8 + entry]
     code.with_memory(false, &[0xff], 4, table(jump_entry(bank)));
 }
@@ -239,4 +237,17 @@ fn jump(code: &mut Code, bank: usize, leave: u64) {
     code.fix(miss, leave);
 }
 
-const _: () = assert!(std::mem::offset_of!(Context, registers) == 0);
+/// Bytes of [`arrive`].
+pub const ARRIVAL_BYTES: usize = 12;
+
+/// Emits what a jump by the table does at its target, `offset` bytes into its page: T is where that is.
+pub fn arrive(code: &mut Code, offset: i64) {
+    let start = code.bytes.len();
+    // lea r11, [r11 - offset], with four bytes of displacement
+    code.put(&[0x4d, 0x8d, 0x9b]);
+    code.put32((-offset) as u32);
+    code.store(field!(page_base), T);
+    debug_assert_eq!(code.bytes.len() - start, ARRIVAL_BYTES);
+}
+
+const _: () = assert!(field!(page_base) < 128);

@@ -13,7 +13,7 @@ use crate::jit::context::field;
 use crate::jit::encoding::Encoding;
 use crate::jit::key::Key;
 use crate::jit::registers::{C, T};
-use crate::jit::stubs::Stubs;
+use crate::jit::stubs::{ARRIVAL_BYTES, Stubs, arrive};
 
 /// A jump to a block of the same page, which can be made to lead there directly.
 #[derive(Clone, Copy, Debug)]
@@ -70,11 +70,15 @@ pub(super) struct Translator<'a> {
 /// A translated block.
 #[derive(Debug)]
 pub struct Translation {
+    /// An arrival ([`super::stubs::arrive`]) ends at [`ENTRY`].
     pub bytes: Vec<u8>,
     pub sites: Vec<Site>,
 }
 
-/// Makes host code for `block`, to run at `start`.
+/// Where in a translation its block begins.
+pub const ENTRY: usize = 16;
+
+/// Makes host code for `block`, to be put at `start`.
 pub fn translate(block: &Block, around: Surroundings, start: u64, factory: &mut InstructionInfoFactory) -> Translation {
     let mut translator = Translator {
         code: Code::new(start),
@@ -88,6 +92,8 @@ pub fn translate(block: &Block, around: Surroundings, start: u64, factory: &mut 
         vector_loaded: false,
         ended: false,
     };
+    translator.code.bytes.resize(ENTRY - ARRIVAL_BYTES, 0xcc);
+    arrive(&mut translator.code, translator.offset);
     translator.instructions(factory);
     translator.cold_paths();
     Translation { bytes: translator.code.bytes, sites: translator.sites }

@@ -4,6 +4,8 @@
 //! them up; here is everything else. What was filled in is written down, so that a flush costs in
 //! proportion to what there is to forget.
 
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+
 use ostler_memory::PAGE_BYTES;
 
 use crate::jit::context::{ContextBox, TLB_BANKS, TLB_ENTRIES};
@@ -27,14 +29,30 @@ pub const LARGE: u64 = 1;
 /// `physical` of an entry cut from a 1 GiB page.
 pub const HUGE: u64 = 2;
 
-/// Entries noted before a flush clears all of them rather than those.
-const NOTED: usize = 2 * TLB_ENTRIES;
+/// Entries noted before everything is forgotten.
+const NOTED: usize = 8192;
+
+/// The guest physical page of each entry.
+type Physical = [[u64; TLB_ENTRIES]; TLB_BANKS];
+
+/// Zeros, which take no memory until they are written.
+fn no_physical() -> Box<Physical> {
+    let layout = Layout::new::<Physical>();
+    // SAFETY: the layout is of some bytes, and zeros are numbers.
+    unsafe {
+        let memory = alloc_zeroed(layout);
+        if memory.is_null() {
+            handle_alloc_error(layout);
+        }
+        Box::from_raw(memory.cast())
+    }
+}
 
 /// A bank of translations per [`Privilege`].
 #[derive(Debug)]
 pub struct Tlb {
     pub context: ContextBox,
-    physical: Box<[[u64; TLB_ENTRIES]; TLB_BANKS]>,
+    physical: Box<Physical>,
     /// The banks and indices that may be valid.
     filled: Vec<(u8, u16)>,
     /// Which 4 MiB (hashed to a bit) larger pages were cut into entries in.
@@ -45,11 +63,14 @@ impl Default for Tlb {
     fn default() -> Self {
         let mut tlb = Self {
             context: ContextBox::default(),
-            physical: Box::new([[0; TLB_ENTRIES]; TLB_BANKS]),
+            physical: no_physical(),
             filled: Vec::with_capacity(NOTED),
             large: 0,
         };
-        tlb.clear_all();
+        for bank in 0..TLB_BANKS {
+            // Elsewhere, zero is invalid.
+            [0, TLB_ENTRIES - 1].into_iter().for_each(|index| tlb.clear(bank, index));
+        }
         tlb
     }
 }
@@ -58,10 +79,10 @@ fn index(linear: u64) -> usize {
     (linear / PAGE_BYTES) as usize % TLB_ENTRIES
 }
 
-/// The negated address of a page that is never looked up at `index`.
+/// The negated address of a page that is never looked up at `index`: page 0, but where that is looked up, and before
+/// it, as an access that crosses into it must not find it.
 fn invalid(index: usize) -> u64 {
-    // Not the next one: an access that crosses into it must not find it.
-    ((index ^ (TLB_ENTRIES / 2)) as u64 * PAGE_BYTES).wrapping_neg()
+    if index == 0 || index == TLB_ENTRIES - 1 { PAGE_BYTES * TLB_ENTRIES as u64 / 2 } else { 0 }
 }
 
 fn large_bit(linear: u64, physical: u64) -> u64 {
@@ -94,7 +115,7 @@ impl Tlb {
     pub fn insert(&mut self, privilege: Privilege, linear: u64, entry: TlbEntry) {
         let (number, index) = (privilege as usize, index(linear));
         if self.filled.len() == NOTED {
-            self.clear_all();
+            self.flush();
         }
         self.filled.push((number as u8, index as u16));
         let page = (linear & PAGE_MASK).wrapping_neg();
@@ -111,14 +132,6 @@ impl Tlb {
     fn clear(&mut self, bank: usize, index: usize) {
         let bank = &mut self.context.tlb[bank];
         (bank.read[index], bank.write[index]) = (invalid(index), invalid(index));
-    }
-
-    fn clear_all(&mut self) {
-        for bank in 0..TLB_BANKS {
-            (0..TLB_ENTRIES).for_each(|index| self.clear(bank, index));
-        }
-        self.filled.clear();
-        self.large = 0;
     }
 
     /// Forgets everything.
@@ -175,6 +188,29 @@ impl Tlb {
             if self.physical[bank][index] & PAGE_MASK == gpa & PAGE_MASK {
                 self.context.tlb[bank].write[index] = invalid(index);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finds(tlb: &Tlb, linear: u64, bytes: usize) -> bool {
+        tlb.readable(Privilege::User, linear, bytes).is_some() || tlb.writable(Privilege::User, linear, bytes).is_some()
+    }
+
+    #[test]
+    fn page_is_found_until_a_flush_and_no_other_ever() {
+        let mut tlb = Tlb::default();
+        let at_the_end = 0_u64.wrapping_sub(PAGE_BYTES);
+        let pages = [0, PAGE_BYTES, PAGE_BYTES << 16, at_the_end, at_the_end - (PAGE_BYTES << 16)];
+        for page in pages {
+            assert!(!pages.iter().any(|other| finds(&tlb, *other, 1) || finds(&tlb, other + 0xfff, 2)));
+            tlb.insert(Privilege::User, page, TlbEntry { read: true, write: true, addend: 0, physical: 0 });
+            assert!(finds(&tlb, page + 0xff8, 8) && !finds(&tlb, page + 0xff9, 8));
+            assert_eq!(pages.iter().filter(|other| finds(&tlb, **other, 1)).count(), 1);
+            tlb.flush();
         }
     }
 }
