@@ -22,6 +22,7 @@ from ostler.registers import (
 )
 
 __all__ = [
+    "BlockBackup",
     "BlockDisk",
     "BlockStorage",
     "Bus",
@@ -29,6 +30,7 @@ __all__ = [
     "CopyProgress",
     "DirtyMap",
     "IrqLine",
+    "LiveDisk",
     "Memory",
     "MsiRoute",
     "NetLink",
@@ -50,7 +52,9 @@ __all__ = [
     "bench_disk",
     "compare_disks",
     "copy_disk",
+    "copy_marked",
     "differing_run",
+    "map_layers",
 ]
 
 @disjoint_base
@@ -383,6 +387,7 @@ class Qcow2Disk(BlockDisk):
     @property
     def l1(self) -> list[int]: ...
     def settle(self) -> None: ...
+    def pull(self, progress: CopyProgress, *, limit: int = 0) -> None: ...
     def preallocate(self, offset: int, length: int) -> None: ...
     def exchange(
         self,
@@ -413,6 +418,27 @@ class Qcow2Disk(BlockDisk):
     def check(
         self, snapshots: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]
     ) -> dict[str, Any]: ...
+
+@final
+class LiveDisk(BlockDisk):
+    def __new__(cls, name: str, disk: BlockDisk) -> LiveDisk: ...
+    def close_gate(self) -> None: ...
+    def open_gate(self) -> None: ...
+    def replace(self, disk: BlockDisk) -> None: ...
+    def record(self, maps: Iterable[DirtyMap]) -> None: ...
+    def back_up(
+        self,
+        target: BlockDisk,
+        todo: DirtyMap,
+        progress: CopyProgress,
+        *,
+        target_is_zero: bool,
+    ) -> BlockBackup: ...
+    def end_backup(self) -> None: ...
+
+@final
+class BlockBackup:
+    def run(self, *, limit: int = 0) -> None: ...
 
 @final
 class DirtyMap:
@@ -450,7 +476,22 @@ def copy_disk(
     limit: int = 0,
     salvage: bool = False,
 ) -> int: ...
-def compare_disks(one: BlockDisk, other: BlockDisk, progress: CopyProgress) -> int | None: ...
+def compare_disks(
+    one: BlockDisk, other: BlockDisk, progress: CopyProgress, threads: int
+) -> int | None: ...
+def copy_marked(
+    source: BlockDisk,
+    target: BlockDisk,
+    map: DirtyMap,
+    progress: CopyProgress,
+    *,
+    threads: int,
+    target_is_zero: bool,
+    limit: int = 0,
+) -> None: ...
+def map_layers(
+    layers: Sequence[tuple[BlockDisk, BlockStorage | None]], offset: int, end: int
+) -> list[tuple[int, int, int, bool, bool, bool, bool, int | None]]: ...
 def differing_run(
     one: BlockDisk, other: BlockDisk, offset: int, limit: int, unit: int
 ) -> tuple[bool, int]: ...

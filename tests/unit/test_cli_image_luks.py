@@ -93,6 +93,6 @@ def test_guests_disk_is_opened_with_its_key_file(more: str, tmp_path: Path, key_
     disk = DiskConfig.parse(f"{path},key_file={key_file}{more}")
     config = MachineConfig(kernel=Path("vmlinuz"), disks=(disk,))
     with open_disks(config) as (opened,):
-        opened.image.write(0, b"guest")
-        assert opened.image.read(0, 5) == b"guest"
+        opened.live.image.write(0, b"guest")
+        assert opened.live.image.read(0, 5) == b"guest"
         assert opened.size_bytes == 1 << 20

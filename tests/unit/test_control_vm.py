@@ -288,3 +288,16 @@ def test_run_output_to_a_file_is_whole(kernel: Kernel, tmp_path: Path) -> None:
     options = command(path, f"--serial=file:{log}")
     assert subprocess.run(options, stdin=subprocess.DEVNULL, timeout=60).returncode == 0
     assert log.read_bytes() == b"hello"
+
+
+def test_disks_change_their_image_while_the_machine_runs(kernel: Kernel, tmp_path: Path) -> None:
+    base, top = tmp_path / "disk.qcow2", tmp_path / "top.qcow2"
+    ostler.create_image(base, 1 << 20)
+    with ostler.VM(kernel(LOOP_FOREVER), memory="16M", disks=base, net="none") as vm:
+        (disk,) = vm.disks
+        disk.overlay(top)
+        assert disk.files == [str(top), str(base)]
+        disk.commit().wait(60)
+        assert disk.files == [str(base)]
+        vm.stop()
+    assert vm.disks == ()

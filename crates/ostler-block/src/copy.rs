@@ -1,13 +1,15 @@
 //! Copies from disk to disk, on several threads.
 
 use std::fmt::Debug;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use flate2::{Compress, Compression, FlushCompress, Status};
 use zstd::zstd_safe::{self, CCtx, CParameter};
 
+use crate::dirty::DirtyMap;
 use crate::disk::Disk;
 use crate::{BlockError, Result};
 
@@ -51,24 +53,85 @@ pub struct Progress {
 pub fn copy(source: &dyn Disk, target: &dyn Disk, job: &Job, progress: &Progress) -> Result<()> {
     let end = source.size().min(target.size());
     let next = AtomicU64::new(0);
+    on_threads(job.threads, progress, || Copier::new(source, target, job, progress)?.run(&next, end))
+}
+
+/// Makes `target` read like `source` where `map` is marked, and clears the marks. What could not be
+/// copied, if that fails, is marked again.
+pub fn copy_marked(source: &dyn Disk, target: &dyn Disk, map: &DirtyMap, job: &Job, progress: &Progress) -> Result<()> {
+    let end = source.size().min(target.size());
+    let next = Mutex::new(0);
+    let pace = Mutex::new(Pace::new(job.limit));
+    on_threads(job.threads, progress, || Copier::new(source, target, job, progress)?.run_marked(map, &next, end, &pace))
+}
+
+/// Makes `target` read like `source` in one range, on this thread.
+pub fn copy_range(
+    source: &dyn Disk,
+    target: &dyn Disk,
+    job: &Job,
+    progress: &Progress,
+    from: u64,
+    end: u64,
+) -> Result<()> {
+    Copier::new(source, target, job, progress)?.pieces(from, end)
+}
+
+/// Does the same on several threads: the error that tells most, if there is one.
+pub fn on_threads(threads: usize, progress: &Progress, act: impl Fn() -> Result<()> + Sync) -> Result<()> {
     let failure = Mutex::new(None);
     let work = || {
-        let outcome = Copier::new(source, target, job, progress).and_then(|mut copier| copier.run(&next, end));
-        if let Err(error) = outcome {
+        if let Err(error) = act() {
             progress.cancelled.store(true, Ordering::Release);
-            let mut first = failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut first = failure.lock().unwrap_or_else(PoisonError::into_inner);
             if first.is_none() || !matches!(error, BlockError::Cancelled) {
                 *first = Some(error);
             }
         }
     };
     thread::scope(|scope| {
-        for _ in 1..job.threads.max(1) {
+        for _ in 1..threads.max(1) {
             scope.spawn(work);
         }
         work();
     });
-    failure.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).map_or(Ok(()), Err)
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+fn sleep_unless_cancelled(mut wait: Duration, progress: &Progress) {
+    while !wait.is_zero() && !progress.cancelled.load(Ordering::Acquire) {
+        let part = wait.min(Duration::from_millis(50));
+        thread::sleep(part);
+        wait -= part;
+    }
+}
+
+/// Keeps work to so many bytes a second; 0 is no limit.
+#[derive(Debug)]
+pub struct Pace {
+    limit: u64,
+    done: u64,
+    started: Instant,
+}
+
+impl Pace {
+    pub fn new(limit: u64) -> Self {
+        Self { limit, done: 0, started: Instant::now() }
+    }
+
+    /// Sleeps for as long as the bytes that were done are too many, or until the work is cancelled.
+    pub fn keep(&mut self, bytes: u64, progress: &Progress) {
+        sleep_unless_cancelled(self.wait_after(bytes), progress);
+    }
+
+    fn wait_after(&mut self, bytes: u64) -> Duration {
+        self.done += bytes;
+        if self.limit == 0 {
+            return Duration::ZERO;
+        }
+        let due = Duration::from_secs_f64(self.done as f64 / self.limit as f64);
+        due.saturating_sub(self.started.elapsed())
+    }
 }
 
 struct Copier<'a> {
@@ -78,14 +141,14 @@ struct Copier<'a> {
     progress: &'a Progress,
     buffer: Vec<u8>,
     packer: Option<Packer>,
-    started: std::time::Instant,
+    started: Instant,
 }
 
 impl<'a> Copier<'a> {
     fn new(source: &'a dyn Disk, target: &'a dyn Disk, job: &'a Job, progress: &'a Progress) -> Result<Self> {
         let packer = job.packing.map(|(packing, cluster)| Packer::new(packing, cluster)).transpose()?;
         let buffer = vec![0; PIECE as usize];
-        Ok(Self { source, target, job, progress, buffer, packer, started: std::time::Instant::now() })
+        Ok(Self { source, target, job, progress, buffer, packer, started: Instant::now() })
     }
 
     fn run(&mut self, next: &AtomicU64, end: u64) -> Result<()> {
@@ -106,9 +169,39 @@ impl<'a> Copier<'a> {
         }
     }
 
+    fn run_marked(&mut self, map: &DirtyMap, next: &Mutex<u64>, end: u64, pace: &Mutex<Pace>) -> Result<()> {
+        loop {
+            if self.progress.cancelled.load(Ordering::Acquire) {
+                return Err(BlockError::Cancelled);
+            }
+            let taken = {
+                let mut next = next.lock().unwrap_or_else(PoisonError::into_inner);
+                let taken = map.take_run(*next, end, PIECE);
+                *next = taken.map_or(end, |(_, to)| to);
+                taken
+            };
+            let Some((from, to)) = taken else { return Ok(()) };
+            self.pieces(from, to).inspect_err(|_| map.mark(from, to - from))?;
+            self.progress.done.fetch_add(to - from, Ordering::Relaxed);
+            let wait = pace.lock().unwrap_or_else(PoisonError::into_inner).wait_after(to - from);
+            sleep_unless_cancelled(wait, self.progress);
+        }
+    }
+
+    /// A range of any length.
+    fn pieces(&mut self, from: u64, end: u64) -> Result<()> {
+        let mut at = from;
+        while at < end {
+            let stop = end.min(at + PIECE);
+            self.piece(at, stop)?;
+            at = stop;
+        }
+        Ok(())
+    }
+
     fn keep_to_the_limit(&self, done: u64) {
         if self.job.limit != 0 {
-            let due = std::time::Duration::from_secs_f64(done as f64 / self.job.limit as f64);
+            let due = Duration::from_secs_f64(done as f64 / self.job.limit as f64);
             thread::sleep(due.saturating_sub(self.started.elapsed()));
         }
     }

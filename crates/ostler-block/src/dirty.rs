@@ -12,6 +12,13 @@ pub struct DirtyMap {
     words: Vec<AtomicU64>,
 }
 
+impl Clone for DirtyMap {
+    fn clone(&self) -> Self {
+        let words = self.words.iter().map(|word| AtomicU64::new(word.load(Ordering::SeqCst))).collect();
+        Self { size: self.size, granularity_bits: self.granularity_bits, words }
+    }
+}
+
 impl DirtyMap {
     /// Nothing of a disk of `size` bytes was written.
     pub fn new(size: u64, granularity_bits: u32) -> Self {
@@ -91,6 +98,49 @@ impl DirtyMap {
         }
     }
 
+    /// The range that the granules of another cover.
+    pub fn whole_granules(&self, offset: u64, len: u64) -> (u64, u64) {
+        let first = offset >> self.granularity_bits << self.granularity_bits;
+        let end = offset.saturating_add(len).min(self.size);
+        (first, end.next_multiple_of(self.granularity()).min(self.size))
+    }
+
+    /// Clears the first run of marks in a range, or `most` bytes of it, at least one granule: first
+    /// and end.
+    pub fn take_run(&self, from: u64, end: u64, most: u64) -> Option<(u64, u64)> {
+        let last = end.min(self.size).div_ceil(self.granularity());
+        let first = self.next_set(from >> self.granularity_bits, last)?;
+        let most = (most >> self.granularity_bits).max(1);
+        let mut next = first;
+        while next < last && next - first < most && self.unset(next) {
+            next += 1;
+        }
+        // Another may have taken the first one meanwhile.
+        if next == first {
+            return self.take_run((first + 1) << self.granularity_bits, end, most << self.granularity_bits);
+        }
+        Some((first << self.granularity_bits, (next << self.granularity_bits).min(self.size)))
+    }
+
+    fn next_set(&self, mut granule: u64, last: u64) -> Option<u64> {
+        while granule < last {
+            let word = self.words.get((granule / WORD_BITS) as usize)?.load(Ordering::Acquire);
+            let rest = word >> (granule % WORD_BITS);
+            if rest != 0 {
+                let found = granule + u64::from(rest.trailing_zeros());
+                return (found < last).then_some(found);
+            }
+            granule = (granule / WORD_BITS + 1) * WORD_BITS;
+        }
+        None
+    }
+
+    /// Clears a mark; whether it was set.
+    fn unset(&self, granule: u64) -> bool {
+        let mask = 1 << (granule % WORD_BITS);
+        self.words[(granule / WORD_BITS) as usize].fetch_and(!mask, Ordering::SeqCst) & mask != 0
+    }
+
     pub fn clear(&self) {
         self.words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
     }
@@ -120,6 +170,20 @@ mod tests {
         fine.merge(&coarse);
         assert_eq!((fine.dirty_bytes(), coarse.dirty_bytes()), (34_816, 65_536));
         assert_eq!(fine.bytes().len(), 25);
+    }
+
+    #[test]
+    fn runs_are_taken_in_order_each_once_and_no_longer_than_asked() {
+        let map = DirtyMap::new(100_000, 9);
+        map.mark(0, 512);
+        map.mark(40_000, 3 * 512);
+        map.mark(99_999, 1);
+        let taken: Vec<_> = std::iter::from_fn(|| map.take_run(0, 100_000, 1024)).collect();
+        assert_eq!(taken, [(0, 512), (39_936, 40_960), (40_960, 41_984), (99_840, 100_000)]);
+        assert_eq!(map.dirty_bytes(), 0);
+        map.mark(0, 2048);
+        assert_eq!(map.take_run(512, 1024, 1 << 20), Some((512, 1024)));
+        assert_eq!(map.whole_granules(513, 512), (512, 1536));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! to be walked there (`docs/decisions/0007-qcow2-in-two-languages.md`). Whatever an image says is
 //! hostile: each offset is checked before it is used, and caches are bounded.
 
+pub mod backup;
 pub mod bench;
 pub mod compare;
 pub mod copy;
@@ -16,16 +17,20 @@ pub mod dirty;
 pub mod disk;
 pub mod encrypted;
 pub mod error;
+pub mod layers;
+pub mod live;
 pub mod pieces;
 pub mod qcow2;
 pub mod raw;
 pub mod salvage;
 pub mod storage;
 
+pub use backup::Backup;
 pub use dirty::DirtyMap;
 pub use disk::{Content, Disk, Extent};
 pub use encrypted::EncryptedStorage;
 pub use error::BlockError;
+pub use live::LiveDisk;
 pub use pieces::{Sink, Source};
 pub use qcow2::Qcow2;
 pub use raw::Raw;

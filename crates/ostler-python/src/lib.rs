@@ -33,7 +33,8 @@ mod _native {
     use crate::balloon::VirtioBalloon;
     #[pymodule_export]
     use crate::block::{
-        BlockDisk, BlockStorage, CopyProgress, DirtyMap, Qcow2Disk, bench_disk, compare_disks, copy_disk, differing_run,
+        BlockBackup, BlockDisk, BlockStorage, CopyProgress, DirtyMap, LiveDisk, Qcow2Disk, bench_disk, compare_disks,
+        copy_disk, copy_marked, differing_run, map_layers,
     };
     #[pymodule_export]
     use crate::bus::Bus;

@@ -14,10 +14,12 @@ from ostler.block.image import (
     Extent,
     Image,
     Layered,
+    LocalDescriptor,
     Opening,
     local_name,
     open_with,
 )
+from ostler.engine.block import BlockDisk, BlockStorage, map_layers
 from ostler.errors import DiskError
 
 MAX_DEPTH = 200
@@ -124,6 +126,11 @@ class Mapped(NamedTuple):
 def map_chain(image: Image, offset: int = 0, length: int | None = None) -> Iterator[Mapped]:
     """Where each byte of the disk is kept, through all layers, neighbours merged."""
     end = image.size_bytes if length is None else min(offset + length, image.size_bytes)
+    if (chain := _native_chain(image)) is not None:
+        names = [layer.name for layer in layers(image)]
+        for found in map_layers(chain, min(offset, end), end):
+            yield Mapped(*found, names[found[2]])
+        return
     last: Mapped | None = None
     for run in _runs(image, offset, end, 0):
         if last is not None and _continues(last, run):
@@ -134,6 +141,18 @@ def map_chain(image: Image, offset: int = 0, length: int | None = None) -> Itera
         last = run
     if last is not None:
         yield last
+
+
+def _native_chain(image: Image) -> list[tuple[BlockDisk, BlockStorage | None]] | None:
+    """The layers as the engine walks them; `None` where one of them is Python's."""
+    chain: list[tuple[BlockDisk, BlockStorage | None]] = []
+    for layer in layers(image):
+        disk = getattr(layer, "disk", None)
+        file = getattr(layer, "data_file", None) or getattr(layer, "file", None)
+        if not isinstance(disk, BlockDisk) or not isinstance(file, LocalDescriptor):
+            return None
+        chain.append((disk, None if layer.format == "raw" else BlockStorage.from_fd(file.fd)))
+    return chain
 
 
 def _runs(image: Image, offset: int, end: int, depth: int) -> Iterator[Mapped]:

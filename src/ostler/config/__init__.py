@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ostler.config.memory import MemoryConfig
     from ostler.config.net import NetConfig, PublishConfig, parse_nets
     from ostler.config.serial import SerialConfig, SerialKind
-    from ostler.config.several import several
     from ostler.config.size import format_size, parse_size
 
 __all__ = [
@@ -60,7 +59,6 @@ __all__ = [
     "parse_device",
     "parse_nets",
     "parse_size",
-    "several",
 ]
 
 # Looked up when first used: a size is parsed without the models of a machine.
@@ -90,7 +88,6 @@ _HOMES = {
     "parse_nets": "ostler.config.net",
     "SerialConfig": "ostler.config.serial",
     "SerialKind": "ostler.config.serial",
-    "several": "ostler.config.several",
     "format_size": "ostler.config.size",
     "parse_size": "ostler.config.size",
 }

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ostler.block.live import LiveImage
 from ostler.config import (
     AcceleratorChoice,
     CpuConfig,
@@ -35,8 +36,8 @@ from ostler.config import (
     VirtioShareConfig,
     parse_device,
     parse_nets,
-    several,
 )
+from ostler.config.several import several
 from ostler.control.accelerator import choose
 from ostler.control.balloon import Balloon
 from ostler.control.console import SerialConsole
@@ -90,8 +91,9 @@ class VM:
 
     `serial` is the first serial port, `hvc` the console of a `virtio-console` device, `console` has
     its named ports, `balloon` is the memory balloon of a `virtio-balloon`, `vsock` the sockets of a
-    `virtio-vsock`, `net` the network cards. Nothing is printed: `accelerator.note` says where the
-    guest does not run on what was hoped for, and `on_report` is called with such lines.
+    `virtio-vsock`, `net` the network cards, `disks` the disks. Nothing is printed:
+    `accelerator.note` says where the guest does not run on what was hoped for, and `on_report` is
+    called with such lines.
     """
 
     def __init__(
@@ -194,6 +196,12 @@ class VM:
         for said in filter(None, (warning, self._accelerator.note)):
             self.on_report(said)
         self._reports.release(lambda text: self.on_report(text))
+
+    @property
+    def disks(self) -> tuple[LiveImage, ...]:
+        """The disks in the order of the configuration, while the machine runs: their snapshots,
+        copies and backups."""
+        return tuple(disk.live for disk in self._images)
 
     def pause(self) -> None:
         """Stop the guest's CPUs and clock; returns when none of them runs."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ostler.block.chain import identity
 from ostler.block.crypto.secret import read_secret
-from ostler.block.data_path import disk_of
-from ostler.block.image import SECTOR_BYTES, Image, create_image, open_image
+from ostler.block.image import SECTOR_BYTES, Opening, create_image, open_image, open_with
+from ostler.block.live import LiveImage
 from ostler.config import DiskConfig, MachineConfig
 from ostler.engine.block import BlockDisk
 from ostler.errors import DiskError
@@ -24,7 +24,7 @@ BLOCK_BYTES = 4096
 class GuestDisk:
     """An open image as a device takes it."""
 
-    image: Image
+    live: LiveImage
     disk: BlockDisk
     size_bytes: int
     readonly: bool
@@ -47,29 +47,29 @@ def open_disks(config: MachineConfig) -> Iterator[list[GuestDisk]]:
             disks.clear()
 
 
-def _guest_disk(image: Image) -> GuestDisk:
+def _guest_disk(live: LiveImage) -> GuestDisk:
+    image = live.image
     size = image.size_bytes // SECTOR_BYTES * SECTOR_BYTES
     if size == 0:
         raise DiskError(f"--disk {image.name}: the disk has no sectors; resize it")
     block = getattr(image, "block_bytes", BLOCK_BYTES)
-    return GuestDisk(image, disk_of(image), size, image.readonly, block)
+    return GuestDisk(live, live.disk, size, image.readonly, block)
 
 
-def _open(disk: DiskConfig) -> Image:
+def _open(disk: DiskConfig) -> LiveImage:
     format = disk.format or None
     secret = read_secret(Path(disk.key_file)) if disk.key_file else None
     if disk.overlay:
         return _open_overlay(disk.path, format, secret)
-    return open_image(
-        disk.path,
-        format=format,
+    how = Opening(
         readonly=disk.readonly or disk.media == "cdrom",
         unsafe=disk.cache == "unsafe",
         secret=secret,
     )
+    return LiveImage(open_with(disk.path, format, how), how)
 
 
-def _open_overlay(path: str, format: str | None, secret: bytes | None) -> Image:
+def _open_overlay(path: str, format: str | None, secret: bytes | None) -> LiveImage:
     """A new image over the one at `path`, which has no name and is gone when it is closed."""
     with open_image(path, format=format, readonly=True, secret=secret) as base:
         size, base_format = base.size_bytes, base.format
@@ -77,6 +77,7 @@ def _open_overlay(path: str, format: str | None, secret: bytes | None) -> Image:
     os.close(descriptor)
     try:
         create_image(name, size, backing_file=identity(path), backing_fmt=base_format)
-        return open_image(name, format="qcow2", unsafe=True, secret=secret)
+        how = Opening(unsafe=True, secret=secret)
+        return LiveImage(open_with(name, "qcow2", how), how)
     finally:
         Path(name).unlink()

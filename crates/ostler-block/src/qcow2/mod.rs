@@ -19,6 +19,7 @@ mod entry;
 pub mod exchange;
 mod flush;
 pub mod layout;
+mod pull;
 pub mod refcounts;
 mod tables;
 mod tree;

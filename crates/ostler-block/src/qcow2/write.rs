@@ -16,18 +16,18 @@ const MAX_CLUSTERS: u64 = 1024;
 
 /// Guest clusters on their way into host clusters.
 #[derive(Clone, Copy, Debug)]
-struct Flight {
+pub(super) struct Flight {
     /// Guest clusters.
-    first: u64,
-    count: u64,
+    pub(super) first: u64,
+    pub(super) count: u64,
     /// Offset of the first host cluster.
-    host: u64,
+    pub(super) host: u64,
     /// The host clusters have never been written: they are zero.
     is_fresh: bool,
     /// The host clusters were allocated for this; they are freed if it fails.
-    is_new: bool,
+    pub(super) is_new: bool,
     /// The subclusters that are written, where entries are extended: first and end.
-    touched: (u64, u64),
+    pub(super) touched: (u64, u64),
 }
 
 impl Qcow2 {
@@ -71,7 +71,7 @@ impl Qcow2 {
     }
 
     /// Has the file reach as far as clusters that are mapped without being written.
-    fn begin_clusters(&self, flight: &Flight) -> Result<()> {
+    pub(super) fn begin_clusters(&self, flight: &Flight) -> Result<()> {
         let tables = self.tables();
         let end = flight.host + (flight.count << tables.layout.cluster_bits);
         if tables.layout.external_data || self.storage.len()? >= end {
@@ -108,7 +108,7 @@ impl Qcow2 {
     }
 
     /// Claims host clusters for the guest clusters of a range, as many as are in a row.
-    fn take_off(&self, offset: u64, len: u64) -> Result<Option<Flight>> {
+    pub(super) fn take_off(&self, offset: u64, len: u64) -> Result<Option<Flight>> {
         let storage = self.storage.as_ref();
         let mut tables = self.tables();
         let bits = tables.layout.cluster_bits;
@@ -191,7 +191,7 @@ impl Qcow2 {
     }
 
     /// Writes whole clusters: the request's bytes, and around them what was there before.
-    fn fill(&self, flight: &Flight, from: &Source<'_>, offset: u64) -> Result<usize> {
+    pub(super) fn fill(&self, flight: &Flight, from: &Source<'_>, offset: u64) -> Result<usize> {
         let bits = self.layout().cluster_bits;
         let (start, end) = (flight.first << bits, (flight.first + flight.count) << bits);
         let len = (end - offset).min(from.len() as u64);
@@ -231,7 +231,7 @@ impl Qcow2 {
     }
 
     /// Copies the subclusters that the old cluster holds, and the request does not touch, to the new.
-    fn move_other_units(&self, flight: &Flight, from: u64, end: u64) -> Result<()> {
+    pub(super) fn move_other_units(&self, flight: &Flight, from: u64, end: u64) -> Result<()> {
         let layout = self.layout();
         let old = self.tables().entry(self.storage.as_ref(), flight.first)?;
         let (unit, start) = (1 << layout.unit_bits(), flight.first << layout.cluster_bits);
@@ -249,7 +249,7 @@ impl Qcow2 {
     }
 
     /// Links the clusters of a flight that was filled, or frees them.
-    fn land(&self, flight: &Flight, filled: Result<usize>) -> Result<usize> {
+    pub(super) fn land(&self, flight: &Flight, filled: Result<usize>) -> Result<usize> {
         let mut tables = self.tables();
         let done = match filled {
             Ok(len) => self.link_all(&mut tables, flight).map(|()| len),

@@ -6,17 +6,21 @@ use std::sync::atomic::Ordering;
 use ostler_block::bench::{self, Load};
 use ostler_block::compare;
 use ostler_block::copy::{self, Job, Packing, Progress};
+use ostler_block::layers::{self, Layer, Mapped};
 use ostler_block::salvage::Salvaged;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::{BlockDisk, raise};
+use super::{BlockDisk, BlockStorage, DirtyMap, raise};
+
+/// Zeroes that are left out of a copy are at least as many.
+pub const SPARSE_BYTES: u64 = 4096;
 
 /// How far a copy is, and the way to end it early.
 #[pyclass(frozen, module = "ostler.engine.block")]
 #[derive(Debug, Default)]
 pub struct CopyProgress {
-    progress: Arc<Progress>,
+    pub progress: Arc<Progress>,
 }
 
 #[pymethods]
@@ -85,6 +89,55 @@ pub fn copy_disk(
     Ok(what_is_left.lost())
 }
 
+/// Make `target` read like `source` where `map` is marked, and clear the marks.
+#[pyfunction]
+#[pyo3(signature = (source, target, map, progress, *, threads, target_is_zero, limit = 0))]
+#[expect(clippy::too_many_arguments, reason = "each is a choice of the caller's")]
+pub fn copy_marked(
+    py: Python<'_>,
+    source: &BlockDisk,
+    target: &BlockDisk,
+    map: &DirtyMap,
+    progress: &CopyProgress,
+    threads: usize,
+    target_is_zero: bool,
+    limit: u64,
+) -> PyResult<()> {
+    let job = Job { threads, sparse_bytes: SPARSE_BYTES, target_is_zero, packing: None, limit };
+    let (from, to) = (source.disk.as_ref(), target.disk.as_ref());
+    py.detach(|| copy::copy_marked(from, to, &map.map, &job, &progress.progress)).map_err(|error| {
+        let is_source = progress.progress.source_failed.load(Ordering::Acquire);
+        raise(if is_source { &source.name } else { &target.name }, error)
+    })
+}
+
+/// A run of a disk: offset, bytes, depth of the layer, whether one holds it, whether it is zero, is
+/// data, is compressed, and where in the layer's file.
+type Run = (u64, u64, usize, bool, bool, bool, bool, Option<u64>);
+
+/// Where the bytes from `offset` to `end` are kept, through disks each of which is behind the one
+/// before it. The storage of one, if there is, is looked into for holes.
+#[pyfunction]
+pub fn map_layers(
+    py: Python<'_>,
+    layers: Vec<(PyRef<'_, BlockDisk>, Option<PyRef<'_, BlockStorage>>)>,
+    offset: u64,
+    end: u64,
+) -> PyResult<Vec<Run>> {
+    let name = layers.first().map(|(disk, _)| disk.name.clone()).unwrap_or_default();
+    let layers: Vec<Layer> = layers
+        .iter()
+        .map(|(disk, file)| Layer {
+            disk: Arc::clone(&disk.disk),
+            file: file.as_ref().map(|file| Arc::clone(&file.storage)),
+        })
+        .collect();
+    let runs = py.detach(|| layers::map(&layers, offset, end)).map_err(|error| raise(&name, error))?;
+    let plain =
+        |run: Mapped| (run.start, run.len, run.depth, run.present, run.zero, run.data, run.compressed, run.host_offset);
+    Ok(runs.into_iter().map(plain).collect())
+}
+
 /// The first byte that differs between two disks, or `None`. A shorter one is as if followed by
 /// zeroes.
 #[pyfunction]
@@ -93,8 +146,9 @@ pub fn compare_disks(
     one: &BlockDisk,
     other: &BlockDisk,
     progress: &CopyProgress,
+    threads: usize,
 ) -> PyResult<Option<u64>> {
-    py.detach(|| compare::compare(one.disk.as_ref(), other.disk.as_ref(), &progress.progress))
+    py.detach(|| compare::compare(one.disk.as_ref(), other.disk.as_ref(), threads, &progress.progress))
         .map_err(|error| raise(&one.name, error))
 }
 

@@ -4,14 +4,16 @@ mod adapt;
 mod copy;
 mod dirty;
 mod disk;
+mod live;
 mod qcow2;
 
 use ostler_block::BlockError;
 use pyo3::prelude::*;
 
-pub use copy::{CopyProgress, bench_disk, compare_disks, copy_disk, differing_run};
+pub use copy::{CopyProgress, bench_disk, compare_disks, copy_disk, copy_marked, differing_run, map_layers};
 pub use dirty::DirtyMap;
 pub use disk::{BlockDisk, BlockStorage};
+pub use live::{BlockBackup, LiveDisk};
 pub use qcow2::Qcow2Disk;
 
 use crate::error::Kind;

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::adapt::disk_of;
-use super::{BlockDisk, BlockStorage, DirtyMap, raise};
+use super::{BlockDisk, BlockStorage, CopyProgress, DirtyMap, raise};
 
 /// A qcow2 image's data path, and what Python's decisions about it are made of.
 #[pyclass(frozen, extends = BlockDisk, module = "ostler.engine.block")]
@@ -91,6 +91,12 @@ impl Qcow2Disk {
     /// Write all tables: nothing of the image is only in memory afterwards.
     fn settle(&self, py: Python<'_>) -> PyResult<()> {
         self.run(py, Qcow2::settle)
+    }
+
+    /// Copy what is behind the image into it; requests are served meanwhile.
+    #[pyo3(signature = (progress, *, limit = 0))]
+    fn pull(&self, py: Python<'_>, progress: &CopyProgress, limit: u64) -> PyResult<()> {
+        self.run(py, |image| image.pull(&progress.progress, limit))
     }
 
     /// The L1 table of the disk.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from ostler.block.chain import identity, layers
+from ostler.block.data_path import disk_of
 from ostler.block.formats.qcow2 import Qcow2Image
-from ostler.block.image import Image, Resizable, open_with
-from ostler.block.jobs.job import Job
-from ostler.block.jobs.watched import Watched
+from ostler.block.image import Image, Layered, Opening, Resizable, open_with
+from ostler.block.jobs.job import THREADS, Job
+from ostler.engine.block import DirtyMap, copy_marked
 from ostler.errors import DiskError
 
-PIECE_BYTES = 1 << 20
+Names = Sequence[tuple[str, str]]
+"""Images by name and format."""
 
 
 def commit(
@@ -23,24 +26,25 @@ def commit(
     The base grows if the overlay is larger. Unless `drop`, an overlay directly on the base is
     emptied. Images between the two are left as they are, and are invalid afterwards.
     """
-    if image.backing is None or image.backing_reference is None:
-        raise DiskError(f"{image.name}: has no backing file to commit to; nothing is behind it")
-    behind = [(layer.name, layer.format) for layer in list(layers(image))[1:]]
-    depth = _depth(image, behind, base)
+    behind = names_behind(image)
+    depth = depth_of(image, behind, base)
 
     def work(job: Job[None]) -> None:
         # The chain holds the base read-only and locked: it has to be let go first.
         image.detach_backing()
         try:
-            with ExitStack() as stack:
-                alone = replace(image.how, readonly=True, backing=False)
-                between = [
-                    stack.enter_context(open_with(name, format, alone))
-                    for name, format in behind[:depth]
-                ]
-                target = stack.enter_context(open_with(*behind[depth], image.how))
-                _grow(target, image.size_bytes)
-                _write(image, [image, *between], target, Watched(job, limit_bytes_s))
+            with over_base(image, behind[: depth + 1], image.how) as target:
+                held = what_is_held(image, depth + 1)
+                job.total_bytes = held.dirty_bytes
+                copy_marked(
+                    image.disk,
+                    disk_of(target),
+                    held,
+                    job.progress,
+                    threads=THREADS,
+                    target_is_zero=False,
+                    limit=limit_bytes_s,
+                )
                 target.flush()
             if depth == 0 and not drop:
                 image.disk.unmap_all()
@@ -50,7 +54,14 @@ def commit(
     return Job("commit", image.size_bytes, work)
 
 
-def _depth(image: Qcow2Image, behind: list[tuple[str, str]], base: str | None) -> int:
+def names_behind(image: Image) -> Names:
+    """The images behind, the next one first."""
+    if not isinstance(image, Layered) or image.backing is None:
+        raise DiskError(f"{image.name}: has no backing file to commit to; nothing is behind it")
+    return [(layer.name, layer.format) for layer in list(layers(image))[1:]]
+
+
+def depth_of(image: Image, behind: Names, base: str | None) -> int:
     """How many images are between the overlay and the base."""
     if base is None:
         return 0
@@ -61,36 +72,56 @@ def _depth(image: Qcow2Image, behind: list[tuple[str, str]], base: str | None) -
     raise DiskError(f"{image.name}: {base} is not in its chain; there is: {there_is}")
 
 
-def _grow(target: Image, size: int) -> None:
+@contextmanager
+def over_base(image: Qcow2Image, behind: Names, how: Opening) -> Iterator[Image]:
+    """The last of `behind`, open for writing and as large as the image, with the others before it
+    and the image in front, which is behind nothing before and after."""
+    with ExitStack() as stack:
+        target = stack.enter_context(open_with(*behind[-1], replace(how, readonly=False)))
+        grow(target, image.size_bytes)
+        put_over(stack, image, target, behind[:-1], how)
+        yield target
+
+
+def put_over(
+    stack: ExitStack, image: Qcow2Image, target: Image, between: Names, how: Opening
+) -> None:
+    """Put what is `between` behind the image, and `target` behind that, until `stack` ends."""
+    alone = replace(how, readonly=True, backing=False)
+    below = target
+    for name, format in reversed(between):
+        layer = stack.enter_context(open_with(name, format, alone))
+        assert isinstance(layer, Qcow2Image)
+        put_behind(stack, layer, below)
+        below = layer
+    put_behind(stack, image, below)
+
+
+def put_behind(stack: ExitStack, image: Qcow2Image, below: Image) -> None:
+    """Have `below` behind the image until `stack` ends."""
+    image.put_behind(below)
+    stack.callback(image.put_behind, None)
+
+
+def what_is_held(image: Image, depth: int) -> DirtyMap:
+    """What the `depth` images in front hold, in the smallest unit that one of them allocates."""
+    tops = list(layers(image))[:depth]
+    bits = min(top.unit_bits for top in tops if isinstance(top, Qcow2Image))
+    held = DirtyMap(image.size_bytes, bits, b"")
+    for top in tops:
+        there = min(top.size_bytes, image.size_bytes)
+        for extent in top.extents(0, there):
+            if extent.allocated:
+                held.mark(extent.offset, extent.length)
+        # Behind the end of a shorter image there are zeroes, whatever is behind it.
+        held.mark(there, image.size_bytes - there)
+    return held
+
+
+def grow(target: Image, size: int) -> None:
+    """Make the target at least `size` bytes long."""
     if target.size_bytes >= size:
         return
     if not isinstance(target, Resizable):
         raise DiskError(f"{target.name}: is smaller than the overlay and cannot grow; convert it")
     target.resize(size)
-
-
-def _write(image: Image, tops: list[Image], target: Image, watched: Watched) -> None:
-    offset = 0
-    while offset < image.size_bytes:
-        held, zero, run, layer = _held(tops, offset, image.size_bytes - offset)
-        if held and zero:
-            target.write_zeroes(offset, run)
-        elif held and layer is not None:
-            run = min(run, PIECE_BYTES)
-            target.write(offset, layer.read(offset, run))
-        offset += run
-        watched.at(offset)
-
-
-def _held(tops: list[Image], offset: int, limit: int) -> tuple[bool, bool, int, Image | None]:
-    """Whether an overlay holds what is at `offset`, as zeroes, how far that goes, and which."""
-    for layer in tops:
-        there = min(limit, layer.size_bytes - offset)
-        if there <= 0:
-            # Behind the end of a shorter layer there are zeroes.
-            return True, True, limit, layer
-        extent = next(iter(layer.extents(offset, there)))
-        limit = extent.length
-        if extent.allocated:
-            return True, extent.zero, limit, layer
-    return False, False, limit, None

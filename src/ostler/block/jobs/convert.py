@@ -12,12 +12,11 @@ from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.formats.qcow2.header import COMPRESSION_TYPES
 from ostler.block.image import Image, create_image, open_image
 from ostler.block.jobs.concat import Concatenated
-from ostler.block.jobs.job import Job
+from ostler.block.jobs.job import THREADS, Job
 from ostler.engine.block import copy_disk
 from ostler.errors import DiskError
 
 SPARSE_BYTES = 4096
-THREADS = min(4, os.cpu_count() or 1)
 
 
 def convert(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
@@ -11,6 +12,8 @@ from ostler.engine.block import CopyProgress
 from ostler.errors import WaitTimeout
 
 T = TypeVar("T")
+THREADS = min(4, os.cpu_count() or 1)
+"""Of the work on one image."""
 
 
 class Job(Generic[T]):
@@ -20,9 +23,15 @@ class Job(Generic[T]):
     while it runs.
     """
 
-    def __init__(self, name: str, total_bytes: int, work: Callable[[Job[T]], T]) -> None:
+    def __init__(
+        self,
+        name: str,
+        total_bytes: int,
+        work: Callable[[Job[T]], T],
+        progress: CopyProgress | None = None,
+    ) -> None:
         self.name, self.total_bytes = name, total_bytes
-        self.progress = CopyProgress()
+        self.progress = progress or CopyProgress()
         self._work = work
         self._finished = threading.Event()
         self._watchers: list[Callable[[], object]] = []

@@ -71,7 +71,8 @@ def convert(
     unsafe = opt.is_unsafe(cache)
     opt.is_unsafe(source_cache, "-T")
     from ostler.block.image import open_image
-    from ostler.block.jobs.convert import THREADS, convert
+    from ostler.block.jobs.convert import convert
+    from ostler.block.jobs.job import THREADS
 
     given = opt.with_secret(dict(opt.parse_image_options(options)), objects)
     secret = opt.secret_of(key_file)

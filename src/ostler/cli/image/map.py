@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,22 +46,18 @@ def map_image(
     return 0
 
 
-def _facts(run: Mapped) -> dict[str, Any]:
-    facts = {
-        "start": run.start,
-        "length": run.length,
-        "depth": run.depth,
-        "present": run.present,
-        "zero": run.zero,
-        "data": run.data,
-        "compressed": run.compressed,
-    }
-    return facts if run.offset is None else facts | {"offset": run.offset}
+def _line(run: Mapped) -> str:
+    present, zero, data, compressed = (str(fact).lower() for fact in run[3:7])
+    place = "" if run.offset is None else f', "offset": {run.offset}'
+    return (
+        f'{{ "start": {run.start}, "length": {run.length}, "depth": {run.depth},'
+        f' "present": {present}, "zero": {zero}, "data": {data},'
+        f' "compressed": {compressed}{place}}}'
+    )
 
 
 def _print_json(runs: Any) -> None:
-    lines = [json.dumps(_facts(run)).replace("{", "{ ") for run in runs]
-    typer.echo("[" + ",\n".join(lines) + "]")
+    typer.echo("[" + ",\n".join(map(_line, runs)) + "]")
 
 
 def _print_table(runs: Any) -> None:

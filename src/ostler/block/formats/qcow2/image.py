@@ -43,6 +43,10 @@ L2_CACHE_BYTES = 32 << 20
 """As QEMU's default; maps 256 GiB with clusters of 64 KiB."""
 
 
+SUBCLUSTER_BITS = 5
+"""An extended L2 entry has 32 subclusters."""
+
+
 class Qcow2Image(Closing):
     """A qcow2 image. See `docs/formats/qcow2.md` for what survives a crash."""
 
@@ -204,6 +208,18 @@ class Qcow2Image(Closing):
             self.backing = open_backing(self.name, reference, self.how)
         self.disk = _CLOSED
         self.disk = self._new_disk()
+
+    def put_behind(self, backing: Image | None) -> None:
+        """Have this open image behind, which nothing is; the header stays as it is."""
+        self.disk.settle()
+        self.backing, self.disk = backing, _CLOSED
+        self.disk = self._new_disk()
+
+    @property
+    def unit_bits(self) -> int:
+        """log2 of what is allocated at once: a cluster or a subcluster."""
+        extended = self.header.incompatible & Incompatible.EXTENDED_L2
+        return self.header.cluster_bits - (SUBCLUSTER_BITS if extended else 0)
 
     @property
     def backing_reference(self) -> BackingReference | None:

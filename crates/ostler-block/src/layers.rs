@@ -1,0 +1,122 @@
+//! Where each byte of a disk is kept, through the images behind it.
+
+use std::sync::Arc;
+
+use crate::Result;
+use crate::disk::{Content, Disk, Extent};
+use crate::storage::Storage;
+
+/// An image of a chain: what its layer alone holds, and the file that this is in.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub disk: Arc<dyn Disk>,
+    /// Looked into for holes.
+    pub file: Option<Arc<dyn Storage>>,
+}
+
+/// A run of a disk, as `qemu-img map` describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    pub start: u64,
+    pub len: u64,
+    /// 0 is the image in front.
+    pub depth: usize,
+    /// Some layer holds it.
+    pub present: bool,
+    pub zero: bool,
+    pub data: bool,
+    pub compressed: bool,
+    pub host_offset: Option<u64>,
+}
+
+impl Mapped {
+    fn continues(&self, next: &Self) -> bool {
+        let kind = |run: &Self| (run.depth, run.present, run.zero, run.data, run.compressed);
+        kind(self) == kind(next) && self.host_offset.map(|at| at + self.len) == next.host_offset
+    }
+}
+
+/// The runs from `offset` to `end`, neighbours of one kind as one.
+pub fn map(layers: &[Layer], offset: u64, end: u64) -> Result<Vec<Mapped>> {
+    let mut runs = Runs { found: Vec::new() };
+    runs.add_layer(layers, 0, offset, end)?;
+    Ok(runs.found)
+}
+
+struct Runs {
+    found: Vec<Mapped>,
+}
+
+impl Runs {
+    fn push(&mut self, run: Mapped) {
+        match self.found.last_mut() {
+            Some(last) if last.continues(&run) => last.len += run.len,
+            _ => self.found.push(run),
+        }
+    }
+
+    fn add_layer(&mut self, layers: &[Layer], depth: usize, offset: u64, end: u64) -> Result<()> {
+        let Some(layer) = layers.get(depth) else { return Ok(()) };
+        let there = end.min(layer.disk.size());
+        let mut at = offset;
+        while at < there {
+            let extent = layer.disk.extent_at(at, there - at)?;
+            if extent.content == Content::Unallocated && depth + 1 < layers.len() {
+                self.add_layer(layers, depth + 1, at, at + extent.len)?;
+            } else {
+                self.add_extent(layer, depth, at, &extent)?;
+            }
+            at += extent.len;
+        }
+        // Behind the end of a shorter image the one in front of it decides, as QEMU counts.
+        let at = offset.max(there);
+        if at < end {
+            let nothing = Mapped {
+                start: at,
+                len: end - at,
+                depth: depth.saturating_sub(1),
+                present: false,
+                zero: true,
+                data: false,
+                compressed: false,
+                host_offset: None,
+            };
+            self.push(nothing);
+        }
+        Ok(())
+    }
+
+    fn add_extent(&mut self, layer: &Layer, depth: usize, start: u64, extent: &Extent) -> Result<()> {
+        let data = matches!(extent.content, Content::Data | Content::Compressed);
+        let whole = Mapped {
+            start,
+            len: extent.len,
+            depth,
+            present: extent.content != Content::Unallocated,
+            zero: !data,
+            data,
+            compressed: extent.content == Content::Compressed,
+            host_offset: extent.host_offset,
+        };
+        match (&layer.file, extent.host_offset) {
+            (Some(file), Some(host)) if data => self.add_pieces(file.as_ref(), &whole, host),
+            _ => {
+                self.push(whole);
+                Ok(())
+            }
+        }
+    }
+
+    /// Holes of the file read as zeroes.
+    fn add_pieces(&mut self, file: &dyn Storage, whole: &Mapped, host: u64) -> Result<()> {
+        let mut done = 0;
+        while done < whole.len {
+            let run = file.run_at(host + done, whole.len - done)?;
+            let len = run.len.clamp(1, whole.len - done);
+            let host_offset = Some(host + done);
+            self.push(Mapped { start: whole.start + done, len, zero: !run.is_data, host_offset, ..*whole });
+            done += len;
+        }
+        Ok(())
+    }
+}

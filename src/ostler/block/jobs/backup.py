@@ -1,0 +1,71 @@
+"""A copy of a disk in use as it was when the job began."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ostler.block.data_path import disk_of
+from ostler.block.formats.qcow2 import Qcow2Image
+from ostler.block.image import open_image
+from ostler.block.jobs.job import Job
+from ostler.block.jobs.mirror import GRANULE_BITS, create_new
+from ostler.engine.block import CopyProgress, DirtyMap
+from ostler.errors import DiskError
+
+if TYPE_CHECKING:
+    from ostler.block.live import LiveImage
+
+
+def backup(
+    live: LiveImage,
+    path: str,
+    format: str,
+    options: dict[str, Any],
+    bitmap: str | None,
+    limit: int,
+) -> Job[None]:
+    """Copy what the disk has now, or what a bitmap marks of it, to a new image at `path`."""
+    size = live.image.size_bytes
+    marks = None if bitmap is None else _marks(live, bitmap)
+    create_new(path, size, format, options)
+    target = open_image(path, format=format, secret=options.get("secret"))
+    progress = CopyProgress()
+    with live.held():
+        todo = _all_of(size) if marks is None else _copy_of(marks)
+        # Zeroes of an incremental backup hide what is behind it.
+        running = live.disk.back_up(disk_of(target), todo, progress, target_is_zero=marks is None)
+        if marks is not None:
+            marks.clear()
+
+    def work(job: Job[None]) -> None:
+        try:
+            running.run(limit=limit)
+        except BaseException:
+            if marks is not None:
+                marks.merge(todo)
+            raise
+        finally:
+            with live.held():
+                live.disk.end_backup()
+            target.close()
+
+    return Job("backup", todo.dirty_bytes, work, progress)
+
+
+def _all_of(size: int) -> DirtyMap:
+    todo = DirtyMap(size, GRANULE_BITS, b"")
+    todo.mark(0, size)
+    return todo
+
+
+def _copy_of(marks: DirtyMap) -> DirtyMap:
+    return DirtyMap(marks.size_bytes, marks.granularity_bytes.bit_length() - 1, marks.bits())
+
+
+def _marks(live: LiveImage, bitmap: str) -> DirtyMap:
+    """The bits of a bitmap of the image."""
+    image = live.image
+    if not isinstance(image, Qcow2Image):
+        raise DiskError(f"{image.name}: images of format {image.format} have no bitmaps")
+    with live.held():
+        return image.record().usable(bitmap)[1]

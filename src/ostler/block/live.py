@@ -1,0 +1,205 @@
+"""An image that changes its file, its chain or its format while a guest uses it.
+
+The guest's requests go to `LiveImage.disk`, which stays; what serves them is exchanged while the
+disk's gate is closed. Whenever this process dies, the images that the machine was started from, or
+those it was last told to go on in, open and have all that was flushed:
+
+- `overlay` makes its file stable before the guest writes to it;
+- `commit` writes to the base only what the overlay in front of it holds, so the two together read
+  the same at each instant; the guest goes on in the base when it is stable;
+- `stream` copies into the overlay as the guest's own writes do; what is behind is forgotten when
+  all of it is stable;
+- `mirror` and `backup` write to another file, which is no copy before the job has ended.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ostler.block.chain import identity, layers
+from ostler.block.data_path import disk_of
+from ostler.block.formats.qcow2 import Qcow2Image
+from ostler.block.image import (
+    Closing,
+    Image,
+    Opening,
+    Snapshot,
+    Snapshotting,
+    create_image,
+    local_name,
+    open_with,
+)
+from ostler.block.jobs.job import Job
+from ostler.engine.block import LiveDisk
+from ostler.errors import DiskError, OstlerError
+
+
+class LiveImage(Closing):
+    """`image`, in use, opened as `how` says; it is closed with this.
+
+    Jobs return at once; wait for them, await or watch them, or cancel them. A disk does one at a
+    time. `limit_bytes_s` of 0 is no limit.
+    """
+
+    def __init__(self, image: Image, how: Opening) -> None:
+        self.image, self.how = image, how
+        """The image that the guest reads and writes now."""
+        self.disk = LiveDisk(image.name, disk_of(image))
+        self.job: Job[Any] | None = None
+        """What is being done, or was done last."""
+
+    @property
+    def name(self) -> str:
+        """The image's path or URL."""
+        return self.image.name
+
+    @property
+    def files(self) -> list[str]:
+        """The image and all behind it, by name."""
+        return [layer.name for layer in layers(self.image)]
+
+    def overlay(self, path: str | os.PathLike[str]) -> None:
+        """Go on in a new qcow2 image at `path`; what there is so far stays as it is, behind it."""
+        self._refuse_two_jobs()
+        below = self.named()
+        target = os.path.abspath(path)
+        if os.path.exists(target):
+            raise DiskError(f"{target}: is there already; give the path of a new file")
+        create_image(
+            target,
+            below.size_bytes,
+            backing_file=identity(below.name),
+            backing_fmt=below.format,
+        )
+        with self.held():
+            self.reopen(target, "qcow2")
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Keep the disk as it is now inside its image; no memory of the machine is kept."""
+        self._refuse_two_jobs()
+        image = self.image
+        if not isinstance(image, Snapshotting):
+            raise DiskError(
+                f"{image.name}: images of format {image.format} keep no snapshots; go on in an"
+                " overlay instead"
+            )
+        with self.held():
+            return image.snapshot(name)
+
+    def commit(self, base: str | None = None, *, limit_bytes_s: int = 0) -> Job[None]:
+        """Write what is in front of `base` into it, and go on in it; by default the next image."""
+        from ostler.block.jobs.live_commit import commit
+
+        return self.begin(lambda: commit(self, base, limit_bytes_s))
+
+    def stream(self, *, limit_bytes_s: int = 0) -> Job[None]:
+        """Copy all that is behind the image into it, and go on without that."""
+        from ostler.block.jobs.stream import stream
+
+        return self.begin(lambda: stream(self, limit_bytes_s))
+
+    def mirror(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "qcow2",
+        options: dict[str, Any] | None = None,
+        pivot: bool = True,
+        limit_bytes_s: int = 0,
+    ) -> Job[None]:
+        """Copy the disk to a new image at `path`; at the end it is the same, and stable.
+
+        With `pivot` the guest goes on in it.
+        """
+        from ostler.block.jobs.mirror import mirror
+
+        target = os.path.abspath(path)
+        return self.begin(lambda: mirror(self, target, format, options or {}, pivot, limit_bytes_s))
+
+    def backup(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "qcow2",
+        options: dict[str, Any] | None = None,
+        bitmap: str | None = None,
+        limit_bytes_s: int = 0,
+    ) -> Job[None]:
+        """Copy the disk, as it is now, to a new image at `path`.
+
+        With the name of a `bitmap` of the image, only what is marked there; it is cleared as of
+        now, and a backup that fails marks all again. Give the backup before this one as
+        `options={"backing_file": ..., "backing_fmt": ...}`, so that the new one is whole.
+        """
+        from ostler.block.jobs.backup import backup
+
+        target = os.path.abspath(path)
+        return self.begin(
+            lambda: backup(self, target, format, options or {}, bitmap, limit_bytes_s)
+        )
+
+    def begin(self, start: Callable[[], Job[Any]]) -> Job[Any]:
+        """Start a job unless there is one."""
+        self._refuse_two_jobs()
+        if self.image.readonly:
+            raise DiskError(f"{self.name}: opened read-only; nothing of it changes")
+        self.job = start()
+        return self.job
+
+    def _refuse_two_jobs(self) -> None:
+        if self.job is not None and self.job.running:
+            raise DiskError(
+                f"{self.name}: its {self.job.name} is not finished; wait for it or cancel it"
+            )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No request is under way meanwhile; those that come wait."""
+        self.disk.close_gate()
+        try:
+            yield
+        finally:
+            self.disk.open_gate()
+
+    def use(self, image: Image) -> None:
+        """Serve requests from another image, which is whoever's was used before to close."""
+        self.disk.replace(disk_of(image))
+        self.image = image
+
+    def named(self) -> Image:
+        """The image, if it can be opened again by its name."""
+        path = local_name(self.name)
+        if path is not None and not path.exists():
+            raise DiskError(
+                f"{self.name}: is a throw-away overlay without a file; leave overlay out"
+            )
+        return self.image
+
+    def reopen(self, name: str | None = None, format: str | None = None) -> None:
+        """Close the image and open another, or the same anew; if that fails, the same."""
+        old = self.image
+        old_name, old_format = old.name, old.format
+        old.close()
+        try:
+            self.use(open_with(name or old_name, format or old_format, self.how))
+        except OstlerError:
+            self.use(open_with(old_name, old_format, self.how))
+            raise
+
+    def close(self) -> None:
+        """End what is being done and close the image; a second call does nothing."""
+        if self.job is not None and self.job.running:
+            self.job.cancel()
+            with suppress(OstlerError):
+                self.job.wait()
+        self.image.close()
+
+
+def as_qcow2(image: Image, verb: str) -> Qcow2Image:
+    """The image, which is one of ours that has another behind it."""
+    if not isinstance(image, Qcow2Image) or image.backing is None:
+        raise DiskError(f"{image.name}: nothing is behind it; there is nothing to {verb}")
+    return image

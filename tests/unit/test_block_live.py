@@ -1,0 +1,321 @@
+"""Images that are exchanged, copied and backed up while somebody writes; QEMU is the judge."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qcow2_oracle import check_and_compare, needs_qemu, qemu
+
+from ostler.block import create_image
+from ostler.block.formats.qcow2 import Qcow2Image
+from ostler.block.image import Opening, open_with
+from ostler.block.live import LiveImage
+from ostler.errors import DiskError, OstlerError
+
+SIZE = 24 << 20
+BLOCK = 4096
+PATIENCE_S = 300
+
+pytestmark = needs_qemu
+
+
+def pattern(seed: int) -> bytes:
+    return random.Random(seed).randbytes(BLOCK)
+
+
+class Writer:
+    """Somebody who uses a disk all the time, and knows what has to be on it."""
+
+    def __init__(self, live: LiveImage, truth: bytearray) -> None:
+        self.live, self.truth = live, truth
+        self.dice = random.Random(7)
+        self.failed: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self.step()
+        except BaseException as error:
+            self.failed = error
+
+    def step(self) -> None:
+        """A write, zeroes or a flush, and a look at another place."""
+        disk, dice = self.live.disk, self.dice
+        offset = dice.randrange(SIZE // BLOCK) * BLOCK
+        kind = dice.randrange(12)
+        if kind == 0:
+            disk.write_zeroes(offset, BLOCK)
+            self.truth[offset : offset + BLOCK] = bytes(BLOCK)
+        elif kind == 1:
+            disk.flush()
+        else:
+            data = dice.randbytes(BLOCK)
+            disk.write(offset, data)
+            self.truth[offset : offset + BLOCK] = data
+        other = dice.randrange(SIZE // BLOCK) * BLOCK
+        assert disk.read(other, BLOCK) == self.truth[other : other + BLOCK]
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self.failed is not None:
+            raise self.failed
+
+
+@contextmanager
+def opened(path: Path, format: str | None = None) -> Iterator[LiveImage]:
+    how = Opening()
+    with LiveImage(open_with(str(path), format, how), how) as live:
+        yield live
+
+
+def filled(path: Path, format: str = "qcow2", seed: int = 1, **options: Any) -> bytearray:
+    """An image with something here and there; what it reads as."""
+    create_image(path, SIZE, format=format, **options)
+    dice = random.Random(seed)
+    with open_with(str(path), format, Opening()) as image:
+        truth = bytearray(image.read(0, SIZE))
+        for _ in range(60):
+            length = BLOCK * dice.randrange(1, 40)
+            offset = dice.randrange((SIZE - length) // BLOCK) * BLOCK
+            data = dice.randbytes(length)
+            image.write(offset, data)
+            truth[offset : offset + length] = data
+    return truth
+
+
+def chain(directory: Path, depth: int, **options: Any) -> tuple[list[Path], bytearray]:
+    """A base and overlays on it, each with data of its own."""
+    paths = [directory / f"layer{number}" for number in range(depth + 1)]
+    truth = filled(paths[0], seed=0)
+    for number in range(1, depth + 1):
+        behind = {"backing_file": str(paths[number - 1]), "backing_fmt": "qcow2"}
+        truth = filled(paths[number], seed=number, **behind, **options)
+    return paths, truth
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_overlay_takes_what_is_written_and_leaves_what_there_was(
+    tmp_path: Path, format: str
+) -> None:
+    base, top = tmp_path / "base", tmp_path / "top"
+    truth = filled(base, format)
+    before = bytes(truth)
+    with opened(base, format) as live:
+        live.overlay(top)
+        with Writer(live, truth) as writer:
+            live.overlay(tmp_path / "higher")
+            writer.step()
+        assert live.files == [str(tmp_path / "higher"), str(top), str(base)]
+    check_and_compare(tmp_path / "higher", truth)
+    with open_with(str(base), format, Opening(readonly=True)) as image:
+        assert image.read(0, SIZE) == before
+
+
+def test_overlay_that_cannot_be_made_leaves_the_image_in_use(tmp_path: Path) -> None:
+    base, top = tmp_path / "base", tmp_path / "top"
+    truth = filled(base)
+    top.write_bytes(b"somebody's")
+    with opened(base) as live:
+        with pytest.raises(DiskError, match="is there already"):
+            live.overlay(top)
+        live.disk.write(0, pattern(3))
+        truth[:BLOCK] = pattern(3)
+    assert top.read_bytes() == b"somebody's"
+    check_and_compare(base, truth)
+
+
+@pytest.mark.parametrize("options", [{}, {"extended_l2": True, "cluster_size": 1 << 17}])
+def test_stream_makes_the_image_whole_while_it_is_written(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    paths, truth = chain(tmp_path, 2, **options)
+    with opened(paths[-1]) as live:
+        with Writer(live, truth):
+            live.stream().wait(PATIENCE_S)
+        assert live.files == [str(paths[-1])]
+        assert live.disk.read(0, SIZE) == truth
+    for path in paths[:-1]:
+        path.unlink()
+    check_and_compare(paths[-1], truth)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_commit_goes_on_in_the_base_while_it_is_written(tmp_path: Path, depth: int) -> None:
+    paths, truth = chain(tmp_path, depth)
+    with opened(paths[-1]) as live:
+        with Writer(live, truth):
+            live.commit(str(paths[0])).wait(PATIENCE_S)
+        assert live.files == [str(paths[0])]
+        assert live.disk.read(0, SIZE) == truth
+    for path in paths[1:]:
+        path.unlink()
+    check_and_compare(paths[0], truth)
+
+
+def test_commit_to_a_raw_base_that_is_smaller_makes_it_larger(tmp_path: Path) -> None:
+    base, top = tmp_path / "base", tmp_path / "top"
+    base.write_bytes(pattern(1) * 16)
+    create_image(top, SIZE, backing_file=str(base), backing_fmt="raw")
+    truth = bytearray((pattern(1) * 16).ljust(SIZE, b"\0"))
+    with opened(top) as live, Writer(live, truth):
+        live.commit().wait(PATIENCE_S)
+    assert base.read_bytes() == truth
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_mirror_with_pivot_goes_on_in_the_copy(tmp_path: Path, format: str) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    truth = filled(source)
+    with opened(source) as live:
+        with Writer(live, truth):
+            live.mirror(copy, format=format).wait(PATIENCE_S)
+        assert live.files == [str(copy)]
+    source.unlink()
+    if format == "raw":
+        assert copy.read_bytes() == truth
+    else:
+        check_and_compare(copy, truth)
+
+
+def test_mirror_without_pivot_leaves_a_copy_and_the_image_in_use(tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    truth = filled(source)
+    with opened(source) as live:
+        with Writer(live, truth):
+            live.mirror(copy, pivot=False).wait(PATIENCE_S)
+        assert live.files == [str(source)]
+    qemu("check", copy)
+    check_and_compare(source, truth)
+
+
+def test_backup_has_the_disk_as_it_was_when_it_began(tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    truth = filled(source)
+    before = bytes(truth)
+    with opened(source) as live:
+        job = live.backup(copy, limit_bytes_s=16 << 20)
+        with Writer(live, truth):
+            job.wait(PATIENCE_S)
+    check_and_compare(copy, before)
+    check_and_compare(source, truth)
+
+
+def test_incremental_backup_over_the_one_before_is_whole(tmp_path: Path) -> None:
+    source, full, more = (tmp_path / name for name in ("source", "full", "more"))
+    truth = filled(source)
+    qemu("bitmap", "--add", source, "b0")
+    with opened(source) as live:
+        live.backup(full).wait(PATIENCE_S)
+        first = bytes(truth)
+        writer = Writer(live, truth)
+        for _ in range(100):
+            writer.step()
+        second = bytes(truth)
+        options = {"backing_file": str(full), "backing_fmt": "qcow2"}
+        job = live.backup(more, bitmap="b0", options=options)
+        for _ in range(100):
+            writer.step()
+        job.wait(PATIENCE_S)
+        assert 0 < job.total_bytes < SIZE
+    check_and_compare(full, first)
+    check_and_compare(more, second)
+    check_and_compare(source, truth)
+
+
+def test_backup_that_is_cancelled_marks_again_what_it_was_to_copy(tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    truth = filled(source)
+    qemu("bitmap", "--add", source, "b0")
+    with opened(source) as live:
+        for offset, seed in ((0, 1), (8 << 20, 2)):
+            live.disk.write(offset, pattern(seed) * 1024)
+            truth[offset : offset + (4 << 20)] = pattern(seed) * 1024
+        job = live.backup(copy, bitmap="b0", limit_bytes_s=1 << 20)
+        job.cancel()
+        with pytest.raises(OstlerError, match="cancelled"):
+            job.wait(PATIENCE_S)
+        image = live.image
+        assert isinstance(image, Qcow2Image)
+        assert image.record().usable("b0")[1].dirty_bytes == 8 << 20
+        live.disk.write(0, pattern(4))
+        truth[:BLOCK] = pattern(4)
+    check_and_compare(source, truth)
+
+
+@pytest.mark.parametrize("verb", ["commit", "stream", "mirror"])
+def test_job_that_is_cancelled_leaves_the_disk_as_it_is(tmp_path: Path, verb: str) -> None:
+    paths, truth = chain(tmp_path, 1)
+    with opened(paths[-1]) as live:
+        with Writer(live, truth):
+            starts = {
+                "commit": lambda: live.commit(limit_bytes_s=1 << 20),
+                "stream": lambda: live.stream(limit_bytes_s=1 << 20),
+                "mirror": lambda: live.mirror(tmp_path / "copy", limit_bytes_s=1 << 20),
+            }
+            job = starts[verb]()
+            job.cancel()
+            with pytest.raises(OstlerError, match="cancelled"):
+                job.wait(PATIENCE_S)
+        assert live.files == [str(paths[1]), str(paths[0])]
+    check_and_compare(paths[-1], truth)
+
+
+def test_disk_does_one_job_at_a_time_and_says_which(tmp_path: Path) -> None:
+    paths, _ = chain(tmp_path, 1)
+    with opened(paths[-1]) as live:
+        live.stream(limit_bytes_s=1 << 20)
+        with pytest.raises(DiskError, match="its stream is not finished"):
+            live.mirror(tmp_path / "copy")
+
+
+def test_jobs_that_have_nothing_to_do_say_so(tmp_path: Path) -> None:
+    filled(tmp_path / "one")
+    with opened(tmp_path / "one") as live:
+        for start in (live.commit, live.stream):
+            with pytest.raises(DiskError, match="nothing is behind it"):
+                start()
+        with pytest.raises(DiskError, match="no bitmap 'b9'"):
+            live.backup(tmp_path / "copy", bitmap="b9")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_job_is_awaited_and_says_how_far_it_is(tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    truth = filled(source)
+
+    async def run(live: LiveImage) -> None:
+        job = live.mirror(copy)
+        await job
+        assert job.done_bytes == job.total_bytes >= SIZE
+
+    with opened(source) as live:
+        asyncio.run(run(live))
+    check_and_compare(copy, truth)
+
+
+def test_internal_snapshot_of_a_disk_in_use_is_what_it_was(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    truth = filled(source)
+    with opened(source) as live:
+        before = bytes(truth)
+        live.snapshot("one")
+        writer = Writer(live, truth)
+        for _ in range(50):
+            writer.step()
+    check_and_compare(source, truth)
+    qemu("snapshot", "-a", "one", source)
+    check_and_compare(source, before)
