@@ -17,11 +17,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ostler.block.chain import identity, layers
 from ostler.block.data_path import disk_of
-from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.image import (
     Closing,
     Image,
@@ -32,9 +31,12 @@ from ostler.block.image import (
     local_name,
     open_with,
 )
-from ostler.block.jobs.job import Job
 from ostler.engine.block import LiveDisk
 from ostler.errors import DiskError, OstlerError
+
+if TYPE_CHECKING:
+    from ostler.block.formats.qcow2 import Qcow2Image
+    from ostler.block.jobs.job import Job
 
 
 class LiveImage(Closing):
@@ -200,6 +202,8 @@ class LiveImage(Closing):
 
 def as_qcow2(image: Image, verb: str) -> Qcow2Image:
     """The image, which is one of ours that has another behind it."""
+    from ostler.block.formats.qcow2 import Qcow2Image
+
     if not isinstance(image, Qcow2Image) or image.backing is None:
         raise DiskError(f"{image.name}: nothing is behind it; there is nothing to {verb}")
     return image

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Callable, Generator
@@ -88,6 +87,8 @@ class Job(Generic[T]):
         return self._await().__await__()
 
     async def _await(self) -> T:
+        import asyncio
+
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         with self._lock:
             if self.running:
