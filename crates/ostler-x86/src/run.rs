@@ -27,7 +27,7 @@ impl Cpu {
     /// Runs until an exit that neither the CPU nor `io` can finish.
     pub fn run(&mut self, io: &dyn IoHandler) -> Exit {
         self.with_io(io, |cpu| {
-            let _running = cpu.sibling.run();
+            let _running = cpu.sibling.run(&cpu.vm);
             cpu.refresh_memory();
             cpu.mmu.replay.rewind();
             cpu.replaying = cpu.mmu.replay.is_active();
@@ -368,6 +368,9 @@ impl Cpu {
         loop {
             let raised = self.signals.take(signal::ALL);
             self.end_mwait(raised);
+            if raised & signal::ALONE != 0 {
+                self.stand_aside();
+            }
             if raised & signal::MEMORY != 0 {
                 self.refresh_memory();
             }
@@ -381,6 +384,21 @@ impl Cpu {
                 return None;
             }
             self.sleep();
+        }
+    }
+
+    /// Lets another vCPU run alone, if one still wants to. Only between blocks.
+    #[cold]
+    fn stand_aside(&mut self) {
+        self.sibling.running.store(false, Ordering::SeqCst);
+        self.run_again();
+    }
+
+    /// Counts as running again, with translations that are not stale. Only between blocks.
+    pub(crate) fn run_again(&mut self) {
+        self.vm.begin_running(&self.sibling);
+        if self.sibling.acknowledged.load(Ordering::SeqCst) != self.vm.epoch() {
+            self.refresh_memory();
         }
     }
 

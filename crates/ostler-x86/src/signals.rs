@@ -24,6 +24,8 @@ pub mod signal {
     pub const CODE: u32 = 1 << 6;
     /// The line that MONITOR armed was written.
     pub const MONITOR: u32 = 1 << 7;
+    /// Another vCPU has to run alone for a moment.
+    pub const ALONE: u32 = 1 << 8;
     pub const ALL: u32 = u32::MAX;
 }
 

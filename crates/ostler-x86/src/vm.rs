@@ -24,8 +24,8 @@ pub struct Sibling {
 
 impl Sibling {
     /// Says that the vCPU runs guest code, until the answer is dropped; a panic drops it, too.
-    pub fn run(self: &Arc<Self>) -> Running {
-        self.running.store(true, Ordering::SeqCst);
+    pub fn run(self: &Arc<Self>, vm: &VmShared) -> Running {
+        vm.begin_running(self);
         Running(Arc::clone(self))
     }
 }
@@ -70,6 +70,23 @@ impl Drop for Watching<'_> {
     }
 }
 
+/// No other vCPU runs guest code while this lives. It has the bus lock.
+#[derive(Debug)]
+pub struct Alone<'a> {
+    vm: &'a VmShared,
+    _bus: MutexGuard<'a, ()>,
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        // Before the lock goes: who gets it next finds nobody alone.
+        self.vm.alone.store(NOBODY, Ordering::SeqCst);
+    }
+}
+
+/// In [`VmShared::alone`]: every vCPU may run.
+const NOBODY: u64 = u64::MAX;
+
 /// The part of a VM that every vCPU sees.
 #[derive(Debug)]
 pub struct VmShared {
@@ -79,6 +96,8 @@ pub struct VmShared {
     irqchip: OnceLock<Arc<Irqchip>>,
     siblings: RwLock<Vec<Arc<Sibling>>>,
     bus_lock: Mutex<()>,
+    /// The id of the vCPU that runs alone; [`NOBODY`] otherwise. Changed under the bus lock.
+    alone: AtomicU64,
     /// Counts requests to [`VmShared::synchronize`].
     epoch: AtomicU64,
     /// The page of each [`Watching`].
@@ -94,6 +113,7 @@ impl VmShared {
             irqchip: OnceLock::new(),
             siblings: RwLock::default(),
             bus_lock: Mutex::default(),
+            alone: AtomicU64::new(NOBODY),
             epoch: AtomicU64::new(0),
             watching: Mutex::default(),
         }
@@ -140,7 +160,35 @@ impl VmShared {
         self.siblings.write().unwrap_or_else(|poisoned| poisoned.into_inner()).retain(|sibling| sibling.id != id);
     }
 
-    /// Held by a LOCKed access that one host atomic cannot do: across pages, or to a device.
+    /// Says that a vCPU runs guest code, as soon as no other one wants to be alone.
+    pub fn begin_running(&self, sibling: &Sibling) {
+        loop {
+            sibling.running.store(true, Ordering::SeqCst);
+            let alone = self.alone.load(Ordering::SeqCst);
+            if alone == NOBODY || alone == u64::from(sibling.id) {
+                return;
+            }
+            sibling.running.store(false, Ordering::SeqCst);
+            drop(self.bus_lock());
+        }
+    }
+
+    /// Waits until no vCPU but `id` runs guest code: each is between two instructions, in a device, or asleep, and stays
+    /// there. To be called while `id` does not count as running, as two of them may ask.
+    pub fn run_alone(&self, id: u32) -> Alone<'_> {
+        let alone = Alone { vm: self, _bus: self.bus_lock() };
+        self.alone.store(u64::from(id), Ordering::SeqCst);
+        for sibling in self.siblings().iter().filter(|sibling| sibling.id != id) {
+            // Asked again and again: one that just begins to run takes what was raised before.
+            while sibling.running.load(Ordering::SeqCst) {
+                sibling.signals.mark(signal::ALONE);
+                std::thread::yield_now();
+            }
+        }
+        alone
+    }
+
+    /// Held by a LOCKed access that one host atomic cannot do: to a device, or, with the others stopped, across pages.
     pub fn bus_lock(&self) -> MutexGuard<'_, ()> {
         self.bus_lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -208,7 +256,7 @@ mod tests {
         let vm = vm();
         let sibling = vm.add_sibling(0, Arc::default()).expect("the id is free");
         let panicked = catch_unwind(AssertUnwindSafe(|| {
-            let _running = sibling.run();
+            let _running = sibling.run(&vm);
             assert!(!sibling.running.load(Ordering::SeqCst), "this is the panic");
         }));
         assert!(panicked.is_err());
@@ -229,7 +277,7 @@ mod tests {
         let vm = vm();
         // A third vCPU may store to the page until it acknowledges.
         let storing = vm.add_sibling(2, Arc::default()).expect("the id is free");
-        let _running = storing.run();
+        let _running = storing.run(&vm);
         let (report, done) = mpsc::channel();
         let watchers = [0, 1].map(|id| {
             let (mut cpu, report) = (cpu(&vm, id), report.clone());

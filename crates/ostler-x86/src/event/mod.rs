@@ -97,10 +97,7 @@ impl Cpu {
     pub fn sleep(&mut self) {
         self.sibling.running.store(false, Ordering::SeqCst);
         self.signals.wait(None);
-        self.sibling.running.store(true, Ordering::SeqCst);
-        if self.sibling.acknowledged.load(Ordering::SeqCst) != self.vm.epoch() {
-            self.refresh_memory();
-        }
+        self.run_again();
     }
 
     /// Whether the next instruction is the one after STI or MOV SS.

@@ -139,13 +139,43 @@ impl Cpu {
                 return Ok(());
             }
         }
-        // Across pages, or no memory: a bus lock serializes those who would be locked.
+        if !lock {
+            return self.change_in_pieces(linear, change);
+        }
         let vm = std::sync::Arc::clone(&self.vm);
-        let _bus = lock.then(|| self.aside(|_| vm.bus_lock()));
+        if self.is_memory(linear, W::BYTES)? {
+            // Across pages: no host atomic reaches both, so nobody else may touch either.
+            let id = self.id;
+            let _alone = self.aside(|_| vm.run_alone(id));
+            return self.change_in_pieces(linear, change);
+        }
+        // No memory: a bus lock serializes those who would be locked. The device may wait for vCPUs, so they go on.
+        let _bus = self.aside(|_| vm.bus_lock());
+        self.change_in_pieces(linear, change)
+    }
+
+    fn change_in_pieces<W: Width>(
+        &mut self,
+        linear: u64,
+        change: &mut dyn FnMut(&mut Cpu, W) -> W,
+    ) -> Result<(), Stop> {
         self.probe_write(linear, W::BYTES)?;
         let old = self.load::<W>(linear)?;
         let new = change(self, old);
         self.store(linear, new)
+    }
+
+    /// Whether all of an operand that is to be written is in memory; faults as the store would.
+    fn is_memory(&mut self, linear: u64, len: usize) -> Result<bool, Stop> {
+        self.probe_write(linear, len)?;
+        let last = self.wrap(linear.wrapping_add(len as u64 - 1));
+        for at in [linear, last] {
+            let gpa = self.translate(at, 1, Access::Write)?;
+            if self.mmu.physical.find(gpa).is_none_or(|place| place.read_only) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Copies guest memory to `buffer`. A fault leaves nothing changed but `buffer`.

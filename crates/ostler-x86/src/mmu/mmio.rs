@@ -184,7 +184,7 @@ impl Cpu {
     pub fn aside<R>(&mut self, wait: impl FnOnce(&mut Self) -> R) -> R {
         self.sibling.running.store(false, Ordering::SeqCst);
         let result = wait(self);
-        self.sibling.running.store(true, Ordering::SeqCst);
+        self.vm.begin_running(&self.sibling);
         let epoch = self.vm.epoch();
         if self.sibling.acknowledged.load(Ordering::SeqCst) != epoch {
             if self.mmu.physical.refresh() {

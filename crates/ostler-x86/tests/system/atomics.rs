@@ -9,15 +9,21 @@ use crate::guest::*;
 
 const THREADS: u64 = 4;
 const ROUNDS: u64 = 20_000;
+/// Where each round stops the other vCPUs.
+const FEW_ROUNDS: u64 = 2_000;
 const COUNTERS: u64 = 0x20_0000;
 const OTHER: u64 = 0x1_8000;
 
-/// Runs `body` `ROUNDS` times on each of [`THREADS`] vCPUs; RSI is the number of the vCPU.
+/// Runs `body` [`ROUNDS`] times on each of [`THREADS`] vCPUs; RSI is the number of the vCPU.
 fn race(body: impl Fn(&mut CodeAssembler)) -> Guest {
+    race_for(ROUNDS, body)
+}
+
+fn race_for(rounds: u64, body: impl Fn(&mut CodeAssembler)) -> Guest {
     let guest = Guest::long();
     guest.code(64, OTHER, |a| {
         let mut again = a.create_label();
-        a.mov(r15d, ROUNDS as u32).unwrap();
+        a.mov(r15d, rounds as u32).unwrap();
         a.set_label(&mut again).unwrap();
         // An instruction of its own: the body may begin with a label.
         a.nop().unwrap();
@@ -46,30 +52,116 @@ fn race(body: impl Fn(&mut CodeAssembler)) -> Guest {
     guest
 }
 
-/// The places of a counter: aligned, across cache lines, across pages.
-const PLACES: [u64; 3] = [COUNTERS, COUNTERS + 0x13d, COUNTERS + 0x1ffd];
+/// The places of a counter, and how often each vCPU goes there: aligned, across cache lines, across pages.
+const PLACES: [(u64, u64); 3] = [(COUNTERS, ROUNDS), (COUNTERS + 0x13d, ROUNDS), (COUNTERS + 0x1ffd, FEW_ROUNDS)];
 
 #[test]
 fn locked_increments_of_all_places_are_all_there() {
-    for place in PLACES {
-        let guest = race(|a| a.lock().inc(qword_ptr(place)).unwrap());
-        assert_eq!(guest.get64(place), THREADS * ROUNDS, "at {place:#x}");
+    for (place, rounds) in PLACES {
+        let guest = race_for(rounds, |a| a.lock().inc(qword_ptr(place)).unwrap());
+        assert_eq!(guest.get64(place), THREADS * rounds, "at {place:#x}");
     }
 }
 
 #[test]
 fn exchange_and_add_gives_each_number_once() {
-    for place in PLACES {
+    for (place, rounds) in PLACES {
         // The numbers that XADD gives add up.
-        let guest = race(|a| {
+        let guest = race_for(rounds, |a| {
             a.mov(eax, 1).unwrap();
             a.lock().xadd(dword_ptr(place), eax).unwrap();
             a.lock().add(qword_ptr(COUNTERS + 0x3000), rax).unwrap();
         });
-        let count = THREADS * ROUNDS;
+        let count = THREADS * rounds;
         assert_eq!(guest.get32(place), count as u32, "at {place:#x}");
         assert_eq!(guest.get64(COUNTERS + 0x3000), count * (count - 1) / 2, "at {place:#x}");
     }
+}
+
+/// Set by one vCPU when it begins, by the other when it is done.
+const BEGUN: u64 = COUNTERS + 0x5000;
+const DONE: u64 = COUNTERS + 0x5040;
+/// How often `meanwhile` ran.
+const TIMES: u64 = COUNTERS + 0x5080;
+
+/// Runs `body` [`FEW_ROUNDS`] times on one vCPU, and `meanwhile` on another from before the first until after the last.
+fn race_of_two(body: impl Fn(&mut CodeAssembler), meanwhile: impl Fn(&mut CodeAssembler)) -> Guest {
+    let guest = Guest::long();
+    let second = OTHER + 0x1000;
+    guest.code(64, OTHER, |a| {
+        let (mut wait, mut again) = (a.create_label(), a.create_label());
+        a.mov(r15d, FEW_ROUNDS as u32).unwrap();
+        a.set_label(&mut wait).unwrap();
+        a.pause().unwrap();
+        a.cmp(dword_ptr(BEGUN), 0).unwrap();
+        a.je(wait).unwrap();
+        a.set_label(&mut again).unwrap();
+        body(a);
+        a.dec(r15d).unwrap();
+        a.jnz(again).unwrap();
+        a.mov(dword_ptr(DONE), 1).unwrap();
+        a.out(0x10, al).unwrap();
+    });
+    guest.code(64, second, |a| {
+        let mut again = a.create_label();
+        a.xor(r14d, r14d).unwrap();
+        a.mov(dword_ptr(BEGUN), 1).unwrap();
+        a.set_label(&mut again).unwrap();
+        meanwhile(a);
+        a.inc(r14).unwrap();
+        a.cmp(dword_ptr(DONE), 0).unwrap();
+        a.je(again).unwrap();
+        a.mov(qword_ptr(TIMES), r14).unwrap();
+        a.out(0x10, al).unwrap();
+    });
+    let vcpus = [guest.add_vcpu(1, OTHER, 0x7_0000), guest.add_vcpu(2, second, 0x7_1000)];
+    thread::scope(|scope| {
+        for mut vcpu in vcpus {
+            scope.spawn(move || {
+                let exit = vcpu.run(&NobodyAnswers).expect("run");
+                assert!(matches!(exit, Exit::IoOut { .. }), "{exit:?}");
+            });
+        }
+    });
+    guest
+}
+
+#[test]
+fn locked_across_a_boundary_excludes_a_locked_access_to_some_of_the_bytes() {
+    // Four bytes on each side of a cache line's end, and of a page's: the wide operand counts on the far side, the
+    // narrow one on the near.
+    for place in [COUNTERS + 0x13c, COUNTERS + 0x1ffc] {
+        let guest = race_of_two(
+            |a| {
+                a.mov(rax, 1u64 << 32).unwrap();
+                a.lock().xadd(qword_ptr(place), rax).unwrap();
+            },
+            |a| a.lock().inc(dword_ptr(place)).unwrap(),
+        );
+        let near = guest.get64(TIMES);
+        assert!(near < 1 << 32, "the near side has not carried");
+        assert_eq!(guest.get64(place), FEW_ROUNDS << 32 | near, "at {place:#x}");
+    }
+}
+
+#[test]
+fn locked_across_pages_is_never_seen_half_done() {
+    let place = COUNTERS + 0x1ffc;
+    let guest = race_of_two(
+        |a| {
+            a.mov(rax, 0x1_0000_0001u64).unwrap();
+            a.lock().add(qword_ptr(place), rax).unwrap();
+        },
+        |a| {
+            // The far side is read last: only it may be ahead.
+            a.mov(eax, dword_ptr(place)).unwrap();
+            a.cmp(dword_ptr(place + 4), eax).unwrap();
+            a.setb(dl).unwrap();
+            a.or(byte_ptr(COUNTERS + 0x4000), dl).unwrap();
+        },
+    );
+    assert_eq!(guest.get64(place), FEW_ROUNDS << 32 | FEW_ROUNDS);
+    assert_eq!(guest.get64(COUNTERS + 0x4000), 0, "the near side was ahead");
 }
 
 #[test]
