@@ -115,6 +115,9 @@ class Sregs(Registers):
     cr8: int = 0
     efer: int = 0
     apic_base: int = 0
+    pdptrs: tuple[int, ...] | None = None
+    """The page directory pointers of PAE paging as CR3 loaded them, where they are in use; `None`
+    loads them from memory."""
 
 
 @dataclass(slots=True, repr=False)

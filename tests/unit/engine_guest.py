@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import NoReturn
 
 import pytest
 
-from ostler.engine import Vcpu, VirtualMachine
+from ostler.engine import Segment, Vcpu, VirtualMachine
 
 ENTRY = 0x1000
 RAM_BYTES = 0x10000
@@ -41,6 +42,28 @@ def enter_real_mode(vcpu: Vcpu, rip: int = ENTRY) -> None:
     sregs.idt.limit = 0
     vcpu.sregs = sregs
     vcpu.set_regs(rip=rip, rflags=2)
+
+
+def enter_user_mode(vm: VirtualMachine, vcpu: Vcpu, rip: int = ENTRY) -> None:
+    """Let `vcpu` start at `rip` in 64-bit user mode, which may use ports; the first GiB is mapped.
+
+    User mode is the CPU's own also where KVM emulates kernel mode. The tables take 0x8000-0xafff.
+    """
+    present_writable_user, large = 7, 1 << 7
+    for table, entries in (
+        (0x8000, [0x9000 | present_writable_user]),
+        (0x9000, [0xA000 | present_writable_user]),
+        (0xA000, [page << 21 | large | present_writable_user for page in range(512)]),
+    ):
+        vm.memory.write(table, b"".join(entry.to_bytes(8, "little") for entry in entries))
+    flat = Segment(limit=0xFFFF_FFFF, present=True, dpl=3, s=True, g=True)
+    sregs = vcpu.sregs
+    sregs.cs = replace(flat, selector=0x33, kind=0xB, l=True)
+    sregs.ss = sregs.ds = sregs.es = replace(flat, selector=0x2B, kind=3, db=True)
+    sregs.tr = Segment(limit=103, selector=0x40, kind=0xB, present=True)
+    sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = 0x8000_0033, 0x8000, 0x20, 0x501
+    vcpu.sregs = sregs
+    vcpu.set_regs(rip=rip, rflags=3 << 12 | 2)
 
 
 def guest(code: bytes, *, open_bus: bool = False) -> tuple[VirtualMachine, Vcpu]:

@@ -34,6 +34,8 @@ pub enum AccelError {
     BadMsrValue { index: u32, value: u64 },
     #[error("{what}: {value:#x} is not a valid value")]
     BadState { what: &'static str, value: u64 },
+    #[error("the TSC counts at {has} kHz here, and cannot be made to at {wanted}; move the guest to a host that can")]
+    TscRate { wanted: u32, has: u32 },
     #[error("the pending read has {expected} bytes, the answer {got}")]
     WrongAnswer { expected: usize, got: usize },
     #[error(transparent)]
@@ -146,6 +148,15 @@ pub trait Vcpu: Send + Debug {
     fn msr_list(&self) -> Vec<u32>;
     fn msr(&self, index: u32) -> Result<u64>;
     fn set_msr(&mut self, entry: MsrEntry) -> Result<()>;
+    /// Sets all that it can, in order; the errors name those that were refused.
+    fn set_msrs(&mut self, entries: &[MsrEntry]) -> Vec<(u32, AccelError)> {
+        let refused = |entry: &MsrEntry| Some((entry.index, self.set_msr(*entry).err()?));
+        entries.iter().filter_map(refused).collect()
+    }
+    /// The rate of the guest's TSC in kHz.
+    fn tsc_khz(&self) -> Result<u32>;
+    /// Sets it before the guest runs; [`AccelError::TscRate`] where the TSC cannot be scaled that far.
+    fn set_tsc_khz(&mut self, khz: u32) -> Result<()>;
     fn cpuid(&self) -> Vec<CpuidEntry>;
     fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<()>;
     fn events(&self) -> Result<Events>;

@@ -74,6 +74,9 @@ pub struct Sregs {
     pub cr8: u64,
     pub efer: u64,
     pub apic_base: u64,
+    /// The page directory pointers of PAE paging as CR3 loaded them; `None` where they are not in use or not
+    /// known. Set as `None`, they are loaded from memory.
+    pub pdptrs: Option<[u64; 4]>,
 }
 
 /// DR0..DR3, DR6, DR7 (`struct kvm_debugregs`).

@@ -325,6 +325,14 @@ impl Vcpu for ToyVcpu {
         Err(AccelError::NoSuchMsr(index))
     }
 
+    fn tsc_khz(&self) -> Result<u32> {
+        Ok(1_000_000)
+    }
+
+    fn set_tsc_khz(&mut self, _khz: u32) -> Result<()> {
+        Ok(())
+    }
+
     fn set_msr(&mut self, entry: MsrEntry) -> Result<()> {
         Err(AccelError::NoSuchMsr(entry.index))
     }

@@ -36,6 +36,8 @@ pub struct Host {
     pub cpuid: Vec<CpuidEntry>,
     /// What it may get at most.
     pub possible_cpuid: Vec<CpuidEntry>,
+    /// Entries of each vCPU's dirty ring; `None` where the log is a bitmap.
+    pub dirty_ring: Option<u32>,
     /// The MSRs that KVM says are part of a vCPU's state.
     pub msrs: Vec<u32>,
 }
@@ -47,6 +49,16 @@ impl Debug for KvmAccelerator {
 }
 
 impl KvmAccelerator {
+    /// Opens the device as [`KvmAccelerator::open`] does; its VMs log writes in a ring of that many entries for
+    /// each vCPU, in place of a bitmap.
+    pub fn open_with_dirty_ring(path: &Path, entries: Option<u32>) -> Result<Self> {
+        let mut opened = Self::open(path)?;
+        if let Some(host) = Arc::get_mut(&mut opened.host) {
+            host.dirty_ring = entries;
+        }
+        Ok(opened)
+    }
+
     /// Opens the device at `path`; [`AccelError::Unavailable`] with cause and cure when that is no KVM
     /// that can be used.
     pub fn open(path: &Path) -> Result<Self> {
@@ -75,6 +87,7 @@ impl KvmAccelerator {
             capabilities: Capabilities::of(&kvm),
             cpuid: cpuid::by_default(&possible_cpuid),
             possible_cpuid,
+            dirty_ring: None,
             msrs: kvm.get_msr_index_list().map_err(host("KVM_GET_MSR_INDEX_LIST"))?.as_slice().to_vec(),
         };
         Ok(Self { kvm, host: Arc::new(host) })

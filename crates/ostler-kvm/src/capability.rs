@@ -52,6 +52,8 @@ pub struct Capabilities {
     pub sregs2: bool,
     /// The dirty log is not cleared by reading it, so that pages are protected again in batches.
     pub manual_protect: u32,
+    /// Bytes of a dirty ring at most; 0 where there is none.
+    pub dirty_ring_bytes: u32,
     pub x2apic_api: bool,
     pub tsc_deadline: bool,
     pub set_tss: bool,
@@ -71,6 +73,7 @@ impl Capabilities {
             xsave_bytes: number(KVM_CAP_XSAVE2) as usize,
             sregs2: has(KVM_CAP_SREGS2),
             manual_protect: number(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2),
+            dirty_ring_bytes: number(KVM_CAP_DIRTY_LOG_RING),
             x2apic_api: has(KVM_CAP_X2APIC_API),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
             set_tss: has(KVM_CAP_SET_TSS_ADDR),

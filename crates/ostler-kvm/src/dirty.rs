@@ -7,6 +7,7 @@ use ostler_memory::{GuestRam, PAGE_BYTES};
 
 use crate::capability::Capabilities;
 use crate::ioctl::{clear_dirty_log, host};
+use crate::ring::Rings;
 use crate::slots::Piece;
 
 /// Pages cleared by one call: KVM holds its MMU lock meanwhile, and vCPUs wait for it.
@@ -14,29 +15,38 @@ const CLEAR_PAGES: u64 = 1 << 18;
 
 /// How the log of this VM is read.
 #[derive(Debug)]
-pub struct Log {
-    /// Reading does not clear: pages are cleared, and protected again, in pieces of `CLEAR_PAGES`.
-    manual: bool,
+pub enum Log {
+    Bitmap {
+        /// Reading does not clear: pages are cleared, and protected again, in pieces of `CLEAR_PAGES`.
+        manual: bool,
+    },
+    Rings(Rings),
 }
 
 impl Log {
-    pub fn new(vm: &VmFd, capabilities: &Capabilities) -> Result<Self> {
+    /// `ring`: how many entries the ring of each vCPU has; `None` for bitmaps.
+    pub fn new(vm: &VmFd, capabilities: &Capabilities, ring: Option<u32>) -> Result<Self> {
+        if let Some(entries) = ring {
+            return Ok(Self::Rings(Rings::enable(vm, capabilities, entries)?));
+        }
         let manual = capabilities.manual_protect & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE != 0;
         if manual {
             let mut cap = kvm_enable_cap { cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ..Default::default() };
             cap.args[0] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE.into();
             vm.enable_cap(&cap).map_err(host("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2"))?;
         }
-        Ok(Self { manual })
+        Ok(Self::Bitmap { manual })
     }
 
     /// Moves what KVM logged of `slot` to the log of `ram`.
     pub fn collect(&self, vm: &VmFd, slot: u32, pieces: &[Piece], ram: &GuestRam) -> Result<()> {
+        // Rings are of no slot: `Shared::take_rings` empties them.
+        let Self::Bitmap { manual } = self else { return Ok(()) };
         for piece in pieces {
             let words = vm
                 .get_dirty_log(piece.number, (piece.pages * PAGE_BYTES) as usize)
                 .map_err(host("KVM_GET_DIRTY_LOG"))?;
-            if self.manual {
+            if *manual {
                 clear(vm, piece, &words)?;
             }
             ram.merge_dirty_log(slot, piece.first_page / 64, &words);

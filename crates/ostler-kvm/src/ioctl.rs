@@ -12,7 +12,9 @@ const KVMIO: u32 = 0xAE;
 
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
+ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 ioctl_ior_nr!(KVM_GET_SREGS2, KVMIO, 0xcc, kvm_sregs2);
+ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
 ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
 
 /// Makes an [`AccelError`] of an ioctl's errno.
@@ -44,12 +46,24 @@ pub fn clear_dirty_log(vm: &impl AsRawFd, slot: u32, first_page: u64, pages: u32
     done(unsafe { ioctl_with_ref(vm, KVM_CLEAR_DIRTY_LOG(), &clear) })
 }
 
+/// `KVM_RESET_DIRTY_RINGS`: logs the pages anew that were taken out of the rings.
+pub fn reset_dirty_rings(vm: &impl AsRawFd) -> Result<(), Error> {
+    // SAFETY: this ioctl takes no argument.
+    done(unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS()) })
+}
+
 /// `KVM_GET_SREGS2`.
 pub fn sregs2(vcpu: &impl AsRawFd) -> Result<kvm_sregs2, Error> {
     let mut sregs = kvm_sregs2::default();
     // SAFETY: the argument is the structure that this ioctl fills.
     done(unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_SREGS2(), &mut sregs) })?;
     Ok(sregs)
+}
+
+/// `KVM_SET_SREGS2`.
+pub fn set_sregs2(vcpu: &impl AsRawFd, sregs: &kvm_sregs2) -> Result<(), Error> {
+    // SAFETY: the argument is the structure that this ioctl reads.
+    done(unsafe { ioctl_with_ref(vcpu, KVM_SET_SREGS2(), sregs) })
 }
 
 /// `KVM_GET_STATS_FD`: a descriptor of the statistics of a VM or a vCPU.

@@ -4,15 +4,22 @@
 //! sends a signal, which brings it back from there. Whichever comes too late for one is in time for
 //! the other.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once};
+use std::time::Duration;
 
 use ostler_engine::Kick;
+
+/// A vCPU leaves the guest within microseconds of a signal.
+const LEAVING: Duration = Duration::from_micros(50);
 
 /// The kick of one vCPU.
 #[derive(Debug, Default)]
 pub struct KvmKick {
     kicked: AtomicBool,
+    /// In `KVM_RUN`, and how often it came back.
+    inside: AtomicBool,
+    returns: AtomicU64,
     runner: Mutex<Option<Runner>>,
     /// A vCPU that is halted without the kernel's knowledge waits here.
     wake: Condvar,
@@ -51,18 +58,33 @@ impl KvmKick {
         Entered(Arc::clone(self))
     }
 
-    /// Sleeps until the next kick.
-    pub fn wait(&self) {
-        let mut runner = self.runner();
-        while !self.kicked.load(Ordering::SeqCst) {
-            runner = self.wake.wait(runner).unwrap_or_else(|poisoned| poisoned.into_inner());
+    /// `KVM_RUN` begins and ends.
+    pub fn begins(&self) {
+        self.inside.store(true, Ordering::SeqCst);
+    }
+
+    pub fn ends(&self) {
+        self.returns.fetch_add(1, Ordering::SeqCst);
+        self.inside.store(false, Ordering::SeqCst);
+    }
+
+    /// Brings the vCPU out of `KVM_RUN`, from where it goes on by itself; unlike a kick.
+    pub fn interrupt(&self) {
+        if self.inside.load(Ordering::SeqCst) {
+            self.signal();
         }
     }
-}
 
-impl Kick for KvmKick {
-    fn kick(&self) {
-        self.kicked.store(true, Ordering::SeqCst);
+    /// Returns when the vCPU has left the guest since this call, or is not there.
+    pub fn wait_until_left(&self) {
+        let before = self.returns.load(Ordering::SeqCst);
+        while self.inside.load(Ordering::SeqCst) && self.returns.load(Ordering::SeqCst) == before {
+            self.signal();
+            std::thread::sleep(LEAVING);
+        }
+    }
+
+    fn signal(&self) {
         let runner = self.runner();
         self.wake.notify_all();
         let Some(runner) = runner.as_ref() else { return };
@@ -75,6 +97,21 @@ impl Kick for KvmKick {
             // SAFETY: the thread is in `run`, so it exists, and its handler for the signal does nothing.
             unsafe { libc::syscall(libc::SYS_tgkill, process, runner.thread, signal()) };
         }
+    }
+
+    /// Sleeps until the next kick.
+    pub fn wait(&self) {
+        let mut runner = self.runner();
+        while !self.kicked.load(Ordering::SeqCst) {
+            runner = self.wake.wait(runner).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+}
+
+impl Kick for KvmKick {
+    fn kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        self.signal();
     }
 }
 

@@ -17,6 +17,7 @@ mod irqchip;
 mod kick;
 mod msr;
 mod regs;
+mod ring;
 mod run;
 mod slots;
 mod vcpu;

@@ -89,11 +89,17 @@ macro_rules! sregs_fields {
 }
 
 pub fn sregs(from: &kvm_sregs) -> Sregs {
-    sregs_fields!(from, segment, table, Sregs)
+    sregs_fields!(from, segment, table, Sregs, pdptrs: None)
 }
 
 pub fn sregs_of_2(from: &kvm_sregs2) -> Sregs {
-    sregs_fields!(from, segment, table, Sregs)
+    let valid = from.flags & u64::from(KVM_SREGS2_FLAGS_PDPTRS_VALID) != 0;
+    sregs_fields!(from, segment, table, Sregs, pdptrs: valid.then_some(from.pdptrs))
+}
+
+pub fn kvm_sregs2_of(from: &Sregs, pdptrs: [u64; 4]) -> kvm_sregs2 {
+    let flags = KVM_SREGS2_FLAGS_PDPTRS_VALID.into();
+    sregs_fields!(from, kvm_segment_of, kvm_dtable_of, kvm_sregs2, flags: flags, pdptrs: pdptrs)
 }
 
 /// No interrupt is under way: that is [`Events`]' to say.

@@ -110,7 +110,10 @@ impl KvmVcpu {
 
     /// One `KVM_RUN`; `None` when there is nothing to return for.
     fn enter(&mut self) -> Result<Option<Exit>> {
-        match self.fd.run().map(drop) {
+        self.kick.begins();
+        let result = self.fd.run().map(drop);
+        self.kick.ends();
+        match result {
             Ok(()) => {}
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 self.interrupted();
@@ -125,6 +128,7 @@ impl KvmVcpu {
             KVM_EXIT_IO | KVM_EXIT_MMIO => self.stage = Stage::Access { done: 0, asked: false },
             KVM_EXIT_HLT => return Ok(Some(Exit::Hlt)),
             KVM_EXIT_IRQ_WINDOW_OPEN | KVM_EXIT_INTR => {}
+            KVM_EXIT_DIRTY_RING_FULL => self.vm.take_rings()?,
             KVM_EXIT_SHUTDOWN => self.shutdown = true,
             KVM_EXIT_DEBUG => {
                 // SAFETY: the member that belongs to this reason.

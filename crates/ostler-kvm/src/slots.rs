@@ -77,6 +77,14 @@ impl Slots {
         logged.map(|(number, known)| (*number, pieces(&known.view, &known.pieces).collect()))
     }
 
+    /// The slot that KVM's slot `number` is a piece of, and the page of it that `page` is.
+    pub fn page_of(&self, number: u32, page: u64) -> Option<(u32, u64)> {
+        let known = self.known.iter().find(|(_, known)| known.pieces.contains(&number));
+        let (slot, known) = known?;
+        let mut pieces = pieces(&known.view, &known.pieces);
+        pieces.find(|piece| piece.number == number).map(|piece| (*slot, piece.first_page + page))
+    }
+
     fn set(&mut self, vm: &VmFd, view: &SlotView, limit: u32, ram: &GuestRam, dirty: &dirty::Log) -> Result<()> {
         let numbers = match self.known.get(&view.slot) {
             Some(known) if known.view == *view => return Ok(()),

@@ -29,7 +29,7 @@ const XSAVE_BYTES: usize = 4096;
 pub struct KvmVcpu {
     id: u32,
     pub(crate) fd: VcpuFd,
-    vm: Arc<Shared>,
+    pub(crate) vm: Arc<Shared>,
     pub(crate) kick: Arc<KvmKick>,
     pub(crate) stage: Stage,
     cpuid: Vec<CpuidEntry>,
@@ -58,11 +58,13 @@ impl KvmVcpu {
         if let Ok(misc) = msr::read(&fd, MISC_ENABLE) {
             msr::write(&fd, MISC_ENABLE, misc | FAST_STRINGS)?;
         }
+        let kick = Arc::<KvmKick>::default();
+        vm.add_ring(&fd, &kick)?;
         Ok(Self {
             id,
             fd,
             vm,
-            kick: Arc::default(),
+            kick,
             stage: Stage::Between,
             cpuid,
             msrs: OnceLock::new(),
@@ -183,7 +185,10 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_sregs(&mut self, sregs: &Sregs) -> Result<()> {
-        // Not KVM_SET_SREGS2: without PDPTRs given, it would keep the old ones.
+        if let Some(pdptrs) = sregs.pdptrs.filter(|_| self.vm.host.capabilities.sregs2) {
+            return ioctl::set_sregs2(&self.fd, &regs::kvm_sregs2_of(sregs, pdptrs)).map_err(host("KVM_SET_SREGS2"));
+        }
+        // This one loads them from memory; KVM_SET_SREGS2 without them would keep the old ones.
         self.fd.set_sregs(&regs::kvm_sregs_of(sregs)).map_err(host("KVM_SET_SREGS"))
     }
 
@@ -272,6 +277,23 @@ impl Vcpu for KvmVcpu {
 
     fn set_msr(&mut self, entry: MsrEntry) -> Result<()> {
         msr::write(&self.fd, entry.index, entry.value)
+    }
+
+    fn set_msrs(&mut self, entries: &[MsrEntry]) -> Vec<(u32, AccelError)> {
+        msr::write_all(&self.fd, entries)
+    }
+
+    fn tsc_khz(&self) -> Result<u32> {
+        self.fd.get_tsc_khz().map_err(host("KVM_GET_TSC_KHZ"))
+    }
+
+    fn set_tsc_khz(&mut self, khz: u32) -> Result<()> {
+        let has = self.tsc_khz()?;
+        self.fd.set_tsc_khz(khz).map_err(|_| {
+            // KVM says the refused rate from now on, unless it is told again.
+            let _told = self.fd.set_tsc_khz(has);
+            AccelError::TscRate { wanted: khz, has }
+        })
     }
 
     fn cpuid(&self) -> Vec<CpuidEntry> {

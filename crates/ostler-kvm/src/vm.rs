@@ -9,7 +9,7 @@ use kvm_bindings::{
     KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_clock_data,
     kvm_enable_cap,
 };
-use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VcpuFd, VmFd};
 use ostler_engine::accel::Result;
 use ostler_engine::regs::IrqchipState;
 use ostler_engine::{AccelError, Msi, Space, Vcpu, Vm};
@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::accelerator::Host;
 use crate::ioctl::host;
+use crate::kick::KvmKick;
 use crate::slots::Slots;
 use crate::vcpu::KvmVcpu;
 use crate::{dirty, irqchip};
@@ -64,8 +65,32 @@ impl Shared {
         self.clock_sets.load(Ordering::Acquire)
     }
 
+    /// Moves what the dirty rings hold to the log of the memory.
+    pub fn take_rings(&self) -> Result<()> {
+        self.empty_rings(&lock(&self.slots))
+    }
+
+    fn empty_rings(&self, slots: &Slots) -> Result<()> {
+        let dirty::Log::Rings(rings) = &self.dirty else { return Ok(()) };
+        rings.take(&self.fd, |number, page| {
+            // A slot that went meanwhile has no log to add to.
+            if let Some((slot, page)) = slots.page_of(number & 0xffff, page) {
+                self.memory.merge_dirty_log(slot, page / 64, &[1 << (page % 64)]);
+            }
+        })
+    }
+
+    pub fn add_ring(&self, vcpu: &VcpuFd, kick: &Arc<KvmKick>) -> Result<()> {
+        match &self.dirty {
+            dirty::Log::Rings(rings) => rings.add(vcpu, Arc::clone(kick)),
+            dirty::Log::Bitmap { .. } => Ok(()),
+        }
+    }
+
     fn synchronize(&self) -> Result<()> {
         let mut slots = lock(&self.slots);
+        // Before numbers of slots change.
+        self.empty_rings(&slots)?;
         slots.follow(&self.fd, &self.memory, self.host.capabilities.memory_slots, &self.dirty)?;
         for (slot, pieces) in slots.logged() {
             self.dirty.collect(&self.fd, slot, &pieces, &self.memory)?;
@@ -77,7 +102,7 @@ impl Shared {
 impl KvmVm {
     pub(crate) fn new(fd: VmFd, memory: Arc<GuestRam>, host: Arc<Host>) -> Result<Self> {
         prepare(&fd, &host)?;
-        let dirty = dirty::Log::new(&fd, &host.capabilities)?;
+        let dirty = dirty::Log::new(&fd, &host.capabilities, host.dirty_ring)?;
         let shared = Shared {
             fd,
             host,

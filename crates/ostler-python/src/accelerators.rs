@@ -12,9 +12,12 @@ use crate::error::{Kind, raise};
 const NAMES: &[&str] = &["kvm", "soft"];
 
 /// The accelerator called `name`, or what to say to whoever asked for it.
-pub fn by_name(name: &str, soft_jit: &str) -> PyResult<Arc<dyn Accelerator>> {
+pub fn by_name(name: &str, soft_jit: &str, dirty_ring: Option<u32>) -> PyResult<Arc<dyn Accelerator>> {
     match name {
-        "kvm" => Ok(Arc::new(KvmAccelerator::open(ostler_kvm::DEVICE.as_ref()).map_err(raise)?)),
+        "kvm" => Ok({
+            let device = ostler_kvm::DEVICE.as_ref();
+            Arc::new(KvmAccelerator::open_with_dirty_ring(device, dirty_ring).map_err(raise)?)
+        }),
         "soft" => Ok(Arc::new(SoftAccelerator { translate: translate(soft_jit)? })),
         _ => {
             let known = NAMES.join(", ");

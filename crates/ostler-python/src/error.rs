@@ -83,7 +83,7 @@ impl Raise for AccelError {
         let text = chain(&self);
         match self {
             Self::Memory(error) => error.raise(),
-            Self::Host { .. } | Self::Unavailable(_) => Kind::Host.error(text),
+            Self::Host { .. } | Self::Unavailable(_) | Self::TscRate { .. } => Kind::Host.error(text),
             Self::NoSuchMsr(_) | Self::BadMsrValue { .. } | Self::BadState { .. } => Kind::State.error(text),
             Self::WrongAnswer { .. } => Kind::Usage.error(text),
             Self::VcpuExists(_) | Self::TooManyVcpus { .. } | Self::NoIrqchip | Self::VcpusExist => {

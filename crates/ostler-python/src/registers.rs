@@ -20,7 +20,7 @@ pub(crate) use class;
 mirror!(Regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags });
 mirror!(Segment { base, limit, selector, kind, present, dpl, db, s, l, g, avl, unusable });
 mirror!(DescriptorTable { base, limit });
-mirror!(Sregs { cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, cr0, cr2, cr3, cr4, cr8, efer, apic_base });
+mirror!(Sregs { cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, cr0, cr2, cr3, cr4, cr8, efer, apic_base, pdptrs });
 mirror!(DebugRegs { db, dr6, dr7 });
 mirror!(CpuidEntry { function, index, significant_index, eax, ebx, ecx, edx });
 mirror!(Events { exception, interrupt, nmi_pending, nmi_masked, interrupt_shadow, sipi_vector });

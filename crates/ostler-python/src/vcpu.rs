@@ -145,10 +145,12 @@ impl Vcpu {
         self.set::<Sregs>(sregs, |vcpu, sregs| vcpu.set_sregs(sregs))
     }
 
-    /// Change some segment or control registers: `set_sregs(cr0=0x11)`.
+    /// Change some segment or control registers: `set_sregs(cr0=0x11)`. Page directory pointers of PAE
+    /// paging are loaded from memory, unless `pdptrs` says otherwise.
     #[pyo3(signature = (**registers))]
     fn set_sregs(&self, py: Python<'_>, registers: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
         let sregs = self.get_sregs(py)?;
+        sregs.setattr("pdptrs", py.None())?;
         set_attributes(&sregs, registers)?;
         self.replace_sregs(&sregs)
     }
@@ -203,12 +205,33 @@ impl Vcpu {
         self.with(|vcpu| vcpu.msr_list().into_iter().map(|index| Ok((index, vcpu.msr(index)?))).collect())
     }
 
-    /// Write several model-specific registers, in the order given.
-    fn set_msrs(&self, msrs: &Bound<'_, PyDict>) -> PyResult<()> {
-        for (index, value) in msrs {
-            self.set_msr(index.extract()?, value.extract()?)?;
+    /// Write several model-specific registers, in the order given, going on after one that is refused.
+    ///
+    /// `StateError` with the first refusal at the end; with `keep_going` no error, but the refused ones by
+    /// number, each with the reason.
+    #[pyo3(signature = (msrs, *, keep_going=false))]
+    fn set_msrs(&self, msrs: &Bound<'_, PyDict>, keep_going: bool) -> PyResult<BTreeMap<u32, String>> {
+        let entry = |(index, value): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
+            Ok(MsrEntry { index: index.extract()?, value: value.extract()? })
+        };
+        let entries = msrs.iter().map(entry).collect::<PyResult<Vec<_>>>()?;
+        let refused = self.with(|vcpu| Ok(vcpu.set_msrs(&entries)))?;
+        if keep_going {
+            return Ok(refused.into_iter().map(|(index, error)| (index, error.to_string())).collect());
         }
-        Ok(())
+        refused.into_iter().next().map_or(Ok(BTreeMap::new()), |(_, error)| Err(raise(error)))
+    }
+
+    /// How many times in a millisecond the guest's TSC counts. Set it before the guest runs; `HostError`
+    /// where the TSC cannot be scaled that far.
+    #[getter]
+    fn get_tsc_khz(&self) -> PyResult<u32> {
+        self.with(|vcpu| vcpu.tsc_khz())
+    }
+
+    #[setter]
+    fn set_tsc_khz(&self, khz: u32) -> PyResult<()> {
+        self.with(|vcpu| vcpu.set_tsc_khz(khz))
     }
 
     /// What CPUID answers, a list of `CpuidEntry`.

@@ -33,9 +33,9 @@ pub struct VirtualMachine {
 #[pymethods]
 impl VirtualMachine {
     #[new]
-    #[pyo3(signature = (accelerator="soft", *, soft_jit="on"))]
-    fn new(py: Python<'_>, accelerator: &str, soft_jit: &str) -> PyResult<Self> {
-        let accelerator = accelerators::by_name(accelerator, soft_jit)?;
+    #[pyo3(signature = (accelerator="soft", *, soft_jit="on", dirty_ring=None))]
+    fn new(py: Python<'_>, accelerator: &str, soft_jit: &str, dirty_ring: Option<u32>) -> PyResult<Self> {
+        let accelerator = accelerators::by_name(accelerator, soft_jit, dirty_ring)?;
         let vm = accelerator.create_vm(Arc::new(GuestRam::new())).map_err(raise)?;
         let clock = Arc::new(VmClock::new(Arc::clone(&vm)));
         Ok(Self {

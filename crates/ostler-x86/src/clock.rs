@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 /// The guest's TSC counts nanoseconds. A fixed rate on every host means that a saved guest finds
 /// the same TSC frequency wherever it is loaded, and kvmclock's scale is 1.
 pub const TSC_HZ: u64 = 1_000_000_000;
+pub const TSC_KHZ: u32 = (TSC_HZ / 1000) as u32;
 
 /// Nanoseconds since the VM was created (or since what [`GuestClock::set_ns`] said).
 #[derive(Debug)]

@@ -175,7 +175,10 @@ class VirtualMachine(_native.VirtualMachine):
     """A virtual machine of an accelerator: memory, a bus, a clock, and what vCPUs are made from.
 
     `soft_jit` says when `soft` translates code to the host's: `on` for what is hot, `off` for
-    never, `eager` for everything. `ConfigError` when there is no such accelerator.
+    never, `eager` for everything. `dirty_ring` has `kvm` log writes in a ring of so many entries
+    for each vCPU, a power of two from 1024 on, in place of a bitmap: `memory.dirty_log` gives the
+    same, at a cost by what was written and not by the size of memory; `soft` has no use for one.
+    `ConfigError` when there is no such accelerator.
     """
 
     def start(

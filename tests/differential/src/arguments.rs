@@ -15,9 +15,17 @@ Runs random user-mode instruction sequences on this CPU and on the software CPU 
   --filter NAME   only sequences beginning with this mnemonic or iced Code (with --cases: of this name)
   --replay N      only sequence number N of the run that the other options describe
   --details N     differences shown in full for each instruction (1)
+  --side soft|kvm what the host is compared with: the software CPU, or a guest's user mode on /dev/kvm (soft)
   --self-check    compare the host with itself: the harness has to be deterministic
   --list          print the instructions that are compared and stop
 ";
+
+/// What the host's CPU is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SideName {
+    Soft,
+    Kvm,
+}
 
 #[derive(Clone, Debug)]
 pub struct Arguments {
@@ -28,6 +36,7 @@ pub struct Arguments {
     pub filter: Option<String>,
     pub replay: Option<u64>,
     pub details: u32,
+    pub side: SideName,
     pub self_check: bool,
     pub list: bool,
     pub help: bool,
@@ -44,6 +53,7 @@ impl Default for Arguments {
             filter: None,
             replay: None,
             details: 1,
+            side: SideName::Soft,
             self_check: false,
             list: false,
             help: false,
@@ -67,6 +77,7 @@ impl Arguments {
                 "--filter" => parsed.filter = Some(value()?),
                 "--replay" => parsed.replay = Some(number(&name, &value()?)?),
                 "--details" => parsed.details = number(&name, &value()?)?.min(u64::from(u32::MAX)) as u32,
+                "--side" => parsed.side = side(&value()?)?,
                 "--self-check" => parsed.self_check = true,
                 "--list" => parsed.list = true,
                 "--help" | "-h" => parsed.help = true,
@@ -104,6 +115,14 @@ fn mode(text: &str) -> Result<Mode, String> {
     }
 }
 
+fn side(text: &str) -> Result<SideName, String> {
+    match text {
+        "soft" => Ok(SideName::Soft),
+        "kvm" => Ok(SideName::Kvm),
+        _ => Err(format!("--side {text}: has to be soft or kvm")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,7 +141,7 @@ mod tests {
 
     #[test]
     fn arguments_unknown_or_incomplete_are_refused_in_one_line() {
-        for line in ["--sed 1", "--seed", "--seed x", "--mode 8"] {
+        for line in ["--sed 1", "--seed", "--seed x", "--mode 8", "--side hvf"] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.lines().count(), 1, "{error}");
         }

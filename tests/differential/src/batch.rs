@@ -14,6 +14,7 @@ use crate::arguments::Arguments;
 use crate::cases::Case;
 use crate::compare;
 use crate::cpu::{Cpu, Fallible};
+use crate::emulated::is_native;
 use crate::generate::Generator;
 use crate::native::NativeCpu;
 use crate::random::mix;
@@ -75,6 +76,8 @@ pub struct Batch<'a> {
     pub source: Source,
     pub count: u64,
     pub make: MakeAccelerator,
+    /// The other side is a KVM that emulates: only what it runs on the CPU is compared.
+    pub natively: bool,
 }
 
 /// What is left of a batch.
@@ -90,17 +93,19 @@ struct Pair {
     host: NativeCpu,
     other: Option<SoftCpu>,
     make: MakeAccelerator,
+    natively: bool,
 }
 
 impl Pair {
-    fn new(make: MakeAccelerator) -> Fallible<Self> {
-        Ok(Self { host: NativeCpu::new()?, other: new_soft(make)?, make })
+    fn new(make: MakeAccelerator, natively: bool) -> Fallible<Self> {
+        Ok(Self { host: NativeCpu::new()?, other: new_soft(make)?, make, natively })
     }
 
     fn run(&mut self, sequence: &Sequence) -> Fallible<(Outcome, Outcome)> {
         let expected = self.host.run(sequence.mode, &sequence.before)?;
-        if expected.stop == Stop::Timeout {
-            // It is not compared, and would not end there either.
+        let emulated = self.natively && !is_native(sequence, &expected);
+        if expected.stop == Stop::Timeout || emulated {
+            // It is not compared, and may not end there either.
             return Ok((expected.clone(), expected));
         }
         let Some(soft) = &mut self.other else {
@@ -169,6 +174,9 @@ impl Batch<'_> {
             counters.skipped.load(Ordering::Relaxed),
             self.arguments.seed,
         );
+        if self.natively {
+            println!("not compared, as this KVM emulates it: {}", counters.emulated.load(Ordering::Relaxed));
+        }
         if self.arguments.replay.is_none() {
             print!("{}", report::ranking(shared));
             if let Source::Random(generator) = &self.source {
@@ -209,7 +217,7 @@ impl Batch<'_> {
             let place = information.location().map_or(String::new(), ToString::to_string);
             *PANIC_PLACE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = place;
         }));
-        let mut pair = Pair::new(self.make)?;
+        let mut pair = Pair::new(self.make, self.natively)?;
         loop {
             let index = shared.counters().next.load(Ordering::Relaxed);
             if index >= end {
@@ -226,6 +234,10 @@ impl Batch<'_> {
         shared.counters().ran.fetch_add(1, Ordering::Relaxed);
         if expected.stop == Stop::Timeout {
             shared.counters().skipped.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        if self.natively && !is_native(&sequence, &expected) {
+            shared.counters().emulated.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
         note_coverage(shared, &sequence, expected.state.rip);

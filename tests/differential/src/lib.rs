@@ -10,6 +10,7 @@ pub mod batch;
 pub mod cases;
 pub mod compare;
 pub mod cpu;
+pub mod emulated;
 pub mod flags;
 pub mod generate;
 pub mod initial;

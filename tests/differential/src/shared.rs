@@ -17,6 +17,8 @@ pub struct Counters {
     pub ran: AtomicU64,
     /// Sequences that did not stop by themselves on the host.
     pub skipped: AtomicU64,
+    /// Sequences of which this host's KVM would have emulated a part ([`crate::emulated`]).
+    pub emulated: AtomicU64,
     pub different: AtomicU64,
     attempted: [AtomicU32; CODES],
     completed: [AtomicU32; CODES],

@@ -4,7 +4,8 @@ mod system;
 
 use std::sync::Arc;
 
-use ostler_engine::regs::{GuestDebug, MsrEntry, Regs, Segment, Sregs, Xcr, XsaveArea};
+use ostler_engine::cpuid::leaf;
+use ostler_engine::regs::{CpuidEntry, GuestDebug, MsrEntry, Regs, Segment, Sregs, Xcr, XsaveArea};
 use ostler_engine::{Accelerator, Exit, Kick, NobodyAnswers, Vcpu};
 use ostler_memory::GuestRam;
 
@@ -19,6 +20,7 @@ const AREA_BYTES: usize = 4096;
 
 #[derive(Debug)]
 pub struct SoftCpu {
+    name: &'static str,
     memory: Arc<GuestRam>,
     vcpu: Box<dyn Vcpu>,
     sregs: Sregs,
@@ -42,8 +44,11 @@ impl SoftCpu {
         vcpu.set_cpuid(&accelerator.supported_cpuid())?;
         let sregs = system::sregs(&vcpu.sregs()?);
         vcpu.set_sregs(&sregs)?;
-        vcpu.set_xcrs(&[Xcr { index: 0, value: XSTATE }])?;
-        Ok(Self { memory, vcpu, sregs })
+        let xsave = |row: &CpuidEntry| row.function == leaf::FEATURES && row.ecx >> 26 & 1 != 0;
+        if vcpu.cpuid().iter().any(xsave) {
+            vcpu.set_xcrs(&[Xcr { index: 0, value: XSTATE }])?;
+        }
+        Ok(Self { name: accelerator.name(), memory, vcpu, sregs })
     }
 
     /// Ends a run under way with [`Stop::Timeout`].
@@ -132,7 +137,7 @@ impl SoftCpu {
 
 impl Cpu for SoftCpu {
     fn name(&self) -> &'static str {
-        "soft"
+        self.name
     }
 
     fn run(&mut self, mode: Mode, before: &CpuState) -> Fallible<Outcome> {

@@ -73,6 +73,7 @@ impl Cpu {
             cr8: self.cr8(),
             efer: self.efer,
             apic_base: self.lapic.as_ref().map_or(0, |lapic| lapic.apic_base_msr()),
+            pdptrs: self.uses_pdptes().then_some(self.mmu.pdptes),
         }
     }
 
@@ -105,8 +106,12 @@ impl Cpu {
         self.cpl = if self.cr0 & cr0::PE != 0 { sregs.ss.dpl & 3 } else { 0 };
         self.mmu.replay.clear();
         self.flush_tlb();
-        if self.uses_pdptes() && !self.load_pdptes(self.cr3) {
-            return Err(AccelError::BadState { what: "the page directory pointers at CR3", value: self.cr3 });
+        match sregs.pdptrs {
+            Some(pdptrs) => self.mmu.pdptes = pdptrs,
+            None if self.uses_pdptes() && !self.load_pdptes(self.cr3) => {
+                return Err(AccelError::BadState { what: "the page directory pointers at CR3", value: self.cr3 });
+            }
+            None => {}
         }
         self.update_mode();
         Ok(())

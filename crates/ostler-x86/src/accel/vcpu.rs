@@ -9,6 +9,7 @@ use ostler_engine::regs::{
 use ostler_engine::{AccelError, Exit, IoHandler, Kick, Vcpu};
 
 use crate::accel::xsave;
+use crate::clock::TSC_KHZ;
 use crate::cpu::{Cpu, attention};
 use crate::cpuid::CpuidTable;
 use crate::irqchip::Lapic;
@@ -146,6 +147,15 @@ impl Vcpu for SoftVcpu {
             None => Err(AccelError::NoSuchMsr(index)),
             Some(_) => Err(AccelError::BadMsrValue { index, value }),
         }
+    }
+
+    fn tsc_khz(&self) -> Result<u32> {
+        Ok(TSC_KHZ)
+    }
+
+    /// The rate is the same on every host, so that nothing has to be scaled.
+    fn set_tsc_khz(&mut self, khz: u32) -> Result<()> {
+        if khz == TSC_KHZ { Ok(()) } else { Err(AccelError::TscRate { wanted: khz, has: TSC_KHZ }) }
     }
 
     fn cpuid(&self) -> Vec<CpuidEntry> {

@@ -6,7 +6,7 @@ pub use ostler_engine::cpuid::leaf::{FEATURES, XSAVE};
 use ostler_engine::regs::CpuidEntry;
 use ostler_memory::LINE_BYTES;
 
-use crate::clock::TSC_HZ;
+use crate::clock::{TSC_HZ, TSC_KHZ};
 use crate::cpuid::{XSAVE_AVX_BYTES, XSAVE_BYTES};
 use crate::isa;
 use crate::mmu::walk::PHYSICAL_BITS;
@@ -28,7 +28,6 @@ const BRAND: &[u8; 48] = b"Ostler soft CPU\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0
 /// Bits of an APIC id that tell cores of the one package apart.
 const CORE_ID_BITS: u32 = 10;
 
-const TSC_KHZ: u32 = (TSC_HZ / 1000) as u32;
 const TSC_MHZ: u32 = TSC_KHZ / 1000;
 
 fn word(bytes: &[u8], index: usize) -> u32 {

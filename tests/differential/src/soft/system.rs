@@ -196,5 +196,6 @@ pub fn sregs(reset: &Sregs) -> Sregs {
         // NXE, LMA, LME, SCE
         efer: 0xd01,
         apic_base: reset.apic_base,
+        pdptrs: None,
     }
 }
