@@ -84,8 +84,49 @@ def requests() -> dict[str, list[tuple[bytes, Request]]]:
     }
 
 
+def access(offset: int, size_log2: int, value: int, flags: int = 0) -> bytes:
+    """A store to a register of an Ethernet controller; flag 0x80 moves frames after it."""
+    return struct.pack("<HBBI", offset, size_log2, flags, value)
+
+
+def ethernet() -> list[bytes]:
+    """The start of a driver of each chip: rings of eight descriptors, then a frame each way."""
+    e1000 = ((0x3800, 0x100), (0x3808, 128), (0x400, 2), (0x2800, 0x200), (0x2808, 128))
+    e1000 += ((0x2818, 7), (0x100, 0x8022), (0xD0, 0xFF), (0x5000, 0x300), (0x3818, 2))
+    rings = ((0xE0, 1, 0x63), (0x20, 2, 0x100), (0xE4, 2, 0x200), (0x44, 2, 0xF), (0x37, 0, 0xC))
+    rings += ((0x3C, 1, 0xFFFF), (0xD9, 0, 0x40))
+    buffers = ((0x30, 2, 0x2000), (0x44, 2, 0xF), (0x37, 0, 0xC), (0x20, 2, 0x1000), (0x10, 2, 100))
+    programs = [[access(at, 2, value) for at, value in e1000]]
+    programs += [[access(*store) for store in stores] for stores in (rings, buffers)]
+    return [
+        bytes((which, len(stores))) + b"".join(stores) + ethernet_memory(which)
+        for which, stores in enumerate(programs)
+    ]
+
+
+def ethernet_memory(which: int) -> bytes:
+    """Rings at 0x100 and 0x200, a frame at 0x1000."""
+    memory = bytearray(0x3000)
+    if which == 0:
+        context = (0x21180E, 0x3222, 0x27000000 | 250, 54 << 8 | 100 << 16)
+        struct.pack_into("<4I", memory, 0x100, *context)
+        struct.pack_into("<4I", memory, 0x110, 0x1000, 0, 0x2D100000 | 304, 0x300)
+    else:
+        struct.pack_into("<4I", memory, 0x100, 0xF0010000 | 304, 0, 0x1000, 0)
+    for number in range(8):
+        words = (0x1800, 0, 0, 0) if which == 0 else (0x80000600, 0, 0x1800, 0)
+        struct.pack_into("<4I", memory, 0x200 + 16 * number, *words)
+    memory[0x100C:0x1018] = bytes.fromhex("0800 4500 0122 0000 0000 4006")
+    memory[0x102E] = 0x50
+    return bytes(memory)
+
+
 def main() -> None:
     """Write all of it."""
+    folder = CORPUS / "ethernet"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, program in enumerate(ethernet()):
+        (folder / f"seed{number}").write_bytes(program)
     for target, cases in requests().items():
         folder = CORPUS / target
         folder.mkdir(parents=True, exist_ok=True)

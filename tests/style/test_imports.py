@@ -44,10 +44,12 @@ RUST_LAYERS = {
     "ostler-engine": {"ostler-memory"},
     "ostler-block": {"ostler-crypto"},
     "ostler-virtio": {"ostler-block", "ostler-memory", "ostler-engine"},
+    "ostler-nic": {"ostler-memory", "ostler-engine", "ostler-virtio"},
     "ostler-x86": {"ostler-memory", "ostler-engine"},
     "ostler-kvm": {"ostler-memory", "ostler-engine"},
     "ostler-python": {
         "ostler-block", "ostler-memory", "ostler-crypto", "ostler-engine", "ostler-virtio",
+        "ostler-nic",
         "ostler-x86",
         "ostler-kvm",
     },

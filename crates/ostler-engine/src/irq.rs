@@ -41,6 +41,70 @@ impl IrqLine {
     }
 }
 
+/// A level that a device drives. From any thread; never blocks for long.
+pub trait Level: Send + Sync + Debug {
+    fn set_level(&self, level: bool);
+}
+
+impl Level for IrqLine {
+    fn set_level(&self, level: bool) {
+        self.set_level(level);
+    }
+}
+
+/// An input that several devices pull: active while any of them does.
+#[derive(Debug)]
+pub struct SharedLine {
+    line: IrqLine,
+    /// How many pull.
+    pulls: Mutex<u32>,
+}
+
+impl SharedLine {
+    pub fn new(line: IrqLine) -> Arc<Self> {
+        Arc::new(Self { line, pulls: Mutex::new(0) })
+    }
+
+    /// A new wire to it. One that is dropped pulls no more.
+    pub fn input(self: &Arc<Self>) -> SharedInput {
+        SharedInput { shared: Arc::clone(self), level: Mutex::new(false) }
+    }
+}
+
+/// One device's wire to a [`SharedLine`].
+#[derive(Debug)]
+pub struct SharedInput {
+    shared: Arc<SharedLine>,
+    level: Mutex<bool>,
+}
+
+impl Level for SharedInput {
+    fn set_level(&self, level: bool) {
+        let mut current = self.level.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if *current == level {
+            return;
+        }
+        *current = level;
+        let mut pulls = self.shared.pulls.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *pulls = if level { *pulls + 1 } else { *pulls - 1 };
+        if *pulls == u32::from(level) {
+            self.shared.line.set_level(level);
+        }
+    }
+}
+
+impl Level for Arc<SharedInput> {
+    fn set_level(&self, level: bool) {
+        Level::set_level(&**self, level);
+    }
+}
+
+impl Drop for SharedInput {
+    fn drop(&mut self) {
+        Level::set_level(self, false);
+    }
+}
+
 impl Interrupt for IrqLine {
     /// Asserts the line; it stays so until the device's status register is read.
     fn trigger(&self) {
@@ -155,6 +219,20 @@ mod tests {
         line.set_level(false);
         line.pulse();
         assert_eq!(vm.levels(), [(4, true), (4, false), (4, true), (4, false)]);
+    }
+
+    #[test]
+    fn line_shared_follows_whoever_pulls() {
+        let vm = toy_vm();
+        let shared = SharedLine::new(IrqLine::new(vm.clone(), 16));
+        let (one, two) = (shared.input(), shared.input());
+        one.set_level(true);
+        two.set_level(true);
+        two.set_level(true);
+        one.set_level(false);
+        assert_eq!(vm.levels(), [(16, true)]);
+        drop(two);
+        assert_eq!(vm.levels(), [(16, true), (16, false)]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use pyo3::types::PyString;
 
 use crate::error::raise;
 use crate::fd;
+use crate::nic::ChipWindow;
 
 /// The port and MMIO ranges of one VM (`virtual_machine.bus`).
 ///
@@ -25,7 +26,8 @@ pub struct Bus {
 
 #[pymethods]
 impl Bus {
-    /// Give `size` bytes from `base` on to a Python device.
+    /// Give `size` bytes from `base` on to a Python device, or a `ChipWindow`, which answers without
+    /// the interpreter.
     ///
     /// `device.read(offset, size) -> int` and `device.write(offset, size, value)` are called on
     /// vCPU threads with sizes 1, 2, 4 or 8, wholly inside the range. An exception there ends
@@ -42,9 +44,13 @@ impl Bus {
         name: &str,
     ) -> PyResult<()> {
         let name = if name.is_empty() { name_of(device)? } else { name.to_owned() };
-        let read = device.getattr("read")?.unbind();
-        let write = device.getattr("write")?.unbind();
-        let device = Arc::new(PythonDevice { name: name.clone(), read, write });
+        let device: Arc<dyn BusDevice> = match device.cast::<ChipWindow>() {
+            Ok(window) => window.get().device(),
+            Err(_) => {
+                let (read, write) = (device.getattr("read")?.unbind(), device.getattr("write")?.unbind());
+                Arc::new(PythonDevice { name: name.clone(), read, write })
+            }
+        };
         let space = parse_space(space)?;
         py.detach(|| self.bus.add(space, base, size, &name, device)).map_err(raise)
     }

@@ -3,18 +3,27 @@
 //! Nothing here waits for anybody who may need the interpreter, so nothing detaches from it: taking
 //! it back costs far more than an interrupt.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ostler_engine::Msi;
+use ostler_engine::irq::{Level, SharedInput, SharedLine};
 use pyo3::prelude::*;
 
 /// An interrupt input of the VM's interrupt controllers (`virtual_machine.irq_line(gsi)`).
 ///
-/// Devices that share a line combine their levels themselves.
+/// Devices that share a line have an `input` of it each.
 #[pyclass(frozen, module = "ostler.engine")]
 #[derive(Debug)]
 pub struct IrqLine {
     pub(crate) line: ostler_engine::IrqLine,
+    /// The same for several devices, once there is a second.
+    shared: OnceLock<Arc<SharedLine>>,
+}
+
+impl IrqLine {
+    pub(crate) fn new(line: ostler_engine::IrqLine) -> Self {
+        Self { line, shared: OnceLock::new() }
+    }
 }
 
 #[pymethods]
@@ -30,6 +39,12 @@ impl IrqLine {
         self.line.set_level(level);
     }
 
+    /// A wire of one of several devices that share the line, which is active while any of them is.
+    fn input(&self) -> IrqInput {
+        let shared = self.shared.get_or_init(|| SharedLine::new(self.line.clone()));
+        IrqInput { input: Arc::new(shared.input()) }
+    }
+
     /// One edge: assert and deassert.
     fn pulse(&self) {
         self.line.pulse();
@@ -37,6 +52,21 @@ impl IrqLine {
 
     fn __repr__(&self) -> String {
         format!("IrqLine({})", self.line.gsi())
+    }
+}
+
+/// One device's wire to a line that several share.
+#[pyclass(frozen, module = "ostler.engine")]
+#[derive(Debug)]
+pub struct IrqInput {
+    pub(crate) input: Arc<SharedInput>,
+}
+
+#[pymethods]
+impl IrqInput {
+    /// Pull (true) or let go of the line.
+    fn set_level(&self, level: bool) {
+        self.input.set_level(level);
     }
 }
 

@@ -16,6 +16,7 @@ mod fd;
 mod irq;
 mod memory;
 mod net;
+mod nic;
 mod queues;
 mod registers;
 mod scsi;
@@ -41,11 +42,13 @@ mod _native {
     #[pymodule_export]
     use crate::crypto::{SectorCipher, argon2};
     #[pymodule_export]
-    use crate::irq::{IrqLine, MsiRoute};
+    use crate::irq::{IrqInput, IrqLine, MsiRoute};
     #[pymodule_export]
     use crate::memory::Memory;
     #[pymodule_export]
     use crate::net::{NetLink, NetSwitch, VirtioNic};
+    #[pymodule_export]
+    use crate::nic::{ChipWindow, EthernetChip};
     #[pymodule_export]
     use crate::queues::VirtioFeed;
     #[pymodule_export]

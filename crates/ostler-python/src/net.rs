@@ -252,7 +252,7 @@ impl VirtioNic {
     }
 }
 
-fn numbers(counters: &Counters) -> [u64; 4] {
+pub(crate) fn numbers(counters: &Counters) -> [u64; 4] {
     [&counters.frames, &counters.bytes, &counters.dropped, &counters.errors]
         .map(|number| number.load(Ordering::Relaxed))
 }

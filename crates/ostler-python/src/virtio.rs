@@ -23,6 +23,7 @@ use crate::fd;
 use crate::irq::MsiRoute;
 use crate::memory::Memory;
 use crate::net::{NetLink, VirtioNic};
+use crate::nic::EthernetChip;
 use crate::queues::{VirtioFeed, call_worker};
 use crate::scsi::VirtioScsi;
 use crate::vsock::VirtioVsock;
@@ -96,6 +97,12 @@ impl VirtioWorkers {
     fn nic(&self, link: &NetLink, mac: [u8; 6], pairs: u16) -> VirtioNic {
         let nic = Arc::new(Nic::new(Arc::clone(&link.link), mac, pairs));
         VirtioNic { memory: Arc::clone(&self.memory), nic }
+    }
+
+    /// An emulated Ethernet controller with the address `mac` on `link`: `e1000`, `rtl8139` (the C+)
+    /// or `rtl8139-plain`.
+    fn ethernet(&self, model: &str, link: &NetLink, mac: [u8; 6]) -> PyResult<EthernetChip> {
+        EthernetChip::new(&self.memory, model, link, mac)
     }
 
     /// Hand the bytes read from `fd` to the guest.

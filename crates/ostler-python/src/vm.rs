@@ -104,7 +104,7 @@ impl VirtualMachine {
 
     /// The interrupt input `gsi`: 0-15 reach PIC and IOAPIC, 16-23 the IOAPIC.
     fn irq_line(&self, gsi: u32) -> IrqLine {
-        IrqLine { line: ostler_engine::IrqLine::new(Arc::clone(&self.vm), gsi) }
+        IrqLine::new(ostler_engine::IrqLine::new(Arc::clone(&self.vm), gsi))
     }
 
     /// A new message-signalled interrupt, masked.

@@ -25,7 +25,9 @@ KINDS = {
 }
 # These are told where they are themselves, by local=.
 DATAGRAMS = ("dgram", "udp")
-MODELS = ("virtio",)
+MODELS = ("virtio", "e1000", "rtl8139")
+# What standard Ethernet carries; drivers of emulated cards are not told of more.
+ETHERNET_MTU = 1500
 MAX_QUEUES = 16
 MIN_MTU, MAX_MTU = 68, 65_520
 MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
@@ -35,7 +37,9 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A network card and where its cable leads.
 
     `local` is the own end of a datagram socket, a path or `HOST:PORT`;
-    `queues` are pairs of queues; `mtu` is what the driver is told, 0 for what fits the network;
+    `model` is the card that the guest sees: `virtio`, or for guests without its drivers `e1000` or
+    `rtl8139`; `queues` are pairs of queues; `mtu` is what the driver is told, 0 for what fits the
+    network;
     `pcap` is a file that gets a copy of every frame;
     `hash` has the card report hashes of frames; with `host`, a guest on the user mode network
     reaches the host's own 127.0.0.1 as its gateway. `packed`: packed rings are offered.
@@ -63,6 +67,8 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if self.model not in MODELS:
             raise ConfigError(f"{self}: no model {self.model!r}; there is: {', '.join(MODELS)}")
+        if self.model != "virtio" and (self.queues != 1 or self.hash):
+            raise ConfigError(f"{self}: model={self.model} has one queue and no hash; use virtio")
         if not 1 <= self.queues <= MAX_QUEUES:
             raise ConfigError(f"{self}: queues={self.queues}: give 1 to {MAX_QUEUES}")
         if self.mtu and not MIN_MTU <= self.mtu <= MAX_MTU:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ostler.config import NetConfig
-from ostler.devices.virtio.net import VirtioNet
 from ostler.machine.networks import Network
+from ostler.machine.virt import NetDevice
 from ostler.net import mac
 
 
@@ -28,7 +28,7 @@ class Traffic:
 class NetworkCard:
     """A network card. What concerns the guest is refused once that has ended (`ConfigError`)."""
 
-    def __init__(self, network: Network, device: Callable[[], VirtioNet]) -> None:
+    def __init__(self, network: Network, device: Callable[[], NetDevice]) -> None:
         self._network, self._device = network, device
 
     @property
@@ -66,7 +66,7 @@ class NetworkCard:
         self._device().set_link(connected)
 
     def announce(self) -> None:
-        """Have the guest tell the network where it is."""
+        """Have the guest tell the network where it is; `ConfigError` where the card is emulated."""
         self._device().announce()
 
     def __repr__(self) -> str:

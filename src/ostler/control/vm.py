@@ -64,7 +64,6 @@ from ostler.control.stats import VmStats
 from ostler.control.threads import NamedThread
 from ostler.control.vsock import Vsock, open_vsock
 from ostler.devices.device import GuestMemory
-from ostler.devices.virtio.net import VirtioNet
 from ostler.engine import Exit, InternalError, NetLinks, Shutdown
 from ostler.errors import ConfigError, OstlerError, WaitTimeout
 from ostler.host.accelerator import Decision
@@ -73,6 +72,7 @@ from ostler.host.view import HostView
 from ostler.machine.disks import GuestDisk, open_disks
 from ostler.machine.networks import Network, open_networks
 from ostler.machine.plug import Plug
+from ostler.machine.virt import NetDevice
 
 Disk = str | PathLike[str] | DiskConfig
 
@@ -317,7 +317,7 @@ class VM:
             for number, network in enumerate(self._networks)
         ]
 
-    def _card(self, number: int) -> VirtioNet:
+    def _card(self, number: int) -> NetDevice:
         with self._lock:
             if self._session is None:
                 raise ConfigError("this VM does not run; ask its network cards while it does")

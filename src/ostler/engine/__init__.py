@@ -26,7 +26,10 @@ from weakref import WeakSet
 from ostler import _native
 from ostler._native import (
     Bus,
+    ChipWindow,
     Clock,
+    EthernetChip,
+    IrqInput,
     IrqLine,
     Memory,
     MsiRoute,
@@ -81,11 +84,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Bus",
     "BusDevice",
+    "ChipWindow",
     "Clock",
     "CpuidEntry",
     "Debug",
     "DebugRegs",
     "DescriptorTable",
+    "EthernetChip",
     "Events",
     "Exit",
     "GuestDebug",
@@ -95,6 +100,7 @@ __all__ = [
     "IoIn",
     "IoOut",
     "IoapicState",
+    "IrqInput",
     "IrqLine",
     "IrqchipState",
     "LapicState",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from ostler.config import DEFAULT_NAME, MachineConfig, NetConfig, PublishConfig
+from ostler.config.net import ETHERNET_MTU
 from ostler.errors import ConfigError, HostError
 from ostler.net import passt
 from ostler.net.backend import Backend, Link, Links
@@ -132,7 +133,8 @@ def _backend(
     net = network.config
     match net.kind:
         case "user":
-            settings = passt.Settings(network.mac, net.mtu or passt.MTU, publish, net.host)
+            usual = passt.MTU if net.model == "virtio" else ETHERNET_MTU
+            settings = passt.Settings(network.mac, net.mtu or usual, publish, net.host)
             return passt.Passt(links, monitor, network, settings)
         case "tap":
             from ostler.net.tap import Tap

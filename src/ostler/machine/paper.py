@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ostler.config import NetConfig
+from ostler.devices.device import IrqLine
 from ostler.devices.pci.device import ReadWrite, Space
 from ostler.devices.virtio.workers import BlkBackend, Cable, Handler, NicBackend, Queue, Worker
 from ostler.firmware.plan import Buffer
@@ -241,6 +242,49 @@ class PaperNic:
         raise RuntimeError("a machine on paper does not run")
 
 
+class PaperWindow:
+    """Registers nobody looks at."""
+
+    def read(self, offset: int, size: int) -> int:
+        return 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        pass
+
+
+class PaperChip:
+    """An Ethernet controller without a driver."""
+
+    interrupting = False
+
+    def window(self, bar: int) -> PaperWindow:
+        return PaperWindow()
+
+    def connect(self, line: IrqLine) -> None:
+        pass
+
+    def command(self, intx_disabled: bool, master: bool) -> None:
+        pass
+
+    def set_link(self, up: bool) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+    def save(self) -> dict[str, list[int]]:
+        return {}
+
+    def load(self, saved: dict[str, list[int]]) -> None:
+        pass
+
+    def counters(self) -> Sequence[Sequence[int]]:
+        return ((0,) * 4,) * 2
+
+    def stop(self) -> None:
+        pass
+
+
 class PaperWorkers:
     """Makes disks and network cards for devices to be built with; no queue is ever started."""
 
@@ -264,6 +308,9 @@ class PaperWorkers:
 
     def nic(self, link: Any, mac: bytes, pairs: int) -> NicBackend:
         return PaperNic(mac)
+
+    def ethernet(self, model: str, link: Any, mac: bytes) -> PaperChip:
+        return PaperChip()
 
     def rng(self, queue: Queue, bytes_per_second: int) -> Worker:
         raise RuntimeError("a machine on paper does not run")

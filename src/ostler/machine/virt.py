@@ -23,6 +23,9 @@ from ostler.config import (
 )
 from ostler.devices import acpi_pm, debug_exit, fw_cfg, pvpanic, reset_control, rtc, serial
 from ostler.devices.i8042 import COMMAND_STATUS, DATA, I8042
+from ostler.devices.nic.card import EmulatedNic
+from ostler.devices.nic.e1000 import E1000
+from ostler.devices.nic.rtl8139 import Rtl8139
 from ostler.devices.pci.device import PciDevice
 from ostler.devices.pci.host import PciHost, intx_gsi
 from ostler.devices.virtio.balloon import VirtioBalloon
@@ -40,6 +43,9 @@ from ostler.machine import memory_map as at
 from ostler.machine.board import Board, Host, Shifted
 from ostler.machine.hardware import Hardware
 from ostler.machine.scsi import scsi_host
+
+NetDevice = VirtioNet | EmulatedNic
+EMULATED_NICS: dict[str, type[EmulatedNic]] = {"e1000": E1000, "rtl8139": Rtl8139}
 
 
 class VirtBoard(Board):
@@ -75,7 +81,7 @@ class VirtBoard(Board):
     def close(self) -> None:
         # Behind the bridge the ranges move with the BARs; a reset would map them again.
         for device in self.pci.slots.values():
-            if isinstance(device, VirtioPci):
+            if isinstance(device, VirtioPci | EmulatedNic):
                 device.close()
         super().close()
 
@@ -164,9 +170,14 @@ class VirtBoard(Board):
         )
         self.plug_virtio(f"disk{number}", device, packed=config.packed)
 
-    def _add_net(self, number: int) -> VirtioNet:
+    def _add_net(self, number: int) -> NetDevice:
         cable = self.host.cables[number]
         config = cable.config
+        emulated = EMULATED_NICS.get(config.model)
+        if emulated is not None:
+            nic = emulated(cable.link, self.host.workers, cable.mac)
+            self.plug(f"net{number}", nic)
+            return nic
         device = VirtioNet(
             cable.link,
             self.host.workers,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ostler.devices.device import IrqLine
 from ostler.devices.pci.device import ReadWrite, Space
 from ostler.devices.virtio.workers import BlkBackend, Handler, NicBackend, Queue
 from ostler.errors import ConfigError
@@ -313,6 +314,73 @@ class FakeNic:
         return self.workers.start("control", queue)
 
 
+class FakeRegisters:
+    """Registers that keep what is written."""
+
+    def __init__(self) -> None:
+        self.bytes: dict[int, int] = {}
+
+    def read(self, offset: int, size: int) -> int:
+        """What was written."""
+        return int.from_bytes(self.bytes.get(offset + n, 0) for n in range(size)[::-1])
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Keep it."""
+        self.bytes.update({offset + n: value >> 8 * n & 0xFF for n in range(size)})
+
+
+class FakeChip:
+    """An Ethernet controller that moves nothing."""
+
+    def __init__(self) -> None:
+        self.registers = FakeRegisters()
+        self.interrupting = False
+        self.line: IrqLine | None = None
+        self.commanded = (False, False)
+        self.link = False
+        self.stopped = False
+
+    def window(self, bar: int) -> FakeRegisters:
+        """The same for each."""
+        return self.registers
+
+    def connect(self, line: IrqLine) -> None:
+        """Keep it."""
+        self.line = line
+
+    def command(self, intx_disabled: bool, master: bool) -> None:
+        """Remember it."""
+        self.commanded = (intx_disabled, master)
+
+    def set_link(self, up: bool) -> None:
+        """Remember it."""
+        self.link = up
+
+    def reset(self) -> None:
+        """Forget what was written."""
+        self.registers.bytes.clear()
+
+    def save(self) -> dict[str, list[int]]:
+        """What was written."""
+        written = sorted(self.registers.bytes.items())
+        return {"registers": [word for item in written for word in item]}
+
+    def load(self, saved: dict[str, list[int]]) -> None:
+        """Take what was saved; `ValueError` when it is something else."""
+        words = saved.get("registers", [0])
+        if len(words) % 2:
+            raise ValueError("no state of this chip: registers")
+        self.registers.bytes = dict(zip(words[::2], words[1::2], strict=True))
+
+    def counters(self) -> Sequence[Sequence[int]]:
+        """Nothing has come or gone."""
+        return ((0,) * 4,) * 2
+
+    def stop(self) -> None:
+        """Remember it."""
+        self.stopped = True
+
+
 @dataclass
 class FakeWorkers:
     """Starts `FakeWorker`s and remembers them; `refuse` makes it find no memory at the rings."""
@@ -355,6 +423,10 @@ class FakeWorkers:
         """A network card."""
         self.nics.append(FakeNic(self, mac))
         return self.nics[-1]
+
+    def ethernet(self, model: str, link: Any, mac: bytes) -> FakeChip:
+        """An Ethernet controller."""
+        return FakeChip()
 
     def rng(self, queue: Queue, bytes_per_second: int) -> FakeWorker:
         """An entropy worker."""

@@ -4,12 +4,12 @@
 //! A frame is copied once between guest memory and ours, checked there, brought into the form that
 //! the next one on its way takes ([`offload`]), and handed on.
 
-mod checksum;
+pub mod checksum;
 mod control;
 mod filter;
-mod frame;
+pub mod frame;
 mod hash;
-mod header;
+pub mod header;
 pub mod link;
 mod nic;
 pub mod offload;

@@ -42,16 +42,16 @@ pub struct Counters {
 }
 
 impl Counters {
-    pub(super) fn count(&self, bytes: usize) {
+    pub fn count(&self, bytes: usize) {
         self.frames.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn drop_one(&self) {
+    pub fn drop_one(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn fail_one(&self) {
+    pub fn fail_one(&self) {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
 }

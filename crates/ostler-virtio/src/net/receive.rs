@@ -163,6 +163,16 @@ impl Receiver {
         self.forget();
     }
 
+    /// The frame is not for the driver after all.
+    pub fn skip(&mut self) {
+        self.forget();
+    }
+
+    /// Whether there is a frame that is not delivered yet.
+    pub fn is_full(&self) -> bool {
+        self.full || !self.pieces.is_empty()
+    }
+
     fn forget(&mut self) {
         if self.pieces.pop_front().is_none() {
             self.full = false;

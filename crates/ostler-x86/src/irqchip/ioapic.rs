@@ -37,15 +37,29 @@ mod entry {
 /// Sends a message to the local APICs; false when none accepted it.
 pub(super) type Deliver<'a> = &'a dyn Fn(&Message) -> bool;
 
+/// After so many interrupts of one pin whose line did not fall in between, the next one waits.
+///
+/// A chip's interrupt takes a moment to come again, in which the processor runs some code. Here it
+/// comes at once, and a driver whose handler leaves its line asserted (Linux's 8139cp, in a race)
+/// would never get any further. KVM does the same, by the same numbers.
+const STORM: u32 = 10_000;
+/// How long it waits.
+pub(super) const STORM_PAUSE_NS: u64 = 10_000_000;
+
 #[derive(Debug)]
 pub(super) struct Ioapic {
     state: IoapicState,
+    /// Interrupts of each pin since its line was last seen not to be asserted at their end.
+    successive: [u32; PINS as usize],
 }
 
 impl Ioapic {
     pub(super) fn new() -> Self {
         let redirtbl = [entry::MASKED; PINS as usize];
-        Self { state: IoapicState { base_address: IOAPIC_BASE, redirtbl, ..IoapicState::default() } }
+        Self {
+            state: IoapicState { base_address: IOAPIC_BASE, redirtbl, ..IoapicState::default() },
+            successive: [0; PINS as usize],
+        }
     }
 
     /// Sets the level of `pin`; pins the chip does not have are ignored.
@@ -65,13 +79,35 @@ impl Ioapic {
         }
     }
 
-    /// A local APIC broadcasts the end of a level-triggered interrupt.
-    pub(super) fn end_of_interrupt(&mut self, vector: u8, deliver: Deliver<'_>) {
+    /// A local APIC broadcasts the end of a level-triggered interrupt. True when one that is due has
+    /// to wait, for `send_all_asserted` after [`STORM_PAUSE_NS`].
+    #[must_use]
+    pub(super) fn end_of_interrupt(&mut self, vector: u8, deliver: Deliver<'_>) -> bool {
+        let mut waits = false;
         for pin in 0..self.state.redirtbl.len() {
             if self.state.redirtbl[pin] as u8 == vector && self.is_level(pin) {
                 self.state.redirtbl[pin] &= !entry::REMOTE_IRR;
-                self.send_if_asserted(pin, deliver);
+                if self.is_storm(pin) {
+                    waits = true;
+                } else {
+                    self.send_if_asserted(pin, deliver);
+                }
             }
+        }
+        waits
+    }
+
+    fn is_storm(&mut self, pin: usize) -> bool {
+        let asserted = self.state.irr & 1 << pin != 0;
+        let count = if asserted { self.successive[pin] + 1 } else { 0 };
+        self.successive[pin] = count % STORM;
+        count == STORM
+    }
+
+    /// Sends the interrupts of level-triggered pins that have waited.
+    pub(super) fn send_all_asserted(&mut self, deliver: Deliver<'_>) {
+        for pin in 0..self.state.redirtbl.len() {
+            self.send_if_asserted(pin, deliver);
         }
     }
 
@@ -88,7 +124,9 @@ impl Ioapic {
         }
     }
 
-    pub(super) fn write(&mut self, offset: u64, data: &[u8], deliver: Deliver<'_>) {
+    /// True when an interrupt has to wait (see `end_of_interrupt`).
+    #[must_use]
+    pub(super) fn write(&mut self, offset: u64, data: &[u8], deliver: Deliver<'_>) -> bool {
         let mut bytes = [0; 4];
         for (byte, &written) in bytes.iter_mut().zip(data) {
             *byte = written;
@@ -97,9 +135,10 @@ impl Ioapic {
         match offset & 0xFF {
             offset::SELECT => self.state.ioregsel = value & 0xFF,
             offset::WINDOW => self.write_selected(value, deliver),
-            offset::EOI => self.end_of_interrupt(value as u8, deliver),
+            offset::EOI => return self.end_of_interrupt(value as u8, deliver),
             _ => {}
         }
+        false
     }
 
     pub(super) fn state(&self) -> IoapicState {

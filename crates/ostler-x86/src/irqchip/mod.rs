@@ -50,6 +50,7 @@ pub struct Irqchip {
     /// The PIC's output, readable without its lock.
     intr: AtomicBool,
     ioapic: Mutex<Ioapic>,
+    storm: Arc<Storm>,
     /// Sorted by id.
     lapics: RwLock<Vec<Arc<Lapic>>>,
     /// Where the search for the lowest priority starts, so that equals take turns.
@@ -64,6 +65,10 @@ impl Irqchip {
         let thread = TimerThread::start(Arc::clone(&deadlines))?;
         Ok(Arc::new_cyclic(|this: &Weak<Self>| {
             let pit: Weak<Self> = Weak::clone(this);
+            let storm = Arc::new_cyclic(|storm: &Weak<Storm>| Storm {
+                chip: Weak::clone(this),
+                slot: deadlines.add(storm.clone()),
+            });
             Self {
                 clock,
                 this: Weak::clone(this),
@@ -73,6 +78,7 @@ impl Irqchip {
                 pics: Mutex::new(PicPair::new()),
                 intr: AtomicBool::new(false),
                 ioapic: Mutex::new(Ioapic::new()),
+                storm,
                 lapics: RwLock::new(Vec::new()),
                 turn: AtomicUsize::new(0),
                 _thread: thread,
@@ -171,7 +177,8 @@ impl Irqchip {
     }
 
     pub fn ioapic_write(&self, offset: u64, data: &[u8]) {
-        lock(&self.ioapic).write(offset, data, &|message| self.deliver(message));
+        let waits = lock(&self.ioapic).write(offset, data, &|message| self.deliver(message));
+        self.pause_storm(waits);
     }
 
     pub fn state(&self) -> IrqchipState {
@@ -186,6 +193,8 @@ impl Irqchip {
         ioapic::check(&state.ioapic)?;
         state.pit.iter().try_for_each(pit::check)?;
         lock(&self.ioapic).set_state(&state.ioapic);
+        // It may have been saved amid a pause.
+        self.pause_storm(true);
         self.restore_pics(state);
         let mut pit = lock(&self.pit);
         pit.set_state(&state.pit, state.speaker, self.clock.now_ns());
@@ -235,7 +244,15 @@ impl Irqchip {
 
     /// A local APIC ends a level-triggered interrupt.
     fn end_of_interrupt(&self, vector: u8) {
-        lock(&self.ioapic).end_of_interrupt(vector, &|message| self.deliver(message));
+        let waits = lock(&self.ioapic).end_of_interrupt(vector, &|message| self.deliver(message));
+        self.pause_storm(waits);
+    }
+
+    /// Has the IOAPIC send later what `waits`.
+    fn pause_storm(&self, waits: bool) {
+        if waits {
+            self.deadlines.set(self.storm.slot, Some(self.clock.now_ns() + ioapic::STORM_PAUSE_NS));
+        }
     }
 
     /// Whether the PIC has a request for whoever takes it.
@@ -311,6 +328,21 @@ impl Timed for Irqchip {
         self.arm_pit(&pit);
         self.set_irq_line(TIMER_GSI, true);
         self.set_irq_line(TIMER_GSI, false);
+    }
+}
+
+/// The end of the pause after too many interrupts of one pin.
+#[derive(Debug)]
+struct Storm {
+    chip: Weak<Irqchip>,
+    slot: Slot,
+}
+
+impl Timed for Storm {
+    fn expire(&self, _now_ns: u64) {
+        if let Some(chip) = self.chip.upgrade() {
+            lock(&chip.ioapic).send_all_asserted(&|message| chip.deliver(message));
+        }
     }
 }
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ostler.devices.device import Device, IrqLine
 from ostler.devices.pci.config_space import (
@@ -109,7 +109,7 @@ class PciHost(Device[HostState]):
         self._reset_register = reset_register
         self._lock = threading.Lock()
         self._allocator = _Allocator(self.windows)
-        self._lines = [SharedLine(irq_line(FIRST_INTX_GSI + n)) for n in range(INTX_GSIS)]
+        self._lines = [_shared(irq_line(FIRST_INTX_GSI + n)) for n in range(INTX_GSIS)]
         bus.add("pio", CONFIG_ADDRESS_PORT, 8, self, self.name)
         bus.add("mmio", self.windows.ecam_base, ECAM_BUS_BYTES, Ecam(self), "pci-ecam")
         self.attach(HostBridge(), 0)
@@ -193,6 +193,18 @@ class Ecam:
     def write(self, offset: int, size: int, value: int) -> None:
         """A store at slot << 15 | function << 12 | register."""
         self._host.config_write(*divmod(offset, ECAM_FUNCTION_BYTES), size, value)
+
+
+@runtime_checkable
+class SharableLine(Protocol):
+    """A line that combines the levels of several devices itself, as the engine's do."""
+
+    def input(self) -> IrqLine:
+        """A wire to the line, which is active while any wire is."""
+
+
+def _shared(line: IrqLine) -> SharableLine:
+    return line if isinstance(line, SharableLine) else SharedLine(line)
 
 
 class SharedLine:

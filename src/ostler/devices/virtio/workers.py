@@ -220,6 +220,9 @@ class Workers(Protocol):
     def nic(self, link: Any, mac: bytes, pairs: int) -> NicBackend:
         """A network card on `link`, which is one of the engine's cables."""
 
+    def ethernet(self, model: str, link: Any, mac: bytes) -> Any:
+        """An emulated Ethernet controller (`ostler.devices.nic.card.Chip`) on such a link."""
+
     def rng(self, queue: Queue, bytes_per_second: int) -> Worker:
         """Fill buffers with random bytes, at most so many a second; 0 is no limit."""
 

@@ -7,6 +7,9 @@
 //! Of what it reads at once, such a passt takes a SYN-ACK singly and then the rest of its connection
 //! with the SYN-ACK once more, and counts below zero: it never comes back. So a SYN-ACK travels
 //! alone: nothing is sent after it before the peer has read it.
+//!
+//! It also takes what Ethernet fills short frames up with for data. Cards fill them up, so what is
+//! behind the IP packet of a short frame is cut off.
 
 use std::collections::VecDeque;
 use std::io;
@@ -31,6 +34,10 @@ const MAX_WAITING: usize = 256;
 const LOOK_EVERY: Duration = Duration::from_micros(100);
 
 const TCP: u8 = 6;
+/// Up to this, frames are filled up.
+const SHORT_FRAME_BYTES: usize = 60;
+const IPV4_HEADER_BYTES: usize = 20;
+const IPV6_HEADER_BYTES: usize = 40;
 const TCP_HEADER_BYTES: usize = 20;
 const ACK: u8 = 0x10;
 /// FIN, SYN, RST and ACK, and those of them that a SYN-ACK has.
@@ -110,6 +117,18 @@ impl HandshakeLink {
     }
 }
 
+/// Where the packet in a frame ends that has been filled up; `None` when it has not.
+fn packet_end(bytes: &[u8]) -> Option<usize> {
+    if bytes.len() > SHORT_FRAME_BYTES {
+        return None;
+    }
+    let (least, end) = match frame::network(bytes)? {
+        Network::V4(at) => (at + IPV4_HEADER_BYTES, at + usize::from(frame::word(bytes, at + 2)?)),
+        Network::V6(at) => (0, at + IPV6_HEADER_BYTES + usize::from(frame::word(bytes, at + 4)?)),
+    };
+    (least..bytes.len()).contains(&end).then_some(end)
+}
+
 impl Link for HandshakeLink {
     fn takes(&self) -> Offloads {
         self.link.takes()
@@ -119,6 +138,8 @@ impl Link for HandshakeLink {
         if self.must_wait() {
             return Sent::Later;
         }
+        let trimmed = packet_end(frame.bytes()).map(|end| Frame::exact(frame.header, &frame.bytes()[..end]));
+        let frame = trimmed.as_ref().unwrap_or(frame);
         let sent = self.link.send(queue, frame);
         if matches!(sent, Sent::Done | Sent::Begun) {
             self.answer(frame);
@@ -272,6 +293,22 @@ mod tests {
         bytes[4..8].copy_from_slice(&[0xff; 4]);
         bytes[8..12].copy_from_slice(&[9, 8, 7, 6]);
         (bytes[12], bytes[13]) = ((5 + options as u8 / 4) << 4, flags);
+    }
+
+    #[test]
+    fn frame_filled_up_is_sent_without_what_is_behind_its_packet() {
+        let mut padded = v4(ACK, &[]);
+        padded[17] = 40;
+        assert_eq!(packet_end(&padded), None);
+        padded.resize(60, 0);
+        assert_eq!(packet_end(&padded), Some(54));
+        padded[17] = 46;
+        assert_eq!(packet_end(&padded), None);
+        padded[17] = 200;
+        assert_eq!(packet_end(&padded), None, "a packet that is cut short is sent as it is");
+        padded.resize(61, 0);
+        assert_eq!(packet_end(&padded), None);
+        assert_eq!(packet_end(&[0; 60]), None);
     }
 
     #[test]

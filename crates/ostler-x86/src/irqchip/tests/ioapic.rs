@@ -219,3 +219,23 @@ fn pins_that_do_not_exist_and_the_cascade_do_nothing() {
     }
     assert_eq!(board.take(0), None);
 }
+
+#[test]
+fn level_pin_that_never_falls_pauses_after_many_interrupts() {
+    let board = Board::new(1);
+    board.redirect(16, LEVEL | 0x51);
+    board.chip.set_irq_line(16, true);
+    for round in 0..10_000 {
+        assert_eq!(board.take(0), Some(0x51), "interrupt {round}");
+        board.lapics[0].eoi();
+    }
+    assert_eq!(board.take(0), None, "the processor gets on with something else");
+    board.pass_to(9_999_999);
+    assert_eq!(board.take(0), None);
+    board.pass_to(10_000_000);
+    assert_eq!(board.take(0), Some(0x51));
+    board.chip.set_irq_line(16, false);
+    board.lapics[0].eoi();
+    board.pass_to(20_000_000);
+    assert_eq!(board.take(0), None);
+}

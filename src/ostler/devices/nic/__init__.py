@@ -1,0 +1,1 @@
+"""Emulated network cards, for guests without virtio drivers."""
