@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,23 @@ def test_image_written_by_one_is_in_use_for_others(path: Path) -> None:
         for readonly in (False, True):
             with pytest.raises(DiskError, match="in use"):
                 open_image(path, readonly=readonly)
+    with open_image(path):
+        pass
+
+
+def test_image_locked_whole_by_another_program_is_in_use(path: Path) -> None:
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'r+b'); fcntl.lockf(file, fcntl.LOCK_EX);"
+        " print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(DiskError, match="in use by another process; stop it or use a copy"):
+            open_image(path)
+        other.communicate()
     with open_image(path):
         pass
 

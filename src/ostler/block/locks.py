@@ -19,6 +19,7 @@ DENIED_BASE = 200
 CONSISTENT_READ, WRITE, RESIZE = 0, 1, 3
 
 _FLOCK = struct.Struct("@hhqqi0q")
+_TAKEN = (errno.EAGAIN, errno.EACCES)
 _NO_LOCKS_HERE = (errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -36,7 +37,10 @@ def lock(name: str, fd: int, *, readonly: bool) -> None:
         if error.errno in _NO_LOCKS_HERE:
             # A file system without locks cannot tell; QEMU goes on, too.
             return
-        raise DiskError(f"{name}: cannot lock disk image: {error.strerror}") from None
+        if error.errno not in _TAKEN:
+            raise DiskError(f"{name}: cannot lock disk image: {error.strerror}") from None
+        # Somebody has locked these bytes as a whole, who follows no such protocol.
+        conflict = True
     if conflict:
         raise DiskError(f"{name}: disk image is in use by another process; stop it or use a copy")
 
