@@ -11,6 +11,7 @@ emulator's doing, and is started again.
 
 from __future__ import annotations
 
+import compileall
 import re
 import shlex
 import shutil
@@ -27,13 +28,13 @@ from ostler.image import Initramfs, ModuleTree
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = shlex.quote(sys.executable)
 QEMU = "qemu-system-x86_64"
-DRIVERS = ("virtio_pci", "9pnet_virtio", "9p", "kvm-amd")
+DRIVERS = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "kvm-amd")
 MEMORY = "2G"
 CPUS = 2
 # Ten times what the longest job takes on two idle cores: the emulator may get a part of one.
-LIMIT_S = 900
-SILENCE_S = 100
-ATTEMPTS = 4
+LIMIT_S = 1200
+SILENCE_S = 200
+ATTEMPTS = 3
 LOOK_S = 0.2
 KERNEL_OPTIONS = "console=ttyS0 quiet panic=-1 tsc=reliable"
 SHOWN_CHARACTERS = 8000
@@ -55,8 +56,11 @@ def available() -> bool:
 def run(*commands: str) -> Done:
     """Run shell commands in the repository, inside the lab, up to the first that fails.
 
-    They may write to `/run` only. Raises `AssertionError` where the lab itself does not come up.
+    They may write to `/run` and, unseen by the host, to `build`. Raises `AssertionError` where the
+    lab itself does not come up.
     """
+    # As an installation does: the lab cannot write what it compiles.
+    compileall.compile_dir(ROOT / "src", quiet=1)
     with tempfile.TemporaryDirectory(prefix="ostler-lab-") as directory:
         image = Path(directory, "lab.gz")
         _image("\n".join(_job(commands))).write(image)
@@ -106,6 +110,8 @@ def _job(commands: tuple[str, ...]) -> list[str]:
         f"cd {shlex.quote(str(ROOT))}",
         "export HOME=/run TMPDIR=/run/tmp XDG_CACHE_HOME=/run/cache PYTHONDONTWRITEBYTECODE=1",
         "export OSTLER_LAB=1 PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+        "mkdir /run/new /run/work",
+        "mount -t overlay -o lowerdir=build,upperdir=/run/new,workdir=/run/work build build",
         f"{PYTHON} tests/lab/hold.py",
         *commands,
         "",

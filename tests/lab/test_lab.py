@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 import lab
@@ -24,7 +25,7 @@ BEYOND_QEMU = (
 )
 # Where the limit is reached, the output names the test under way, and where it stood. The plug-in
 # of hypothesis wants a place to write to, and no test here needs it.
-LOUD = "-v --color=no -p no:cacheprovider -p no:hypothesispytest -o faulthandler_timeout=60"
+LOUD = "-v --color=no -p no:cacheprovider -p no:hypothesispytest -o faulthandler_timeout=80"
 
 
 def test_engine_passes_its_tests_on_the_genuine_kvm_without_a_skip() -> None:
@@ -51,3 +52,22 @@ def test_stock_kernel_boots_to_its_shell_on_one_and_two_cpus() -> None:
         assert f"guest {cpus}: clock kvm-clock" in said
         assert f"guest {cpus}: entropy 256" in said  # by a doorbell, a worker and a message
         assert any("Hypervisor detected: KVM" in line for line in said)
+
+
+def test_guest_killed_finds_what_it_synced() -> None:
+    kernel("cloud")
+    done = lab.run(
+        f"OSTLER_TEST_ACCELERATOR=kvm {lab.PYTHON} -m pytest {LOUD} tests/guest/test_disk_safety.py"
+    )
+    assert done.code == 0, done.output[-6000:]
+    assert "2 passed" in done.output
+
+
+def test_both_reach_userland_beside_qemus_microvm(capsys: pytest.CaptureFixture[str]) -> None:
+    stock = kernel("cloud")
+    guest = shlex.join([str(stock.image), str(initrd(stock))])
+    done = lab.run(f"{lab.PYTHON} tests/lab/versus.py {guest} 1")
+    assert done.code == 0, done.output[-6000:]
+    (found,) = re.findall(r"^versus: .*", done.output, re.MULTILINE)
+    with capsys.disabled():
+        print(f"\n{found.strip()}")
