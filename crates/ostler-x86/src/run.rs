@@ -55,6 +55,7 @@ impl Cpu {
         loop {
             if self.code.has_changes() {
                 self.code.take_changes();
+                self.unwatch_emptied();
             }
             self.bury_code();
             let stop = match self.next_block() {
@@ -343,6 +344,21 @@ impl Cpu {
     /// Asks to be told of writes to `len` bytes at `gpa`, which are in one page.
     pub fn watch_code(&mut self, gpa: u64, len: usize) {
         self.announce_writes(gpa, |log, page| log.watch_lines(page, lines_of(gpa % PAGE_BYTES, len as u64)));
+    }
+
+    /// Stops watching pages that have no code any more, so that stores to them are fast again. Only where nobody else
+    /// can have code there.
+    #[cold]
+    fn unwatch_emptied(&mut self) {
+        let emptied = self.code.take_emptied();
+        let vm = Arc::clone(&self.vm);
+        vm.if_alone(|| {
+            for page in emptied {
+                if let Some(place) = self.mmu.physical.find(page) {
+                    place.log.unwatch_page(place.offset / PAGE_BYTES);
+                }
+            }
+        });
     }
 
     /// Has writes to the page of `gpa` announced to its log from now on. `request` asks for that, with the index of the

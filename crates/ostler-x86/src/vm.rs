@@ -142,6 +142,14 @@ impl VmShared {
         self.siblings.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
+    /// Calls `work` if there is only one vCPU, before there can be another.
+    pub fn if_alone(&self, work: impl FnOnce()) {
+        let siblings = self.siblings.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if siblings.len() <= 1 {
+            work();
+        }
+    }
+
     /// Registers a vCPU; `None` when `id` is taken.
     pub fn add_sibling(&self, id: u32, signals: Arc<Signals>) -> Option<Arc<Sibling>> {
         let mut siblings = self.siblings.write().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -131,6 +131,7 @@ impl Cpu {
     pub fn set_events_state(&mut self, events: &Events) {
         self.events.exception = events.exception;
         self.events.interrupt = events.interrupt;
+        self.events.requested |= events.interrupt.is_some();
         self.events.nmi_pending = events.nmi_pending;
         self.events.nmi_masked = events.nmi_masked;
         self.attention |= attention::INJECTED;

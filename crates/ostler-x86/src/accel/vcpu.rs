@@ -73,6 +73,7 @@ impl Vcpu for SoftVcpu {
 
     fn interrupt(&mut self, vector: u8) -> Result<()> {
         self.cpu.events.interrupt = Some(vector);
+        self.cpu.events.requested = true;
         self.cpu.attention |= attention::INJECTED;
         Ok(())
     }

@@ -128,6 +128,10 @@ pub struct CodeCache {
     fetches: Box<[Fetch; FETCHES]>,
     pages: AddressMap<u64, PageBlocks>,
     blocks: usize,
+    /// Pages that the rest of a crossing instruction was read from.
+    second_pages: AddressMap<u64, ()>,
+    /// Pages that lost their last block to a write.
+    emptied: Vec<u64>,
     /// Blocks that were invalidated but may still be running: they must not move.
     #[expect(clippy::vec_box, reason = "jumps and the running block point to them")]
     retired: Vec<Box<Block>>,
@@ -153,6 +157,8 @@ impl CodeCache {
             fetches: Box::new([Fetch::default(); FETCHES]),
             pages: AddressMap::default(),
             blocks: 0,
+            second_pages: AddressMap::default(),
+            emptied: Vec::new(),
             retired: Vec::new(),
             tags: Tags { generation: 1, ..Tags::default() },
             fetched: PageSet::default(),
@@ -228,6 +234,9 @@ impl CodeCache {
             self.forget_all();
         }
         let (gpa, bitness) = (block.gpa, u32::from(block.bitness));
+        if let Some(second) = block.second_page {
+            self.second_pages.insert(second, ());
+        }
         let block = Box::new(block);
         let pointer: *const Block = &raw const *block;
         if let Some(old) = self.pages.entry(gpa & PAGE_MASK).or_default().insert(key(gpa, bitness), block) {
@@ -297,8 +306,16 @@ impl CodeCache {
         self.retired.extend(dead.iter().filter_map(|key| blocks.remove(key)));
         if blocks.is_empty() {
             self.pages.remove(&page);
+            self.emptied.push(page);
         }
         self.tags.forget();
+    }
+
+    /// The pages that need not be watched for this vCPU any more.
+    pub fn take_emptied(&mut self) -> Vec<u64> {
+        let mut emptied = std::mem::take(&mut self.emptied);
+        emptied.retain(|page| !self.pages.contains_key(page) && !self.second_pages.contains_key(page));
+        emptied
     }
 
     /// Drops every block.

@@ -34,7 +34,8 @@ pub struct Events {
     pub nmi_pending: bool,
     /// NMIs are blocked until IRET.
     pub nmi_masked: bool,
-    /// The interrupt controllers raised the signal, and whatever it was about was not looked at yet.
+    /// The interrupt controllers raised the signal, and whatever it was about was not looked at yet; or there is an
+    /// `interrupt`.
     pub requested: bool,
     /// The guest was told that it may end the interrupt in service in memory.
     pub pv_eoi_offered: bool,
@@ -172,7 +173,7 @@ impl Cpu {
     /// After RFLAGS.IF was set: an interrupt that waited for it may be delivered.
     #[inline]
     pub fn interrupts_enabled(&mut self) {
-        if self.events.requested || self.events.interrupt.is_some() {
+        if self.events.requested {
             self.attention |= attention::INTERRUPT;
         }
     }

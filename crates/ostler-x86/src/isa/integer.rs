@@ -29,7 +29,7 @@ table! {
     Xchg => select_xchg, Plain;
     Cmpxchg => select_cmpxchg, Plain;
     Cmpxchg8b => select_cmpxchg8b;
-    Cmpxchg16b => select_cmpxchg16b;
+    Cmpxchg16b => select_cmpxchg16b, Pair;
     Mul => select_mul, Plain;
     Imul => select_imul, Plain;
     Div => select_div, Divide;

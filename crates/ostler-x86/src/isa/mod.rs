@@ -45,6 +45,10 @@ pub enum Native {
     Divide,
     Stack,
     Branch,
+    /// CLI and its like, in ring 0.
+    System,
+    /// CMPXCHG16B.
+    Pair,
 }
 
 /// Writes rows as `Mnemonic => selector, Native;`, the last for those that the translator knows.

@@ -12,7 +12,7 @@ use crate::isa::table;
 table! {
     Lds | Les | Lfs | Lgs | Lss => segments::select_far_load;
     Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => segments::select_base;
-    Swapgs => |_, _| Some(segments::swapgs);
+    Swapgs => |_, _| Some(segments::swapgs), System;
     Retf => far::ret::select;
     Iret | Iretd | Iretq => far::iret::select;
 
@@ -36,10 +36,10 @@ table! {
     Bound => interrupt::select_bound;
     Int1 => |_, _| Some(interrupt::int1);
     Hlt => |_, _| Some(interrupt::hlt);
-    Cli => |_, _| Some(interrupt::cli);
-    Sti => |_, _| Some(interrupt::sti);
+    Cli => |_, _| Some(interrupt::cli), System;
+    Sti => |_, _| Some(interrupt::sti), System;
     Stac | Clac => interrupt::select_ac;
-    Pushf | Pushfd | Pushfq | Popf | Popfd | Popfq => interrupt::select_flags;
+    Pushf | Pushfd | Pushfq | Popf | Popfd | Popfq => interrupt::select_flags, System;
     Pause => |_, _| Some(interrupt::pause);
     Monitor => monitor::select_monitor;
     Mwait => |_, _| Some(monitor::mwait);

@@ -196,10 +196,26 @@ impl Code {
         self.byte(0xc0 | (reg & 7) << 3 | reg & 7);
     }
 
+    /// movzx reg32, byte memory
+    pub fn load_byte(&mut self, reg: u8, memory: Memory) {
+        self.with_memory(false, &[0x0f, 0xb6], reg, memory);
+    }
+
     /// pext to, from, [rsp + offset]
     pub fn pext(&mut self, to: u8, from: u8, offset: i32) {
-        // VEX.LZ.F3.0F38.W1 F5 /r: R inverted for `to`, X and B for RSP.
-        self.put(&[0xc4, (!to >> 3 & 1) << 7 | 0x62, 0x80 | (!from & 15) << 3 | 0x02, 0xf5]);
+        // VEX.LZ.F3.0F38.W1 F5 /r
+        self.gather_bits(2, to, from, offset);
+    }
+
+    /// pdep to, from, [rsp + offset]
+    pub fn pdep(&mut self, to: u8, from: u8, offset: i32) {
+        // VEX.LZ.F2.0F38.W1 F5 /r
+        self.gather_bits(3, to, from, offset);
+    }
+
+    fn gather_bits(&mut self, prefix: u8, to: u8, from: u8, offset: i32) {
+        // R inverted for `to`, X and B for RSP.
+        self.put(&[0xc4, (!to >> 3 & 1) << 7 | 0x62, 0x80 | (!from & 15) << 3 | prefix, 0xf5]);
         self.context_operand(to, offset);
     }
 

@@ -13,6 +13,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
 
 use crate::cpu::Cpu;
+use crate::cpu::flags::bit;
 use crate::cpu::vector::MXCSR_RESET;
 
 /// RSP modulo 64: a shift by the low byte of RSP is one by as many bits as a page has, without a register for it.
@@ -52,6 +53,17 @@ pub struct JumpBank {
     pub entry: [u64; JUMP_ENTRIES],
 }
 
+/// Operands of PEXT: parts of a register that is an offset in a string of bits.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct BitMasks {
+    pub sign: u64,
+    /// Which word.
+    pub index: u64,
+    /// Which bit of it.
+    pub within: u64,
+}
+
 /// See the module.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -65,6 +77,12 @@ pub struct Context {
     /// Operands of PEXT: what has to be zero on a TLB hit, the page number and the low bits of an aligned operand.
     pub page_mask_16: u64,
     pub page_mask_32: u64,
+    /// Operands of PEXT and PDEP: flags of RFLAGS. Which PUSHF pushes of those that are not arithmetic.
+    pub all_but_if: u64,
+    pub arithmetic: u64,
+    pub pushed: u64,
+    /// For bit offsets of 32 and of 64 bits.
+    pub bits: [BitMasks; 2],
     /// [`crate::signals::Signals`]' word: 0 when translated code has to be left.
     pub signals: *const AtomicU32,
     /// Zero while the guest's vector registers are in the host's.
@@ -147,6 +165,13 @@ impl Default for ContextBox {
         let mut this = Self(memory);
         this.page_mask_16 = !0xfff | 15;
         this.page_mask_32 = !0xfff | 31;
+        this.all_but_if = !bit::IF;
+        this.arithmetic = bit::ARITH;
+        this.pushed = (bit::ALL | bit::FIXED) & !(bit::ARITH | bit::VM | bit::RF);
+        this.bits = [
+            BitMasks { sign: 1 << 31, index: 0xffff_ffe0, within: 31 },
+            BitMasks { sign: 1 << 63, index: !63, within: 63 },
+        ];
         this.vector_absent = 1;
         this.host_mxcsr = u64::from(MXCSR_RESET);
         for (number, count) in this.counts.iter_mut().enumerate() {

@@ -16,6 +16,8 @@ const MASKED: u8 = 1 << 4;
 /// Code can be translated at all.
 const VALID: u8 = 1 << 5;
 
+const RING_0: u8 = 1 << 6;
+
 /// The exception masks of MXCSR.
 const MXCSR_MASKS: u32 = 0x1f80;
 
@@ -33,12 +35,17 @@ impl Key {
             cpu.cr0 & cr0::TS == 0 && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & xcr0::AVX_STATE == xcr0::AVX_STATE;
         let masked = cpu.vector.mxcsr & MXCSR_MASKS == MXCSR_MASKS;
         let bit = |on: bool, bit: u8| if on { bit } else { 0 };
-        Some(Self(VALID | cpu.mmu.privilege as u8 | bit(sse, SSE) | bit(avx, AVX) | bit(masked, MASKED)))
+        let ring = bit(cpu.cpl == 0, RING_0);
+        Some(Self(VALID | ring | cpu.mmu.privilege as u8 | bit(sse, SSE) | bit(avx, AVX) | bit(masked, MASKED)))
     }
 
     /// The bank of the TLB and of the table of jumps.
     pub fn bank(self) -> usize {
         usize::from(self.0 & 3)
+    }
+
+    pub fn ring_0(self) -> bool {
+        self.0 & RING_0 != 0
     }
 
     pub fn sse(self) -> bool {

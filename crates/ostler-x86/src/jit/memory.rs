@@ -111,9 +111,7 @@ impl Translator<'_> {
                 self.code.page_number(C);
             }
         }
-        self.code.skip_jump_if_rcx_zero();
-        let miss = self.code.jump_later();
-        self.misses.push(miss);
+        self.miss_unless_rcx_zero();
         self.load_of_page(address, tlb_addend(bank));
     }
 
@@ -155,7 +153,7 @@ fn absolute(instruction: &Instruction) -> u64 {
 }
 
 /// Whether a 67 prefix cuts addresses to 32 bits.
-fn address_is_narrow(instruction: &Instruction) -> bool {
+pub(super) fn address_is_narrow(instruction: &Instruction) -> bool {
     match (instruction.memory_base(), instruction.memory_index()) {
         (Register::None, Register::None) => instruction.memory_displ_size() == 4,
         (Register::None, index) => index.size() == 4,

@@ -4,14 +4,15 @@
 //! and its memory operand replaced by a host address. Guest flags are the host's. What is not
 //! transcoded calls the interpreter's semantic function in the middle of the block.
 //!
-//! * [`translate`]: one block; [`transcode`], [`divide`], [`stack`], [`branch`], [`memory`]: its
-//!   instructions; [`encoding`]: a guest instruction's fields; [`code`]: the host's;
+//! * [`translate`]: one block; [`transcode`], [`divide`], [`stack`], [`branch`], [`memory`],
+//!   [`bits`], [`system`]: its instructions; [`encoding`]: a guest instruction's fields; [`code`]: the host's;
 //! * [`registers`]: which host register is which guest register; [`context`]: what is in memory;
 //! * [`stubs`]: the way in and out; [`run`]: Rust's side of it;
 //! * [`links`]: which jumps lead where; [`arena`]: the memory code lives in;
 //! * [`key`]: what code was translated for.
 
 pub mod arena;
+mod bits;
 mod branch;
 mod code;
 pub mod context;
@@ -24,6 +25,7 @@ mod registers;
 mod run;
 mod stack;
 mod stubs;
+mod system;
 mod transcode;
 mod translate;
 

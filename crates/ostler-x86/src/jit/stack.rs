@@ -66,13 +66,18 @@ impl Translator<'_> {
         let address = self.linear_address(instruction)?;
         self.look_up(address, Wanted::read(8));
         self.code.load_from(T, Memory::indexed(C, address));
+        self.push_t();
+        Some(())
+    }
+
+    /// Pushes T.
+    pub fn push_t(&mut self) {
         self.code.store(crate::jit::context::field!(scratch), T);
         self.look_up_below();
         self.code.lea(T, Memory::indexed(C, T));
         self.code.load(C, crate::jit::context::field!(scratch));
         self.code.store_to(Memory::at(T, 0), C);
         self.move_stack_pointer(-8);
-        Some(())
     }
 
     /// Pushes the address of the next instruction.

@@ -89,7 +89,7 @@ impl Scratch {
 }
 
 /// A BT with a bit offset in a register reaches beyond its memory operand.
-fn reaches_beyond(instruction: &Instruction) -> bool {
+pub(super) fn reaches_beyond(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
         && instruction.op0_register() == Register::None
         && instruction.op1_register() != Register::None
@@ -103,7 +103,7 @@ impl Translator<'_> {
         encoding: &Encoding<'_>,
         factory: &mut InstructionInfoFactory,
     ) -> Option<()> {
-        if reaches_beyond(instruction) || is_string_compare(instruction.mnemonic()) {
+        if is_string_compare(instruction.mnemonic()) {
             return None;
         }
         if instruction.mnemonic() == Mnemonic::Adcx || instruction.mnemonic() == Mnemonic::Adox {

@@ -14,6 +14,7 @@ use crate::jit::encoding::Encoding;
 use crate::jit::key::Key;
 use crate::jit::registers::{C, T};
 use crate::jit::stubs::{ARRIVAL_BYTES, Stubs, arrive};
+use crate::jit::transcode::reaches_beyond;
 
 /// A jump to a block of the same page, which can be made to lead there directly.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +66,8 @@ pub(super) struct Translator<'a> {
     vector_loaded: bool,
     /// Nothing runs into what follows.
     pub ended: bool,
+    /// The instruction after the one under way is a jump.
+    pub next_jumps: bool,
 }
 
 /// A translated block.
@@ -91,6 +94,7 @@ pub fn translate(block: &Block, around: Surroundings, start: u64, factory: &mut 
         sites: Vec::new(),
         vector_loaded: false,
         ended: false,
+        next_jumps: false,
     };
     translator.code.bytes.resize(ENTRY - ARRIVAL_BYTES, 0xcc);
     arrive(&mut translator.code, translator.offset);
@@ -113,6 +117,12 @@ impl Translator<'_> {
             let bytes = &self.block.bytes[at..at + usize::from(op.len)];
             at += usize::from(op.len);
             self.op = index;
+            self.next_jumps = decoder.can_decode() && {
+                let row = isa::row(
+                    Decoder::with_ip(64, &self.block.bytes[at..], 0, DecoderOptions::NONE).decode().mnemonic(),
+                );
+                row.is_some_and(|row| row.native == Native::Branch)
+            };
             let known = !op.has(op_flag::UNDEFINED | op_flag::OLDER);
             let native = known && self.native(&instruction, bytes, factory);
             if !native {
@@ -145,12 +155,15 @@ impl Translator<'_> {
                 self.code.put(bytes);
                 Some(())
             }
+            Native::Plain if reaches_beyond(instruction) => self.bit_string(instruction, &encoding),
             Native::Plain => self.transcode(instruction, &encoding, factory),
             Native::Vector | Native::Float => self.vector(instruction, &encoding, factory, row.native),
             Native::Address => self.load_address(instruction),
             Native::Divide => self.divide(instruction, &encoding),
             Native::Stack => self.stack(instruction, &encoding),
             Native::Branch => self.branch(instruction, &encoding),
+            Native::System => self.system(instruction),
+            Native::Pair => self.exchange_pair(instruction),
         };
         if done.is_none() {
             self.code.bytes.truncate(before.0);
@@ -194,6 +207,13 @@ impl Translator<'_> {
 
     fn site_of_op(&self, op: usize) -> u32 {
         self.around.block << 6 | op as u32
+    }
+
+    /// Runs the instruction in Rust unless C is zero.
+    pub fn miss_unless_rcx_zero(&mut self) {
+        self.code.skip_jump_if_rcx_zero();
+        let miss = self.code.jump_later();
+        self.misses.push(miss);
     }
 
     /// Runs the instruction in Rust.

@@ -44,6 +44,55 @@ fn division_translated_while_exceptions_are_masked_faults_when_they_are_not() {
     assert_eq!(frame.rip, FUNCTION);
 }
 
+#[test]
+fn flags_in_ring_0_are_pushed_as_they_are_and_if_changes() {
+    let mut guest = Guest::long();
+    guest.code(64, CODE, |a| {
+        a.cli().expect("cli");
+        a.mov(eax, 0x7fff_ffff).expect("mov");
+        a.add(eax, 1).expect("overflow, sign, parity and adjust");
+        a.pushfq().expect("pushfq");
+        a.pop(r8).expect("pop");
+        a.sti().expect("sti");
+        a.stc().expect("stc");
+        a.pushfq().expect("pushfq");
+        a.pop(r9).expect("pop");
+        a.cli().expect("cli");
+        a.xor(eax, eax).expect("zero and parity");
+        a.pushfq().expect("pushfq");
+        a.pop(r10).expect("pop");
+        a.hlt().expect("hlt");
+    });
+    assert_eq!(guest.run(), Exit::Hlt);
+    let regs = guest.vcpu.regs().expect("regs");
+    assert_eq!([regs.r8, regs.r9, regs.r10 & !0x10], [0x896, 0xa97, 0x46], "bit 4 is undefined after XOR");
+}
+
+#[test]
+fn bases_of_gs_are_exchanged_and_used_at_once() {
+    let mut guest = Guest::long();
+    guest.put64(FLAGS, 1);
+    guest.put64(FLAGS + 8, 2);
+    guest.code(64, CODE, |a| {
+        for (msr, base) in [(0xc000_0101_u32, FLAGS), (0xc000_0102, FLAGS + 8)] {
+            a.mov(ecx, msr).expect("mov");
+            a.mov(eax, base as u32).expect("mov");
+            a.xor(edx, edx).expect("xor");
+            a.wrmsr().expect("wrmsr");
+        }
+        for to in [r8, r9, r10] {
+            a.mov(to, qword_ptr(0).gs()).expect("mov");
+            a.swapgs().expect("swapgs");
+        }
+        a.mov(r11, qword_ptr(0).gs()).expect("mov");
+        a.hlt().expect("hlt");
+    });
+    assert_eq!(guest.run(), Exit::Hlt);
+    let regs = guest.vcpu.regs().expect("regs");
+    assert_eq!([regs.r8, regs.r9, regs.r10, regs.r11], [1, 2, 1, 2]);
+    assert_eq!(guest.vcpu.sregs().expect("sregs").gs.base, FLAGS + 8);
+}
+
 /// Where the loops count their rounds, and how many of them they make before they are kicked.
 const ROUNDS: u64 = 0x9_0100;
 const WARM: u64 = 100_000;

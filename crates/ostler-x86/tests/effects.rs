@@ -1,4 +1,5 @@
-//! Which jumps of translated code lead straight to their targets.
+//! What translated code does that only counters and logs show: which jumps lead straight to their targets, and which
+//! pages are watched for changes of code.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -49,4 +50,28 @@ fn jump_back_to_a_block_that_is_known_already_is_linked() {
     });
     assert_eq!(cpu.regs.get(0), 1000);
     assert_eq!(cpu.jit.statistics.links, 1);
+}
+
+/// A page of its own.
+const FUNCTION: u64 = 0x6000;
+
+fn watched_lines(cpu: &Cpu, gpa: u64) -> u64 {
+    let place = cpu.mmu.physical.find(gpa).expect("memory");
+    place.log.watched_lines(place.offset / 0x1000)
+}
+
+#[test]
+fn page_whose_code_was_overwritten_is_not_watched_any_more() {
+    let cpu = after(|a| {
+        a.mov(rsp, 0x8000_u64)?;
+        // ret
+        a.mov(byte_ptr(FUNCTION), 0xc3)?;
+        a.call(FUNCTION)?;
+        a.mov(rax, qword_ptr(FUNCTION))?;
+        a.mov(qword_ptr(FUNCTION), 0)?;
+        a.nop()
+    });
+    assert_eq!(cpu.regs.get(0), 0xc3);
+    assert_ne!(watched_lines(&cpu, CODE), 0);
+    assert_eq!(watched_lines(&cpu, FUNCTION), 0);
 }
