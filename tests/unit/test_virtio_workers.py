@@ -169,3 +169,22 @@ def test_indirect_chain_is_served_only_when_negotiated(guest: Guest) -> None:
     guest.vm.memory.write(DATA, struct.pack("<QIHH", DATA + 0x100, 32, WRITE, 0))
     guest.offer((DATA, 16, 4))
     assert guest.await_interrupt() == (0, 32)
+
+
+@pytest.mark.parametrize("limits", [(0, 20), (20_000, 0)])
+def test_blk_within_limits_makes_requests_wait(
+    guest: Guest, disk: Path, limits: tuple[int, int]
+) -> None:
+    with open_image(disk) as image:
+        assert isinstance(image, RawImage)
+        device = VirtioBlk(image, guest.workers, limits=limits)
+        guest.plug(device)
+        guest.drive()
+        started = time.monotonic()
+        for sector in range(35):
+            assert guest.request(0, sector, (PAYLOAD, 1024, WRITE)) == 0
+        # 34 were paid for before the last began, with 50 ms each, but for the second saved before.
+        assert time.monotonic() - started >= 0.6
+        assert guest.vm.memory.read(PAYLOAD, 512) == b"\x23" * 512
+        device.limit(0, 0)
+        assert guest.request(0, 9, (PAYLOAD, 1024, WRITE)) == 0

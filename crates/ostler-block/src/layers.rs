@@ -43,6 +43,17 @@ pub fn map(layers: &[Layer], offset: u64, end: u64) -> Result<Vec<Mapped>> {
     Ok(runs.found)
 }
 
+/// What the clusters of a disk take that hold anything but zeroes.
+pub fn data_bytes(layers: &[Layer], end: u64, cluster: u64) -> Result<u64> {
+    let (mut clusters, mut next) = (0, 0);
+    for run in map(layers, 0, end)?.iter().filter(|run| !run.zero) {
+        let first = (run.start / cluster).max(next);
+        next = next.max((run.start + run.len).div_ceil(cluster));
+        clusters += next.saturating_sub(first);
+    }
+    Ok(clusters * cluster)
+}
+
 struct Runs {
     found: Vec<Mapped>,
 }

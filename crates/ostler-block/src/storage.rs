@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::sync::Mutex;
 
 use crate::pieces::{Sink, Source};
@@ -57,13 +57,34 @@ pub trait Storage: Send + Sync + Debug {
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
+    /// The same file, for requests that go around the page cache.
+    direct: Option<Direct>,
     is_block_device: bool,
     device_bytes: u64,
+}
+
+/// A file that was opened with O_DIRECT, and what its requests are multiples of.
+#[derive(Debug)]
+struct Direct {
+    file: File,
+    align: u64,
+}
+
+impl Direct {
+    /// Whether the kernel takes such a request; others use the page cache, which it keeps coherent.
+    fn takes(&self, vectors: &[libc::iovec], offset: u64) -> bool {
+        let is_whole = |number: u64| number.is_multiple_of(self.align);
+        is_whole(offset)
+            && vectors.len() <= MAX_VECTORS
+            && vectors.iter().all(|vector| is_whole(vector.iov_base.addr() as u64) && is_whole(vector.iov_len as u64))
+    }
 }
 
 /// `BLKDISCARD`: `_IO(0x12, 119)`.
 const BLKDISCARD: libc::c_ulong = 0x1277;
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+/// Where the kernel does not tell; no disk wants more.
+const DIRECT_ALIGN: u64 = 4096;
 /// The most vectors one call takes (`IOV_MAX` of Linux).
 const MAX_VECTORS: usize = 1024;
 
@@ -73,11 +94,43 @@ impl FileStorage {
         // SAFETY: no memory is passed.
         let end = if is_block_device { unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_END) } } else { 0 };
         let device_bytes = u64::try_from(end).map_err(|_| io::Error::last_os_error())?;
-        Ok(Self { file, is_block_device, device_bytes })
+        Ok(Self { file, direct: None, is_block_device, device_bytes })
+    }
+
+    /// As `new`, with requests around the page cache where they are aligned.
+    pub fn new_direct(file: File) -> io::Result<Self> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        // SAFETY: no memory is passed.
+        let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+        let may_write = flags & libc::O_ACCMODE == libc::O_RDWR;
+        let opened = File::options().read(true).write(may_write).custom_flags(libc::O_DIRECT).open(path)?;
+        let align = direct_align(&opened)?;
+        Ok(Self { direct: Some(Direct { file: opened, align }), ..Self::new(file)? })
+    }
+
+    /// Whether the whole request was done around the page cache.
+    fn transfer_direct(
+        &self,
+        vectors: &[libc::iovec],
+        offset: u64,
+        call: unsafe extern "C" fn(libc::c_int, *const libc::iovec, libc::c_int, libc::off_t) -> libc::ssize_t,
+    ) -> io::Result<bool> {
+        let Some(direct) = self.direct.as_ref().filter(|direct| direct.takes(vectors, offset)) else {
+            return Ok(false);
+        };
+        let total: usize = vectors.iter().map(|vector| vector.iov_len).sum();
+        // SAFETY: the vectors are memory that may be read or written (of a source or a sink).
+        let done =
+            unsafe { call(direct.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int, as_off(offset)?) };
+        // What was done in part, or was not taken (the end of a file), is done again with the cache.
+        Ok(usize::try_from(done) == Ok(total))
     }
 
     /// How many bytes there were.
     fn read_some(&self, into: &Sink<'_>, offset: u64) -> io::Result<usize> {
+        if self.transfer_direct(into.vectors(), offset, libc::preadv)? {
+            return Ok(into.len());
+        }
         let call = |vectors: &[libc::iovec], offset| {
             let count = vectors.len() as libc::c_int;
             // SAFETY: the vectors of a sink are writable memory.
@@ -139,6 +192,9 @@ impl Storage for FileStorage {
     }
 
     fn write(&self, from: &Source<'_>, offset: u64) -> io::Result<()> {
+        if self.transfer_direct(from.vectors(), offset, libc::pwritev)? {
+            return Ok(());
+        }
         let call = |vectors: &[libc::iovec], offset| {
             let count = vectors.len() as libc::c_int;
             // SAFETY: the vectors of a source are readable memory.
@@ -203,6 +259,20 @@ impl Storage for FileStorage {
     fn file(&self) -> Option<&File> {
         Some(&self.file)
     }
+}
+
+/// What requests on a file with O_DIRECT are multiples of, in memory and in the file.
+fn direct_align(file: &File) -> io::Result<u64> {
+    // SAFETY: all zeroes is a `statx`; the kernel fills in what it knows.
+    let mut facts: libc::statx = unsafe { std::mem::zeroed() };
+    let mask = libc::STATX_DIOALIGN;
+    // SAFETY: the path is an empty C string, and `facts` is a `statx` that lives through the call.
+    let result = unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, mask, &raw mut facts) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let told = u64::from(facts.stx_dio_mem_align.max(facts.stx_dio_offset_align));
+    Ok(if facts.stx_mask & mask != 0 && told.is_power_of_two() { told } else { DIRECT_ALIGN })
 }
 
 fn as_off(number: u64) -> io::Result<libc::off_t> {
@@ -356,6 +426,35 @@ mod tests {
         let rest = advance(&mut vectors, 6);
         assert_eq!((rest.len(), rest[0].iov_base as usize, rest[0].iov_len), (2, 0x2002, 2));
         assert!(advance(rest, 6).is_empty());
+    }
+
+    /// A page that begins where a page of the host does, out of room for two.
+    fn aligned(room: &mut [u8]) -> &mut [u8] {
+        let at = room.as_ptr().align_offset(4096);
+        &mut room[at..at + 4096]
+    }
+
+    #[test]
+    fn direct_requests_go_around_the_cache_where_they_are_aligned_and_read_the_same() {
+        let path = std::env::temp_dir().join(format!("ostler-direct-{}", std::process::id()));
+        let plain = || File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = plain().expect("a file");
+        std::fs::remove_file(&path).expect("remove");
+        // Where there is no O_DIRECT, there is nothing to test.
+        let Ok(storage) = FileStorage::new_direct(file) else { return };
+        let (mut room, mut other) = (vec![7; 8192], vec![0; 8192]);
+        let page = aligned(&mut room);
+        let direct = storage.transfer_direct(Source::new(page).vectors(), 4096, libc::pwritev);
+        assert!(direct.expect("write"));
+        assert!(!storage.transfer_direct(Source::new(page).vectors(), 1, libc::pwritev).expect("not aligned"));
+        storage.write_bytes(b"between", 5000).expect("write");
+        let read = aligned(&mut other);
+        storage.read_bytes(read, 4096).expect("read");
+        assert_eq!((&read[..904], &read[904..911], &read[911..]), (&page[..904], &b"between"[..], &page[911..]));
+        // The end of the file is in the middle of a page.
+        storage.set_len(5000).expect("cut");
+        storage.read_bytes(read, 4096).expect("read");
+        assert_eq!((&read[..904], &read[904..]), (&page[..904], &[0; 3192][..]));
     }
 
     #[test]

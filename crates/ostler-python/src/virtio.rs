@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use ostler_engine::irq::Interrupt;
 use ostler_memory::GuestRam;
-use ostler_virtio::limit::Limited;
+use ostler_virtio::limit::{Budget, Limited};
 use ostler_virtio::net::Nic;
 use ostler_virtio::worker::StartError;
 use ostler_virtio::{
@@ -53,7 +53,7 @@ impl VirtioWorkers {
         })?;
         room.copy_from_slice(serial);
         let disk = Disk::over(Arc::clone(&disk.disk), readonly, padded);
-        Ok(VirtioDisk { memory: Arc::clone(&self.memory), disk: Arc::new(disk) })
+        Ok(VirtioDisk { memory: Arc::clone(&self.memory), disk: Arc::new(disk), budget: Arc::new(Budget::new(0, 0)) })
     }
 
     /// A memory balloon.
@@ -122,6 +122,7 @@ impl VirtioWorkers {
 pub struct VirtioDisk {
     memory: Arc<GuestRam>,
     disk: Arc<Disk>,
+    budget: Arc<Budget>,
 }
 
 #[pymethods]
@@ -143,9 +144,15 @@ impl VirtioDisk {
         self.disk.host_errors()
     }
 
+    /// At most so many bytes and requests a second from now on, on all queues together; 0 is no limit.
+    fn limit(&self, bytes_per_second: u64, requests_per_second: u64) {
+        self.budget.change(bytes_per_second, requests_per_second);
+    }
+
     /// Serve block requests.
     fn serve(&self, py: Python<'_>, queue: QueueArgs) -> PyResult<VirtioWorker> {
-        start(py, &self.memory, "virtio-blk", queue, BlkService(Arc::clone(&self.disk)))
+        let service = Limited::within(BlkService(Arc::clone(&self.disk)), Arc::clone(&self.budget))?;
+        start(py, &self.memory, "virtio-blk", queue, service)
     }
 }
 

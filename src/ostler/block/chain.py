@@ -126,7 +126,7 @@ class Mapped(NamedTuple):
 def map_chain(image: Image, offset: int = 0, length: int | None = None) -> Iterator[Mapped]:
     """Where each byte of the disk is kept, through all layers, neighbours merged."""
     end = image.size_bytes if length is None else min(offset + length, image.size_bytes)
-    if (chain := _native_chain(image)) is not None:
+    if (chain := native_chain(image)) is not None:
         names = [layer.name for layer in layers(image)]
         for found in map_layers(chain, min(offset, end), end):
             yield Mapped(*found, names[found[2]])
@@ -143,7 +143,7 @@ def map_chain(image: Image, offset: int = 0, length: int | None = None) -> Itera
         yield last
 
 
-def _native_chain(image: Image) -> list[tuple[BlockDisk, BlockStorage | None]] | None:
+def native_chain(image: Image) -> list[tuple[BlockDisk, BlockStorage | None]] | None:
     """The layers as the engine walks them; `None` where one of them is Python's."""
     chain: list[tuple[BlockDisk, BlockStorage | None]] = []
     for layer in layers(image):
@@ -151,8 +151,17 @@ def _native_chain(image: Image) -> list[tuple[BlockDisk, BlockStorage | None]] |
         file = getattr(layer, "data_file", None) or getattr(layer, "file", None)
         if not isinstance(disk, BlockDisk) or not isinstance(file, LocalDescriptor):
             return None
-        chain.append((disk, None if layer.format == "raw" else BlockStorage.from_fd(file.fd)))
+        chain.append((disk, BlockStorage.from_fd(file.fd) if _has_holes(layer, file) else None))
     return chain
+
+
+def _has_holes(layer: Image, file: LocalDescriptor) -> bool:
+    """Whether some of what an image keeps may be a hole of its file; raw ones know themselves.
+
+    As QEMU: not where the file has about as many blocks as it has bytes.
+    """
+    facts = os.fstat(file.fd)
+    return layer.format != "raw" and facts.st_blocks * 512 * 10 // 9 < facts.st_size
 
 
 def _runs(image: Image, offset: int, end: int, depth: int) -> Iterator[Mapped]:

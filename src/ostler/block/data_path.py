@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from ostler.block.image import Image, ImageFile, LocalDescriptor
 from ostler.engine.block import BlockDisk, BlockStorage
+from ostler.errors import DiskError
 
 
 def storage_of(file: ImageFile) -> BlockStorage:
     """The file as the data path takes it: a descriptor if it has one, else calls."""
     if isinstance(file, LocalDescriptor):
-        return BlockStorage.from_fd(file.fd)
+        return _of_descriptor(file.name, file.fd, direct=getattr(file, "direct", False))
     return BlockStorage.from_file(file)
+
+
+def _of_descriptor(name: str, fd: int, *, direct: bool) -> BlockStorage:
+    try:
+        return BlockStorage.from_fd(fd, direct=direct)
+    except OSError as error:
+        if not direct:
+            raise
+        raise DiskError(
+            f"{name}: its file system has no O_DIRECT ({error.strerror}); give cache=writeback"
+        ) from None
 
 
 def disk_of(image: Image) -> BlockDisk:

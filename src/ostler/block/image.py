@@ -237,6 +237,8 @@ class Opening:
     """Take QEMU's locks. Without, another may write while we read."""
     unsafe: bool = False
     """A flush does not wait for stable storage: for images that are made anew if the host dies."""
+    direct: bool = False
+    """The guest's requests go around the host's page cache (O_DIRECT), where they are aligned."""
     repairing: bool = False
     """An image that is marked as damaged may be opened for writing."""
     secret: bytes | None = None
@@ -282,7 +284,7 @@ def open_with(path: str, format: str | None, how: Opening) -> Image:
 
     from ostler.block.registry import find_format, open_file, probe
 
-    file = open_file(path, readonly=how.readonly, lock=how.lock)
+    file = open_file(path, readonly=how.readonly, lock=how.lock, direct=how.direct)
     try:
         if format is None:
             found, how = probe(file), replace(how, probed=True)

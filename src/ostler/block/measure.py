@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ostler.block.chain import map_chain
+from ostler.block.chain import map_chain, native_chain
 from ostler.block.formats.qcow2.create import Options, check_options
 from ostler.block.image import SECTOR_BYTES, Image
+from ostler.engine.block import data_bytes
 from ostler.errors import DiskError
 
 
@@ -26,6 +27,8 @@ def measure(image: Image | None, size_bytes: int, format: str, options: Options)
 
 def _data_bytes(image: Image, cluster: int) -> int:
     """What the clusters take that hold anything but zeroes."""
+    if (chain := native_chain(image)) is not None:
+        return data_bytes(chain, cluster)
     total = end = 0
     for run in map_chain(image):
         if run.zero:

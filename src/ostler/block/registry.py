@@ -155,14 +155,14 @@ def guarded_magics() -> tuple[Magic, ...]:
     return tuple(magic for entry in FORMATS.values() for magic in entry.magics if magic.offset >= 0)
 
 
-def open_file(path: str, *, readonly: bool, lock: bool = True) -> ImageFile:
-    """The bytes at a path or URL."""
+def open_file(path: str, *, readonly: bool, lock: bool = True, direct: bool = False) -> ImageFile:
+    """The bytes at a path or URL; `direct` is for local files."""
     local = local_name(path)
     if local is None:
         return _transport(path).open_file(path, readonly=readonly, lock=lock)
     from ostler.block.transports.file import LocalFile
 
-    return LocalFile(local, readonly=readonly, lock=lock)
+    return LocalFile(local, readonly=readonly, lock=lock, direct=direct)
 
 
 def create_file(path: str) -> ImageFile:

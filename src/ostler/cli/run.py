@@ -64,7 +64,8 @@ def run(
             metavar="PATH[,OPTION=...]",
             help="A virtio disk, /dev/vda in Linux; repeat it for more. Options: readonly=on,"
             " overlay=on (throw away what is written), serial=TEXT, format=NAME (else guessed),"
-            " discard=off, cache=writethrough or unsafe, packed=off, key_file=PATH (LUKS), bus=scsi"
+            " discard=off, cache=writethrough, none, directsync or unsafe, queues=N, packed=off,"
+            " bps=SIZE and iops=N (at most so much a second), key_file=PATH (LUKS), bus=scsi"
             " (/dev/sda; target=N, lun=N), media=cdrom (/dev/sr0)."
             " Example: --disk root.img --disk data.img,readonly=on",
         ),

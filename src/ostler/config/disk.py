@@ -7,9 +7,11 @@ import os
 import msgspec
 
 from ostler.config.options import build, split_options
+from ostler.config.size import parse_size
 from ostler.errors import ConfigError
 
-CACHES = ("writeback", "writethrough", "unsafe")
+CACHES = ("writeback", "writethrough", "none", "directsync", "unsafe")
+MAX_QUEUES = 64
 SERIAL_BYTES = 20
 BUSES = ("virtio", "scsi")
 MEDIA = ("disk", "cdrom")
@@ -22,8 +24,12 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `path`: a file, or a URL. `format`: what it is, guessed from its content if empty. `overlay`:
     what the guest writes is kept apart and thrown away at the end. `discard`: what the guest gives
     up is given back to the host. `cache`: with `writeback` a write is safe once the guest has
-    flushed, with `writethrough` once it is answered, with `unsafe` never. `packed`: packed rings
+    flushed, with `writethrough` once it is answered, with `unsafe` never; `none` and `directsync`
+    are the first two around the host's page cache (O_DIRECT). `packed`: packed rings
     are offered to the driver. `key_file`: where an encrypted image's passphrase is.
+
+    `queues`: as many requests are served at once as there are. `bps`, `iops`: bytes and requests a
+    second at most, together on all queues; 0 is no limit.
 
     `bus`: `virtio` is a device of its own; with `scsi` it is unit `lun` of `target` (the next free
     one if left out) at the machine's SCSI host. `media`: `cdrom` is a read-only disc there.
@@ -42,12 +48,16 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     media: str = "disk"
     target: int = NEXT_TARGET
     lun: int = 0
+    queues: int = 1
+    bps: str = "0"
+    iops: int = 0
 
     def __post_init__(self) -> None:
         if self.cache not in CACHES:
             there_is = ", ".join(CACHES)
             raise ConfigError(f"--disk {self.path}: no cache {self.cache!r}; there is: {there_is}")
         self._check_place()
+        self._check_limits()
         if self.overlay and self.readonly:
             raise ConfigError(f"--disk {self.path}: overlay=on is for writing; drop readonly=on")
         if not self.serial.isascii() or len(self.serial) > SERIAL_BYTES:
@@ -66,6 +76,26 @@ class DiskConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"{what}: virtio has no CD-ROM; say bus=scsi")
         if not self.on_scsi and (self.target != NEXT_TARGET or self.lun):
             raise ConfigError(f"{what}: target and lun are for bus=scsi; add it")
+
+    def _check_limits(self) -> None:
+        what = f"--disk {self.path}"
+        if not 1 <= self.queues <= MAX_QUEUES:
+            raise ConfigError(f"{what}: queues={self.queues}: give 1 to {MAX_QUEUES}")
+        bytes_per_second = parse_size(self.bps, f"{what}: bps")
+        if self.iops < 0 or not 0 <= bytes_per_second < 1 << 63 or self.iops >= 1 << 63:
+            raise ConfigError(f"{what}: bps and iops are 0, for no limit, or what is allowed")
+        if self.on_scsi and (self.queues != 1 or bytes_per_second or self.iops):
+            raise ConfigError(f"{what}: queues, bps and iops are for bus=virtio; leave them out")
+
+    @property
+    def writes_through(self) -> bool:
+        """Whether a write is on stable storage when it is answered."""
+        return self.cache in ("writethrough", "directsync")
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the host's page cache is not used."""
+        return self.cache in ("none", "directsync")
 
     @property
     def on_scsi(self) -> bool:

@@ -20,6 +20,7 @@ from ostler._native import (
     compare_disks,
     copy_disk,
     copy_marked,
+    data_bytes,
     differing_run,
     map_layers,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "compare_disks",
     "copy_disk",
     "copy_marked",
+    "data_bytes",
     "differing_run",
     "map_layers",
 ]

@@ -64,6 +64,7 @@ def _open(disk: DiskConfig) -> LiveImage:
     how = Opening(
         readonly=disk.readonly or disk.media == "cdrom",
         unsafe=disk.cache == "unsafe",
+        direct=disk.is_direct,
         secret=secret,
     )
     return LiveImage(open_with(disk.path, format, how), how)

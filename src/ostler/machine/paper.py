@@ -125,6 +125,9 @@ class PaperBackend:
 
     writeback: bool = True
 
+    def limit(self, bytes_per_second: int, requests_per_second: int) -> None:
+        pass
+
     def serve(self, queue: Queue) -> Worker:
         raise RuntimeError("a machine on paper does not run")
 

@@ -33,7 +33,7 @@ def scsi_host(config: MachineConfig, host: Host) -> VirtioScsi | None:
                 disc=disk.media == "cdrom",
                 serial=disk.serial,
                 discard=disk.discard,
-                cache=disk.cache != "writethrough",
+                cache=not disk.writes_through,
             )
         except ConfigError as error:
             raise ConfigError(f"--disk {disk.path}: {error}") from error

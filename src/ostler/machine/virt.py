@@ -21,6 +21,7 @@ from ostler.config import (
     VirtioVsockConfig,
     format_size,
 )
+from ostler.config.size import parse_size
 from ostler.devices import acpi_pm, debug_exit, fw_cfg, pvpanic, reset_control, rtc, serial
 from ostler.devices.i8042 import COMMAND_STATUS, DATA, I8042
 from ostler.devices.nic.card import EmulatedNic
@@ -166,7 +167,9 @@ class VirtBoard(Board):
             self.host.workers,
             serial=config.serial,
             discard=config.discard,
-            cache=config.cache != "writethrough",
+            queues=config.queues,
+            cache=not config.writes_through,
+            limits=(parse_size(config.bps, "bps"), config.iops),
         )
         self.plug_virtio(f"disk{number}", device, packed=config.packed)
 

@@ -149,6 +149,11 @@ class FakeDisk:
     readonly: bool
     serial: bytes
     writeback: bool = True
+    limits: tuple[int, int] = (0, 0)
+
+    def limit(self, bytes_per_second: int, requests_per_second: int) -> None:
+        """Noted."""
+        self.limits = (bytes_per_second, requests_per_second)
 
     def serve(self, queue: Queue) -> FakeWorker:
         """A block worker."""

@@ -111,6 +111,27 @@ pub fn copy_marked(
     })
 }
 
+/// Disks each of which is behind the one before it, with the files to look into for holes.
+type Layers<'py> = Vec<(PyRef<'py, BlockDisk>, Option<PyRef<'py, BlockStorage>>)>;
+
+/// The name of the first one, and all as the engine has them.
+fn taken(layers: &Layers<'_>) -> (String, Vec<Layer>) {
+    let name = layers.first().map(|(disk, _)| disk.name.clone()).unwrap_or_default();
+    let as_layer = |(disk, file): &(PyRef<'_, BlockDisk>, Option<PyRef<'_, BlockStorage>>)| Layer {
+        disk: Arc::clone(&disk.disk),
+        file: file.as_ref().map(|file| Arc::clone(&file.storage)),
+    };
+    (name, layers.iter().map(as_layer).collect())
+}
+
+/// Bytes of the clusters of a disk that hold anything but zeroes, through all layers.
+#[pyfunction]
+pub fn data_bytes(py: Python<'_>, layers: Layers<'_>, cluster: u64) -> PyResult<u64> {
+    let (name, layers) = taken(&layers);
+    let end = layers.first().map_or(0, |layer| layer.disk.size());
+    py.detach(|| layers::data_bytes(&layers, end, cluster.max(1))).map_err(|error| raise(&name, error))
+}
+
 /// A run of a disk: offset, bytes, depth of the layer, whether one holds it, whether it is zero, is
 /// data, is compressed, and where in the layer's file.
 type Run = (u64, u64, usize, bool, bool, bool, bool, Option<u64>);
@@ -118,20 +139,8 @@ type Run = (u64, u64, usize, bool, bool, bool, bool, Option<u64>);
 /// Where the bytes from `offset` to `end` are kept, through disks each of which is behind the one
 /// before it. The storage of one, if there is, is looked into for holes.
 #[pyfunction]
-pub fn map_layers(
-    py: Python<'_>,
-    layers: Vec<(PyRef<'_, BlockDisk>, Option<PyRef<'_, BlockStorage>>)>,
-    offset: u64,
-    end: u64,
-) -> PyResult<Vec<Run>> {
-    let name = layers.first().map(|(disk, _)| disk.name.clone()).unwrap_or_default();
-    let layers: Vec<Layer> = layers
-        .iter()
-        .map(|(disk, file)| Layer {
-            disk: Arc::clone(&disk.disk),
-            file: file.as_ref().map(|file| Arc::clone(&file.storage)),
-        })
-        .collect();
+pub fn map_layers(py: Python<'_>, layers: Layers<'_>, offset: u64, end: u64) -> PyResult<Vec<Run>> {
+    let (name, layers) = taken(&layers);
     let runs = py.detach(|| layers::map(&layers, offset, end)).map_err(|error| raise(&name, error))?;
     let plain =
         |run: Mapped| (run.start, run.len, run.depth, run.present, run.zero, run.data, run.compressed, run.host_offset);

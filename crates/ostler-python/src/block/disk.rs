@@ -23,10 +23,14 @@ pub struct BlockStorage {
 
 #[pymethods]
 impl BlockStorage {
-    /// The file or block device `fd`, which is duplicated.
+    /// The file or block device `fd`, which is duplicated; if `direct`, requests go around the host's page
+    /// cache where they are aligned.
     #[staticmethod]
-    fn from_fd(fd: RawFd) -> PyResult<Self> {
-        Ok(Self { storage: Arc::new(FileStorage::new(fd::file(fd)?)?) })
+    #[pyo3(signature = (fd, *, direct = false))]
+    fn from_fd(fd: RawFd, direct: bool) -> PyResult<Self> {
+        let file = fd::file(fd)?;
+        let storage = if direct { FileStorage::new_direct(file) } else { FileStorage::new(file) };
+        Ok(Self { storage: Arc::new(storage?) })
     }
 
     /// Any `ostler.block.image.ImageFile`.

@@ -10,7 +10,9 @@ mod qcow2;
 use ostler_block::BlockError;
 use pyo3::prelude::*;
 
-pub use copy::{CopyProgress, bench_disk, compare_disks, copy_disk, copy_marked, differing_run, map_layers};
+pub use copy::{
+    CopyProgress, bench_disk, compare_disks, copy_disk, copy_marked, data_bytes, differing_run, map_layers,
+};
 pub use dirty::DirtyMap;
 pub use disk::{BlockDisk, BlockStorage};
 pub use live::{BlockBackup, LiveDisk};

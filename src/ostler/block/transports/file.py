@@ -25,7 +25,13 @@ _ZEROES = bytes(1 << 20)
 class LocalFile(Closing):
     """An open file or block device of this host."""
 
-    def __init__(self, path: Path, *, readonly: bool = False, lock: bool = True) -> None:
+    direct = False
+    """The data path goes around the host's page cache where it can."""
+
+    def __init__(
+        self, path: Path, *, readonly: bool = False, lock: bool = True, direct: bool = False
+    ) -> None:
+        self.direct = direct
         self._adopt(path, _open(path, readonly), readonly=readonly, lock=lock)
 
     def _adopt(self, path: Path, fd: int, *, readonly: bool, lock: bool) -> None:

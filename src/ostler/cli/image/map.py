@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,14 +47,19 @@ def map_image(
     return 0
 
 
-def _line(run: Mapped) -> str:
-    present, zero, data, compressed = (str(fact).lower() for fact in run[3:7])
-    place = "" if run.offset is None else f', "offset": {run.offset}'
-    return (
-        f'{{ "start": {run.start}, "length": {run.length}, "depth": {run.depth},'
-        f' "present": {present}, "zero": {zero}, "data": {data},'
-        f' "compressed": {compressed}{place}}}'
+@cache
+def _kind(depth: int, present: bool, zero: bool, data: bool, compressed: bool) -> str:
+    """The middle of a line; there are few of them."""
+    facts = {"present": present, "zero": zero, "data": data, "compressed": compressed}
+    return f'"depth": {depth}, ' + ", ".join(
+        f'"{name}": {str(fact).lower()}' for name, fact in facts.items()
     )
+
+
+def _line(run: Mapped) -> str:
+    start, length, *kind, offset, _ = run
+    place = "" if offset is None else f', "offset": {offset}'
+    return f'{{ "start": {start}, "length": {length}, {_kind(*kind)}{place}}}'
 
 
 def _print_json(runs: Any) -> None:

@@ -76,6 +76,7 @@ class VirtioBlk(VirtioDevice[BlkState]):
 
     With `discard`, what the guest gives up is given back to the host. Without `cache`, a write is
     answered when it is on stable storage, and the guest is offered nothing to flush.
+    `limits`: see `limit`.
     """
 
     name = "virtio-blk"
@@ -92,6 +93,7 @@ class VirtioBlk(VirtioDevice[BlkState]):
         queues: int = 1,
         discard: bool = True,
         cache: bool = True,
+        limits: tuple[int, int] = (0, 0),
     ) -> None:
         if not serial.isascii() or len(serial) > SERIAL_BYTES:
             raise ConfigError(f"disk serial {serial!r}: at most {SERIAL_BYTES} ASCII characters")
@@ -106,6 +108,14 @@ class VirtioBlk(VirtioDevice[BlkState]):
         self._backend = workers.disk(
             disk.disk, disk.readonly, serial.encode().ljust(SERIAL_BYTES, b"\0")
         )
+        self.limit(*limits)
+
+    def limit(self, bytes_per_second: int, requests_per_second: int) -> None:
+        """At most so many bytes and requests a second from now on; 0 is no limit.
+
+        What a guest does not use of a second it may use in the next. A request is never cut.
+        """
+        self._backend.limit(bytes_per_second, requests_per_second)
 
     def config(self) -> bytes:
         """`struct virtio_blk_config`, up to the write-zeroes fields."""

@@ -53,6 +53,9 @@ class BlkBackend(Protocol):
     writeback: bool
     """Whether a write may be answered before it is on stable storage."""
 
+    def limit(self, bytes_per_second: int, requests_per_second: int) -> None:
+        """At most so much from now on, on all queues together; 0 is no limit."""
+
     def serve(self, queue: Queue) -> Worker:
         """Serve block requests; `ValueError` when the rings are not in guest memory."""
 

@@ -100,7 +100,7 @@ class Qcow2Image(Closing):
         if not self.header.data_file:
             raise DiskError(f"{self.name}: does not say where its external data file is")
         path = resolve(self.header.data_file, self.name)
-        self.data_file = open_file(path, readonly=self.readonly, lock=how.lock)
+        self.data_file = open_file(path, readonly=self.readonly, lock=how.lock, direct=how.direct)
 
     def _open_disk(self, how: Opening) -> None:
         """Have the data path serve the image; one that was not closed is repaired first."""
