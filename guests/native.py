@@ -27,6 +27,11 @@ def vsock() -> Path:
     return _made("vsock", ["-O1", "-static"], SOURCES / "vsock/vsock.c")
 
 
+def talk() -> Path:
+    """Many connections and datagrams, for guests and their peers, static."""
+    return _made("talk", ["-O1", "-static", "-w"], SOURCES / "network/talk.c")
+
+
 def smp() -> Path:
     """Work for several CPUs that checks itself, for a Linux guest, static."""
     return _made("smp", ["-O2", "-static", "-pthread"], SOURCES / "smp/smp.c")

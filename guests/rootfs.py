@@ -1,6 +1,6 @@
 """A Debian root disk with systemd, made by mmdebstrap; root logs in without a password.
 
-`python -m guests.rootfs` makes it and prints where it is: `build/guests/debian.img`, about 400 MiB.
+`python -m guests.rootfs` makes it and prints where it is, under `build/guests`; about 450 MiB.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 from guests.images import ext4_of_tree
 from guests.packages import BUILD, FetchError, only_one
 
 SUITE = "bookworm"
-PACKAGES = ("systemd-sysv", "udev", "login", "kmod", "iproute2", "dbus")
-SIZE_BYTES = 640 << 20
+PACKAGES = (
+    "systemd-sysv", "udev", "login", "kmod", "iproute2", "dbus", "apt", "ethtool", "iperf3",
+)  # fmt: skip
+SIZE_BYTES = 768 << 20
 
 CUSTOMIZE = (
     'chroot "$1" passwd -d root',
@@ -32,7 +35,8 @@ def debian() -> Path:
     Raises:
         FetchError: mmdebstrap is missing, or says why it cannot.
     """
-    target = BUILD / f"debian-{SUITE}.img"
+    wanted = zlib.crc32(" ".join(PACKAGES).encode())
+    target = BUILD / f"debian-{SUITE}-{wanted:08x}.img"
     with only_one("rootfs"):
         if not target.exists():
             _make(target)

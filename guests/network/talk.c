@@ -1,0 +1,156 @@
+/* Many connections and datagrams between a Linux guest and its peer, for the tests of networks.
+ *
+ *   talk serve PORT                    send back what comes by TCP and UDP; prints "listening"
+ *   talk connect ADDRESS PORT COUNT    that many connections, one after another; each is answered
+ *   talk datagrams ADDRESS PORT COUNT  numbered datagrams, WINDOW of them at a time; prints how many
+ *                                      came back, and how many of them twice
+ *
+ * Addresses are of IPv4 or IPv6.
+ */
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <poll.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#define WINDOW 32
+#define PATIENCE_MS 10000
+
+static void die(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static int reach(const char *name, const char *port, int type)
+{
+	struct addrinfo hints = { .ai_socktype = type, .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV };
+	struct addrinfo *to;
+	int fd;
+
+	if (getaddrinfo(name, port, &hints, &to))
+		die("getaddrinfo");
+	fd = socket(to->ai_family, type, 0);
+	if (fd < 0 || connect(fd, to->ai_addr, to->ai_addrlen))
+		die("connect");
+	freeaddrinfo(to);
+	return fd;
+}
+
+static int bound(int port, int type)
+{
+	struct sockaddr_in6 here = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
+	int fd = socket(AF_INET6, type, 0), on = 1;
+
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)))
+		die("socket");
+	if (bind(fd, (void *)&here, sizeof(here)))
+		die("bind");
+	if (type == SOCK_STREAM && listen(fd, 128))
+		die("listen");
+	return fd;
+}
+
+static void answer_connection(int listener)
+{
+	static char piece[65536];
+	int fd = accept(listener, NULL, NULL);
+	ssize_t got;
+
+	if (fd < 0)
+		return;
+	while ((got = read(fd, piece, sizeof(piece))) > 0)
+		if (write(fd, piece, got) != got)
+			break;
+	close(fd);
+}
+
+static void answer_datagram(int fd)
+{
+	static char piece[65536];
+	struct sockaddr_storage from;
+	socklen_t len = sizeof(from);
+	ssize_t got = recvfrom(fd, piece, sizeof(piece), 0, (void *)&from, &len);
+
+	if (got >= 0)
+		sendto(fd, piece, got, 0, (void *)&from, len);
+}
+
+static int serve(int port)
+{
+	struct pollfd ready[2] = {
+		{ .fd = bound(port, SOCK_STREAM), .events = POLLIN },
+		{ .fd = bound(port, SOCK_DGRAM), .events = POLLIN },
+	};
+
+	puts("listening");
+	fflush(stdout);
+	while (poll(ready, 2, -1) > 0) {
+		if (ready[0].revents)
+			answer_connection(ready[0].fd);
+		if (ready[1].revents)
+			answer_datagram(ready[1].fd);
+	}
+	return 1;
+}
+
+static int connections(char **to, unsigned int count)
+{
+	/* No state is left behind: ports do not run out. */
+	struct linger at_once = { .l_onoff = 1 };
+
+	for (unsigned int number = 0; number < count; number++) {
+		int fd = reach(to[0], to[1], SOCK_STREAM);
+		uint32_t sent = number, got = ~number;
+
+		if (write(fd, &sent, 4) != 4 || recv(fd, &got, 4, MSG_WAITALL) != 4 || got != sent)
+			die("answer");
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+		close(fd);
+	}
+	printf("%u connections\n", count);
+	return 0;
+}
+
+static int datagrams(char **to, unsigned int count)
+{
+	unsigned char *seen = calloc(count, 1);
+	unsigned int sent = 0, back = 0, twice = 0;
+	struct pollfd ready = { .fd = reach(to[0], to[1], SOCK_DGRAM), .events = POLLIN };
+
+	while (back < count) {
+		uint32_t number[256] = { 0 };
+
+		while (sent < count && sent - back < WINDOW) {
+			number[0] = sent++;
+			if (send(ready.fd, number, sizeof(number), 0) < 0)
+				die("send");
+		}
+		if (poll(&ready, 1, PATIENCE_MS) <= 0)
+			break;
+		if (recv(ready.fd, number, sizeof(number), 0) != sizeof(number) || number[0] >= sent)
+			die("recv");
+		twice += seen[number[0]];
+		back += !seen[number[0]];
+		seen[number[0]] = 1;
+	}
+	printf("%u of %u back, %u twice\n", back, count, twice);
+	return back != count;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 3 && !strcmp(argv[1], "serve"))
+		return serve(atoi(argv[2]));
+	if (argc == 5 && !strcmp(argv[1], "connect"))
+		return connections(argv + 2, atoi(argv[4]));
+	if (argc == 5 && !strcmp(argv[1], "datagrams"))
+		return datagrams(argv + 2, atoi(argv[4]));
+	fputs("talk serve PORT | connect ADDRESS PORT COUNT | datagrams ADDRESS PORT COUNT\n", stderr);
+	return 2;
+}
