@@ -39,6 +39,50 @@ fn segment_load_sets_the_accessed_bit() {
 }
 
 #[test]
+fn far_pointers_load_a_segment_and_a_register_or_neither() {
+    const POINTER: u64 = 0x9000;
+    for (load, name) in [
+        ((|a: &mut CodeAssembler| a.lds(ebx, ptr(POINTER))) as fn(&mut CodeAssembler) -> _, "lds"),
+        (|a: &mut CodeAssembler| a.les(ebx, ptr(POINTER)), "les"),
+        (|a: &mut CodeAssembler| a.lfs(ebx, ptr(POINTER)), "lfs"),
+        (|a: &mut CodeAssembler| a.lgs(ebx, ptr(POINTER)), "lgs"),
+        (|a: &mut CodeAssembler| a.lss(ebx, ptr(POINTER)), "lss"),
+    ] {
+        let run = |access: u8, selector: u16| {
+            let mut guest = Guest::protected();
+            guest.set_descriptor(FREE, descriptor(0, 0xf_ffff, access, 0xc));
+            guest.put64(POINTER, u64::from(selector) << 32 | 0x8765_4321);
+            guest.set_regs(|regs| regs.rbx = 7);
+            guest.code(32, CODE, |a| {
+                load(a).unwrap();
+                a.hlt().unwrap();
+            });
+            guest
+        };
+        let mut guest = run(0x93, FREE);
+        guest.run_to_halt();
+        let sregs = guest.sregs();
+        let loaded = match name {
+            "lds" => sregs.ds,
+            "les" => sregs.es,
+            "lfs" => sregs.fs,
+            "lgs" => sregs.gs,
+            _ => sregs.ss,
+        };
+        assert_eq!((loaded.selector, guest.regs().rbx), (FREE, 0x8765_4321), "{name}");
+        // Not present: the register stays.
+        let mut guest = run(0x13, FREE);
+        let vector = if name == "lss" { 12 } else { 11 };
+        assert_eq!(guest.run_to_exception(vector, true).error, Some(u64::from(FREE)), "{name}");
+        assert_eq!(guest.regs().rbx, 7, "{name}");
+        // Beyond the table.
+        let mut guest = run(0x93, 0x1000);
+        assert_eq!(guest.run_to_exception(13, true).error, Some(0x1000), "{name}");
+        assert_eq!(guest.regs().rbx, 7, "{name}");
+    }
+}
+
+#[test]
 fn segment_load_checks_table_type_privilege_and_presence() {
     let selector = u64::from(FREE);
     faults(&mut Guest::protected(), 13, 0x1000, load_ds(0x1003));

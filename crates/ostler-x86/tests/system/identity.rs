@@ -18,6 +18,13 @@ fn cpuid(guest: &mut Guest, leaf: u32, subleaf: u32) -> [u64; 4] {
     [regs.rax, regs.rbx, regs.rcx, regs.rdx]
 }
 
+fn enter_user(a: &mut CodeAssembler) {
+    for value in [u32::from(USER_DATA), USER_STACK as u32, 2, u32::from(USER_CODE64), USER_CODE as u32] {
+        a.push(value as i32).unwrap();
+    }
+    a.iretq().unwrap();
+}
+
 #[test]
 fn osxsave_follows_cr4_and_xsave_sizes_follow_xcr0() {
     let mut guest = Guest::long();
@@ -123,6 +130,109 @@ fn tsc_is_the_clock_plus_its_adjustment() {
     assert!((1 << 40..=clock + (1 << 40)).contains(&tsc), "{tsc} {clock}");
 }
 
+const TSC_AUX: u32 = 0xc000_0103;
+
+#[test]
+fn rdtscp_and_rdpid_give_the_number_that_the_kernel_put_there() {
+    let mut guest = Guest::long();
+    guest.vcpu.set_msr(MsrEntry { index: TSC_AUX, value: 0x8123_4567 }).unwrap();
+    guest.code(64, CODE, |a| {
+        a.mov(rcx, -1i64).unwrap();
+        a.rdtscp().unwrap();
+        a.shl(rdx, 32).unwrap();
+        a.lea(rsi, ptr(rax + rdx)).unwrap();
+        a.rdtsc().unwrap();
+        a.shl(rdx, 32).unwrap();
+        a.lea(rdi, ptr(rax + rdx)).unwrap();
+        a.rdpid(rbx).unwrap();
+        a.hlt().unwrap();
+    });
+    guest.run_to_halt();
+    let regs = guest.regs();
+    assert_eq!((regs.rcx, regs.rbx), (0x8123_4567, 0x8123_4567));
+    assert!(regs.rsi <= regs.rdi, "time does not go back: {:#x} {:#x}", regs.rsi, regs.rdi);
+}
+
+#[test]
+fn time_stamps_are_the_kernels_alone_where_it_says_so() {
+    for read in [|a: &mut CodeAssembler| a.rdtsc(), |a: &mut CodeAssembler| a.rdtscp()] {
+        let mut guest = Guest::long();
+        guest.set_sregs(|sregs| sregs.cr4 |= 1 << 2);
+        guest.code(64, CODE, |a| {
+            read(a).unwrap();
+            enter_user(a);
+        });
+        guest.code(64, USER_CODE, |a| read(a).unwrap());
+        assert_eq!(guest.run_to_exception(13, true).rip, USER_CODE);
+    }
+}
+
+#[test]
+fn random_numbers_fill_the_register_and_carry_says_so() {
+    const CF: u64 = 1;
+    // OF, SF, ZF, AF and PF are cleared.
+    const CLEARED: u64 = 0x8d4;
+    for draw in [
+        |a: &mut CodeAssembler| (a.rdrand(rax), a.rdrand(ebx), a.rdrand(cx)),
+        |a: &mut CodeAssembler| (a.rdseed(rax), a.rdseed(ebx), a.rdseed(cx)),
+    ] {
+        let mut guest = Guest::long();
+        guest.code(64, CODE, |a| {
+            a.mov(rbx, -1i64).unwrap();
+            a.mov(rcx, 0x5555_0000_0000_0000u64).unwrap();
+            a.or(rdx, -1).unwrap();
+            let (wide, middle, narrow) = draw(a);
+            wide.and(middle).and(narrow).unwrap();
+            a.hlt().unwrap();
+        });
+        let mut seen = [0; 3];
+        for _ in 0..64 {
+            guest.set_regs(|regs| regs.rip = CODE);
+            guest.run_to_halt();
+            let regs = guest.regs();
+            assert_eq!(regs.rflags & (CF | CLEARED), CF);
+            assert_eq!((regs.rbx >> 32, regs.rcx >> 16), (0, 0x5555_0000_0000), "what is above the operand");
+            for (all, value) in seen.iter_mut().zip([regs.rax, regs.rbx, regs.rcx & 0xffff]) {
+                *all |= value;
+            }
+        }
+        // A bit that is 0 in 64 draws would be a chance of one in 2^57.
+        assert_eq!(seen, [u64::MAX, 0xffff_ffff, 0xffff]);
+    }
+}
+
+#[test]
+fn xsetbv_takes_what_the_processor_has_and_faults_otherwise() {
+    let set = |guest: &mut Guest, register: u32, value: u64| {
+        guest.set_sregs(|sregs| sregs.cr4 |= 1 << 18);
+        guest.code(64, CODE, |a| {
+            a.mov(ecx, register).unwrap();
+            a.mov(eax, value as u32).unwrap();
+            a.mov(edx, (value >> 32) as u32).unwrap();
+            a.xsetbv().unwrap();
+            a.xor(eax, eax).unwrap();
+            a.xgetbv().unwrap();
+            a.hlt().unwrap();
+        });
+    };
+    let all = cpuid(&mut Guest::long(), 0xd, 0)[0];
+    for value in [1, 3, all] {
+        let mut guest = Guest::long();
+        set(&mut guest, 0, value);
+        guest.run_to_halt();
+        assert_eq!(guest.regs().rax, value);
+    }
+    // Without x87; AVX without SSE; bits of nothing; another register.
+    for (register, value) in [(0, 0), (0, 2), (0, 5), (0, 1 << 62 | 1), (0, 1 << 31 | 1), (1, 1)] {
+        let mut guest = Guest::long();
+        set(&mut guest, register, value);
+        assert_eq!(guest.run_to_exception(13, true).error, Some(0), "{register} {value:#x}");
+    }
+    let mut guest = Guest::long();
+    guest.code(64, CODE, |a| a.xsetbv().unwrap());
+    guest.run_to_exception(6, false);
+}
+
 #[test]
 fn kvm_clock_page_describes_the_tsc() {
     let mut guest = Guest::long();
@@ -136,12 +246,7 @@ fn kvm_clock_page_describes_the_tsc() {
 fn user_mode_instruction_prevention_hides_the_tables() {
     let mut guest = Guest::long();
     guest.set_sregs(|sregs| sregs.cr4 |= 1 << 11);
-    guest.code(64, CODE, |a| {
-        for value in [u32::from(USER_DATA), USER_STACK as u32, 2, u32::from(USER_CODE64), USER_CODE as u32] {
-            a.push(value as i32).unwrap();
-        }
-        a.iretq().unwrap();
-    });
+    guest.code(64, CODE, enter_user);
     guest.code(64, USER_CODE, |a| a.sgdt(ptr(0x9000)).unwrap());
     guest.run_to_exception(13, true);
 }
