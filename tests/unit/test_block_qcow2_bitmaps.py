@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,41 @@ def test_damaged_bitmap_table_is_named_when_the_image_is_opened_for_writing(
     path.write_bytes(raw)
     with pytest.raises(DiskError, match="bitmap_table_size of bitmap 'on' is 7, not 1"):
         opened(path)
+
+
+def test_bitmaps_are_converted_with_the_image(tmp_path: Path) -> None:
+    path, target = make(tmp_path), tmp_path / "new.qcow2"
+    qemu("bitmap", "--add", "-g", "32k", path, "on")
+    qemu("bitmap", "--add", path, "off")
+    with opened(path) as image:
+        image.write(5 * MIB, b"x" * MIB)
+        image.record().disable("off")
+    command = ["convert", "--bitmaps", "-O", "qcow2", str(path), str(target)]
+    result = CliRunner().invoke(build_app(), command)
+    assert result.exit_code == 0, result.output
+    qemu("check", target)
+    marked = []
+    for number, (where, name) in enumerate(product((path, target), ("on", "off"))):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        marked.append(dirty_by_qemu(where, name, directory))
+    assert marked[:2] == marked[2:]
+    assert marked[0] == [(5 * MIB, MIB)]
+    with opened(path, readonly=True) as old, opened(target, readonly=True) as new:
+        facts = [bitmap.facts() for bitmap in old.bitmaps]
+        assert [bitmap.facts() for bitmap in new.bitmaps] == facts
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--bitmaps", "-O", "raw"], "raw has no bitmaps"),
+        (["--skip-broken-bitmaps", "-O", "qcow2"], "is for --bitmaps"),
+    ],
+)
+def test_bitmaps_that_cannot_be_converted_are_refused(
+    tmp_path: Path, words: list[str], why: str
+) -> None:
+    path = make(tmp_path)
+    result = CliRunner().invoke(build_app(), ["convert", *words, str(path), str(tmp_path / "new")])
+    assert why in str(result.exception)

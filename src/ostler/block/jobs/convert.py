@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ostler.block.chain import layers
 from ostler.block.data_path import disk_of
 from ostler.block.formats.qcow2 import Qcow2Image
+from ostler.block.formats.qcow2.bitmaps import Flag
 from ostler.block.formats.qcow2.header import COMPRESSION_TYPES
+from ostler.block.formats.qcow2.recording import find_map
 from ostler.block.image import Image, create_image, open_image
 from ostler.block.jobs.concat import Concatenated
 from ostler.block.jobs.job import THREADS, Job
-from ostler.engine.block import copy_disk
+from ostler.engine.block import DirtyMap, copy_disk
 from ostler.errors import DiskError
 
 SPARSE_BYTES = 4096
+Bitmaps = Literal["all", "sound"] | None
 
 
 def convert(
@@ -33,13 +36,15 @@ def convert(
     target_is_zero: bool = False,
     unsafe: bool = True,
     salvage: bool = False,
+    bitmaps: Bitmaps = None,
 ) -> Job[int]:
     """Write what the sources read as, one after the other, into the image `target`.
 
     Runs of `sparse_bytes` zeroes are left out; 0 writes everything. Without `create` the target
     has to be there, and is taken as it is. `limit_bytes_s` of 0 is no limit. Unless it is `unsafe`
     the target is on stable storage at the end. With `salvage` what cannot be read is zero in the
-    target; the job's result is how many bytes that is.
+    target; the job's result is how many bytes that is. With `bitmaps` of `"all"` the source's are
+    copied, too; with `"sound"` those that were not saved are left out.
     """
     target = os.fspath(target)
     size = sum(source.size_bytes for source in sources)
@@ -53,6 +58,7 @@ def convert(
         if image.size_bytes < size:
             raise DiskError(f"{target}: is smaller than what it is to hold, {size} bytes")
         source = sources[0] if len(sources) == 1 else Concatenated(sources)
+        maps = [] if bitmaps is None else bitmaps_of(sources, image, skip=bitmaps == "sound")
         has_zeroes = target_is_zero or (create and _starts_as_zero(image))
     except BaseException:
         image.close()
@@ -71,11 +77,41 @@ def convert(
                 limit=limit_bytes_s,
                 salvage=salvage,
             )
+            for name, flags, map in maps:
+                put_bitmap(image, name, flags, map)
             if not unsafe:
                 image.flush()
             return lost
 
     return Job("convert", size, work)
+
+
+def bitmaps_of(
+    sources: Sequence[Image], target: Image, *, skip: bool
+) -> list[tuple[str, Flag, DirtyMap]]:
+    """The bitmaps of the source, which has to be one image, as the target can have them."""
+    if len(sources) != 1 or not isinstance(sources[0], Qcow2Image):
+        raise DiskError("--bitmaps: only a single qcow2 image has bitmaps; leave it out")
+    if not isinstance(target, Qcow2Image):
+        raise DiskError(f"{target.name}: {target.format} has no bitmaps; leave --bitmaps out")
+    found = []
+    for bitmap in sources[0].bitmaps:
+        if not bitmap.flags & Flag.IN_USE:
+            found.append((bitmap.name, bitmap.flags, find_map(sources[0], bitmap.name)))
+        elif not skip:
+            raise DiskError(
+                f"{sources[0].name}: bitmap {bitmap.name!r} was not saved by who changed it;"
+                " give --skip-broken-bitmaps, or remove it"
+            )
+    return found
+
+
+def put_bitmap(image: Image, name: str, flags: Flag, map: DirtyMap) -> None:
+    """Add a bitmap to an image whose content is there already."""
+    assert isinstance(image, Qcow2Image)
+    bitmaps = image.record()
+    bitmaps.add(name, map.granularity_bytes, enabled=bool(flags & Flag.AUTO))
+    bitmaps.merge(name, map)
 
 
 def _refuse_same_file(sources: Sequence[Image], target: str) -> None:
@@ -89,6 +125,8 @@ def _refuse_same_file(sources: Sequence[Image], target: str) -> None:
 def _compression(image: Image) -> tuple[str, int]:
     if not isinstance(image, Qcow2Image):
         raise DiskError(f"{image.name}: {image.format} keeps nothing compressed; leave -c out")
+    if image.cipher is not None:
+        raise DiskError(f"{image.name}: what is encrypted is not compressed; leave -c out")
     return COMPRESSION_TYPES[image.header.compression], image.header.cluster_bytes
 
 

@@ -50,6 +50,13 @@ def convert(
         bool,
         typer.Option("--salvage", help="What cannot be read is zero in the target; it is told."),
     ] = False,
+    bitmaps: Annotated[
+        bool, typer.Option("--bitmaps", help="Copy the persistent bitmaps, too (qcow2).")
+    ] = False,
+    skip_broken: Annotated[
+        bool,
+        typer.Option("--skip-broken-bitmaps", help="Leave out bitmaps that were not saved."),
+    ] = False,
     unordered: Annotated[bool, typer.Option("-W", help="Out of order: always the case.")] = False,
     rate: Annotated[
         str, typer.Option("-r", metavar="RATE", help="At most so many bytes a second: 10M.")
@@ -66,6 +73,8 @@ def convert(
     """
     if opt.wants_help(options):
         return opt.show_options(target_format)
+    if skip_broken and not bitmaps:
+        raise ConfigError("--skip-broken-bitmaps: is for --bitmaps; add that")
     if len(filenames) < 2:
         raise ConfigError("convert: give what to read, and the target")
     unsafe = opt.is_unsafe(cache)
@@ -103,6 +112,7 @@ def convert(
             target_is_zero=target_is_zero,
             unsafe=unsafe,
             salvage=salvage,
+            bitmaps="sound" if bitmaps and skip_broken else "all" if bitmaps else None,
         )
         lost = opt.finish(job, progress=progress and not quiet)
     if lost and not quiet:

@@ -122,7 +122,11 @@ def with_secret(options: dict[str, Any], objects: list[str] | None) -> dict[str,
     named = parse_secrets(objects or ())
     found: dict[str, Any] = {}
     for name, value in options.items():
-        match name.replace("-", "_"):
+        # QEMU's names for qcow2: encrypt.format, encrypt.key-secret, encrypt.cipher-alg...
+        name = name.replace("-", "_").removeprefix("encrypt.")
+        match name:
+            case "format":
+                found["encryption"] = value
             case "secret":
                 raise ConfigError(
                     "-o secret=: every user of this host could read it; give key_file=PATH"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
-
+from ostler.block.crypto.options import LuksOptions
 from ostler.block.formats.qcow2.header import (
     BACKING_FORMAT,
     DATA_FILE,
@@ -21,11 +20,11 @@ from ostler.errors import DiskError
 Compat = Literal["1.1", "v3", "0.10", "v2"]
 
 
-class Options(msgspec.Struct, frozen=True):
+class Options(LuksOptions, frozen=True):
     """What can be chosen, by QEMU's names.
 
     `preallocation`: `metadata` maps every cluster, `falloc` also reserves its space, `full` writes
-    it.
+    it. With `encryption` the others of LUKS count.
     """
 
     compat: Compat = "1.1"
@@ -39,6 +38,7 @@ class Options(msgspec.Struct, frozen=True):
     backing_fmt: str | None = None
     data_file: str | None = None
     data_file_raw: bool = False
+    encryption: Literal["luks"] | None = None
 
     @property
     def version(self) -> int:
@@ -50,14 +50,22 @@ def create(file: ImageFile, size_bytes: int, options: Options) -> None:
     """Write an empty image of `size_bytes`, which are rounded up to sectors, into `file`."""
     check_options(file.name, options)
     header = _header(file.name, size_bytes + -size_bytes % SECTOR_BYTES, options)
-    blocks = _lay_out(header)
+    luks = None
+    if options.encryption is not None:
+        from ostler.block.formats.qcow2 import encryption
+
+        luks = encryption.new(file.name, options)
+    blocks = _lay_out(header, 0 if luks is None else luks.clusters(header))
     if blocks + 3 > 1 << 20:
         raise DiskError(
             f"{file.name}: a disk of this size needs larger clusters; raise cluster_size"
         )
     cluster = header.cluster_bytes
     file.truncate(0)
-    file.truncate(header.l1_offset + -(-8 * header.l1_entries // cluster) * cluster)
+    end = header.l1_offset + -(-8 * header.l1_entries // cluster) * cluster
+    file.truncate(end)
+    if luks is not None:
+        luks.write(file, header, end)
     file.write(header.refcount_table_offset, _refcount_table(header, blocks))
     file.write(_first_block(header), _refcount_blocks(header, blocks, file.size_bytes // cluster))
     file.write(0, header.pack())
@@ -82,6 +90,12 @@ def check_options(name: str, options: Options) -> None:
         raise DiskError(f"{name}: a raw data_file cannot have a backing file; leave one out")
     if options.backing_fmt and not options.backing_file:
         raise DiskError(f"{name}: backing_fmt needs a backing_file; give its name")
+    if options.encryption is not None:
+        options.check(name)
+        if options.preallocation != "off":
+            raise DiskError(f"{name}: an encrypted image is not preallocated; leave that out")
+    elif options.secret:
+        raise DiskError(f"{name}: a passphrase is for encrypted images; add encryption=luks")
     if options.version == 2:
         _check_version_2(name, options)
 
@@ -93,6 +107,7 @@ def _check_version_2(name: str, options: Options) -> None:
         "extended_l2": options.extended_l2,
         "compression_type": options.compression_type != "zlib",
         "data_file": options.data_file is not None,
+        "encryption": options.encryption is not None,
     }
     for option, given in newer.items():
         if given:
@@ -124,14 +139,15 @@ def _header(name: str, size: int, options: Options) -> Header:
     return header
 
 
-def _lay_out(header: Header) -> int:
-    """Place the tables: header, refcount table and blocks, L1. How many blocks there are."""
+def _lay_out(header: Header, more: int) -> int:
+    """Place the tables: header, refcount table and blocks, L1, and `more` clusters behind them. How
+    many blocks there are."""
     cluster = header.cluster_bytes
     per_block = cluster * 8 >> header.refcount_order
     l1_clusters = -(-8 * header.l1_entries // cluster)
     blocks = table = 1
     while True:
-        total = 1 + table + blocks + l1_clusters
+        total = 1 + table + blocks + l1_clusters + more
         needed = -(-total // per_block)
         clusters = -(-8 * needed // cluster)
         if (needed, clusters) <= (blocks, table):

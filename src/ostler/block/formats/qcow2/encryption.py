@@ -7,8 +7,10 @@ tables are in clear.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 from ostler.block.crypto import luks1
+from ostler.block.crypto.options import LuksOptions
 from ostler.block.formats.qcow2.header import ENCRYPTION, Header
 from ostler.block.image import ImageFile, Opening
 from ostler.block.source import damaged, unsupported
@@ -62,3 +64,39 @@ def unlock(file: ImageFile, header: Header, how: Opening) -> SectorCipher | None
     part = _Part(file, offset, length)
     parsed = luks1.parse(part)
     return parsed.spec.cipher(file.name, luks1.unlock(part, parsed, how.secret))
+
+
+@dataclass(frozen=True)
+class NewLuks:
+    """The LUKS header that a new image is to have."""
+
+    options: LuksOptions
+    header: luks1.Luks1Header
+    key: bytes
+
+    def clusters(self, header: Header) -> int:
+        """How many it takes."""
+        return -(-self.header.payload_offset // header.cluster_bytes)
+
+    def write(self, file: ImageFile, header: Header, offset: int) -> None:
+        """Put it at `offset`, and its place into the image's header."""
+        file.truncate(offset + self.clusters(header) * header.cluster_bytes)
+        luks1.add_key(
+            file.name,
+            self.header,
+            self.key,
+            self.options.secret,
+            self.options.iter_time,
+            lambda at, data: file.write(offset + at, data),
+        )
+        header.crypt_method = LUKS
+        header.extensions[ENCRYPTION] = _PLACE.pack(offset, self.header.payload_offset)
+
+
+def new(name: str, options: LuksOptions) -> NewLuks:
+    """A header with a new key; `DiskError` where it cannot be made so."""
+    options.check(name)
+    header, key = luks1.new_header(
+        options.spec, options.hash_alg, options.key_bytes, options.iter_time
+    )
+    return NewLuks(options, header, key)
