@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Space;
 use crate::exit::{Exit, IoHandler};
+use crate::irq::{IrqFd, MsiRouteEntry};
 use crate::regs::{
     CpuidEntry, DebugRegs, Events, GuestDebug, IrqchipState, LapicState, MpState, MsrEntry, Regs, Sregs, Xcr, XsaveArea,
 };
@@ -102,6 +103,18 @@ pub trait Vm: Send + Sync + Debug {
     }
     /// Takes back what [`Vm::bind_doorbell`] did.
     fn unbind_doorbell(&self, _space: Space, _address: u64, _eventfd: &EventFd) {}
+    /// Replaces the messages that interrupt numbers from [`crate::irq::FIRST_MESSAGE`] on stand for.
+    fn set_msi_routes(&self, _routes: &[MsiRouteEntry]) -> Result<()> {
+        Err(AccelError::NoIrqchip)
+    }
+    /// Interrupts the guest whenever the eventfd is written to, by whomever, without this process's doing.
+    fn bind_irqfd(&self, _irqfd: IrqFd) -> Result<()> {
+        Err(AccelError::NoIrqchip)
+    }
+    /// Lets go of the eventfds of an interrupt; false when there are none.
+    fn unbind_irqfd(&self, _gsi: u32) -> bool {
+        false
+    }
     fn irqchip_state(&self) -> Result<IrqchipState>;
     fn set_irqchip_state(&self, state: &IrqchipState) -> Result<()>;
 

@@ -1,11 +1,12 @@
 //! How devices interrupt the guest.
 
 use std::fmt::Debug;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::accel::{Msi, Vm};
+use crate::accel::{AccelError, Msi, Result, Vm};
 
 /// What a device does to say "look here". Called from any thread; never blocks for long.
 pub trait Interrupt: Send + Sync + Debug {
@@ -189,6 +190,44 @@ impl Interrupt for MsiRoute {
     fn trigger(&self) {
         self.signal();
     }
+}
+
+/// An eventfd that interrupts the guest when it is written to (`KVM_IRQFD`).
+#[derive(Debug)]
+pub struct IrqFd {
+    /// A line of the controllers, below [`FIRST_MESSAGE`], or the number of a [`MsiRouteEntry`].
+    pub gsi: u32,
+    pub event: OwnedFd,
+    /// For a level-triggered line: it stays asserted until the guest ends the interrupt; then it falls and this is
+    /// written to, so that whoever still wants attention writes to `event` again.
+    pub resample: Option<OwnedFd>,
+}
+
+/// An interrupt number that stands for a message (`KVM_SET_GSI_ROUTING`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsiRouteEntry {
+    pub gsi: u32,
+    pub msi: Msi,
+}
+
+/// Lines of the interrupt controllers are below, messages from here on.
+pub const FIRST_MESSAGE: u32 = 24;
+/// Numbers of messages are below: as many as KVM routes, less the wires of the controllers.
+pub const LAST_MESSAGE: u32 = 4000;
+
+/// Refuses numbers that are lines, or past the last one.
+pub fn check_routes(routes: &[MsiRouteEntry]) -> Result<()> {
+    let bad = routes.iter().find(|route| !(FIRST_MESSAGE..LAST_MESSAGE).contains(&route.gsi));
+    bad.map_or(Ok(()), |route| Err(AccelError::BadState { what: "the number of a message", value: route.gsi.into() }))
+}
+
+/// Refuses what can be no interrupt: a number past the last one, and to ask for the end of a message.
+pub fn check_irqfd(irqfd: &IrqFd) -> Result<()> {
+    let limit = if irqfd.resample.is_some() { FIRST_MESSAGE } else { LAST_MESSAGE };
+    if irqfd.gsi < limit {
+        return Ok(());
+    }
+    Err(AccelError::BadState { what: "the number of an interrupt", value: irqfd.gsi.into() })
 }
 
 /// An interrupt that somebody else delivers: another process, or Python.

@@ -17,6 +17,7 @@ pub mod cpuid;
 pub mod exit;
 pub mod fault;
 pub mod irq;
+pub mod pump;
 pub mod regs;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -3,6 +3,7 @@
 use kvm_bindings::*;
 use kvm_ioctls::VmFd;
 use ostler_engine::accel::Result;
+use ostler_engine::irq::MsiRouteEntry;
 use ostler_engine::regs::{IoapicState, IrqchipState, PicState, PitChannelState};
 use ostler_engine::{AccelError, Msi};
 
@@ -52,6 +53,14 @@ fn wires() -> Vec<kvm_irq_routing_entry> {
 fn wire(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
     let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
     entry.u.irqchip = kvm_irq_routing_irqchip { irqchip, pin };
+    entry
+}
+
+/// An entry of the routing table that is a message.
+pub fn message(route: &MsiRouteEntry) -> kvm_irq_routing_entry {
+    let (address_lo, address_hi) = address_of(route.msi);
+    let mut entry = kvm_irq_routing_entry { gsi: route.gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    entry.u.msi = kvm_irq_routing_msi { address_lo, address_hi, data: route.msi.data, ..Default::default() };
     entry
 }
 

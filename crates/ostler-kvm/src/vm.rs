@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Debug};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -11,6 +12,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VcpuFd, VmFd};
 use ostler_engine::accel::Result;
+use ostler_engine::irq::{self, IrqFd, MsiRouteEntry};
 use ostler_engine::regs::IrqchipState;
 use ostler_engine::{AccelError, Msi, Space, Vcpu, Vm};
 use ostler_memory::GuestRam;
@@ -42,6 +44,8 @@ pub struct Shared {
     dirty: dirty::Log,
     irqchip: AtomicBool,
     vcpus: Mutex<BTreeSet<u32>>,
+    /// What KVM holds, to be named when it shall let go.
+    irqfds: Mutex<Vec<(u32, EventFd)>>,
     /// Counts how often the clock was set: a guest may ask whether it was stopped.
     clock_sets: AtomicU64,
 }
@@ -111,6 +115,7 @@ impl KvmVm {
             dirty,
             irqchip: AtomicBool::new(false),
             vcpus: Mutex::default(),
+            irqfds: Mutex::default(),
             clock_sets: AtomicU64::new(0),
         };
         shared.synchronize()?;
@@ -137,6 +142,11 @@ fn prepare(fd: &VmFd, host: &Host) -> Result<()> {
         fd.enable_cap(&cap).map_err(self::host("KVM_CAP_X2APIC_API"))?;
     }
     Ok(())
+}
+
+fn eventfd(fd: OwnedFd) -> EventFd {
+    // SAFETY: the descriptor is open, and from here on the eventfd's alone.
+    unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) }
 }
 
 fn ioevent(space: Space, address: u64) -> IoEventAddress {
@@ -206,6 +216,40 @@ impl Vm for KvmVm {
     fn unbind_doorbell(&self, space: Space, address: u64, eventfd: &EventFd) {
         // It was bound, so KVM knows it.
         let _unbound = self.shared.fd.unregister_ioevent(eventfd, &ioevent(space, address), NoDatamatch);
+    }
+
+    fn set_msi_routes(&self, routes: &[MsiRouteEntry]) -> Result<()> {
+        irq::check_routes(routes)?;
+        let messages: Vec<_> = routes.iter().map(irqchip::message).collect();
+        irqchip::set_routing(self.irqchip()?, &messages)
+    }
+
+    fn bind_irqfd(&self, irqfd: IrqFd) -> Result<()> {
+        irq::check_irqfd(&irqfd)?;
+        let vm = self.irqchip()?;
+        let IrqFd { gsi, event, resample } = irqfd;
+        let (event, resample) = (eventfd(event), resample.map(eventfd));
+        match &resample {
+            Some(resample) => vm.register_irqfd_with_resample(&event, resample, gsi),
+            None => vm.register_irqfd(&event, gsi),
+        }
+        .map_err(host("KVM_IRQFD"))?;
+        lock(&self.shared.irqfds).push((gsi, event));
+        Ok(())
+    }
+
+    fn unbind_irqfd(&self, gsi: u32) -> bool {
+        let mut irqfds = lock(&self.shared.irqfds);
+        let before = irqfds.len();
+        irqfds.retain(|(bound, event)| {
+            let goes = *bound == gsi;
+            if goes {
+                // It was bound, so KVM knows it.
+                let _unbound = self.shared.fd.unregister_irqfd(event, gsi);
+            }
+            !goes
+        });
+        irqfds.len() != before
     }
 
     fn irqchip_state(&self) -> Result<IrqchipState> {

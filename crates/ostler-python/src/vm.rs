@@ -1,9 +1,12 @@
 //! The virtual machine.
 
+use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use ostler_engine::irq::{IrqFd, MsiRouteEntry};
 use ostler_engine::regs::IrqchipState;
-use ostler_engine::{Accelerator, Vm, VmClock};
+use ostler_engine::{Accelerator, Msi, Vm, VmClock};
 use ostler_memory::GuestRam;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -12,6 +15,7 @@ use crate::accelerators;
 use crate::bus::Bus;
 use crate::convert::Mirror;
 use crate::error::raise;
+use crate::fd;
 use crate::irq::{IrqLine, MsiRoute};
 use crate::memory::Memory;
 use crate::threads::{Threads, on_exit};
@@ -110,6 +114,29 @@ impl VirtualMachine {
     /// A new message-signalled interrupt, masked.
     fn msi_route(&self) -> MsiRoute {
         MsiRoute { route: Arc::new(ostler_engine::MsiRoute::new(Arc::clone(&self.vm))) }
+    }
+
+    /// Replace the messages that interrupt numbers stand for: `{number: (address, data)}`, from 24 on.
+    fn set_msi_routes(&self, routes: BTreeMap<u32, (u64, u32)>) -> PyResult<()> {
+        let entry = |(gsi, (address, data))| MsiRouteEntry { gsi, msi: Msi { address, data } };
+        let routes: Vec<_> = routes.into_iter().map(entry).collect();
+        self.vm.set_msi_routes(&routes).map_err(raise)
+    }
+
+    /// Interrupt the guest whenever the eventfd `fd` is written to, by whatever process (KVM's irqfd): `gsi` is
+    /// a line, which makes one edge, or a number of `set_msi_routes`.
+    ///
+    /// With `resample_fd`, for level-triggered lines, the line stays asserted until the guest ends the
+    /// interrupt at its APIC; it falls then, and `resample_fd` is written to. Both are duplicated.
+    #[pyo3(signature = (gsi, fd, resample_fd=None))]
+    fn bind_irqfd(&self, gsi: u32, fd: RawFd, resample_fd: Option<RawFd>) -> PyResult<()> {
+        let resample = resample_fd.map(fd::duplicate).transpose()?;
+        self.vm.bind_irqfd(IrqFd { gsi, event: fd::duplicate(fd)?, resample }).map_err(raise)
+    }
+
+    /// Let go of the eventfds bound to `gsi`; false when there are none.
+    fn unbind_irqfd(&self, py: Python<'_>, gsi: u32) -> bool {
+        py.detach(|| self.vm.unbind_irqfd(gsi))
     }
 
     /// Create the vCPU with APIC id `id`, as after power-up. 0 is the boot processor.

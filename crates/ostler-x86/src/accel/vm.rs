@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ostler_engine::accel::Result;
+use ostler_engine::irq::{self, IrqFd, MsiRouteEntry};
 use ostler_engine::regs::IrqchipState;
 use ostler_engine::{AccelError, Msi, Vcpu, Vm};
 use ostler_memory::GuestRam;
@@ -78,6 +79,21 @@ impl Vm for SoftVm {
 
     fn signal_msi(&self, msi: Msi) -> bool {
         self.shared.irqchip().is_some_and(|chip| chip.signal_msi(msi))
+    }
+
+    fn set_msi_routes(&self, routes: &[MsiRouteEntry]) -> Result<()> {
+        irq::check_routes(routes)?;
+        self.irqchip()?.set_msi_routes(routes);
+        Ok(())
+    }
+
+    fn bind_irqfd(&self, irqfd: IrqFd) -> Result<()> {
+        irq::check_irqfd(&irqfd)?;
+        self.irqchip()?.bind_irqfd(irqfd)
+    }
+
+    fn unbind_irqfd(&self, gsi: u32) -> bool {
+        self.shared.irqchip().is_some_and(|chip| chip.unbind_irqfd(gsi))
     }
 
     fn irqchip_state(&self) -> Result<IrqchipState> {

@@ -21,6 +21,11 @@ mod offset {
     pub const EOI: u64 = 0x40;
 }
 
+/// Whether a write at `offset` of the page ends the interrupts of a vector.
+pub(super) fn is_end_of_interrupt(offset: u64) -> bool {
+    offset & 0xFF == offset::EOI
+}
+
 /// Bits of a redirection entry.
 mod entry {
     pub const LOGICAL: u64 = 1 << 11;
@@ -79,6 +84,12 @@ impl Ioapic {
         }
     }
 
+    /// The level-triggered pins that send `vector`, one bit each.
+    pub(super) fn level_pins(&self, vector: u8) -> u32 {
+        let sends = |pin: &usize| self.state.redirtbl[*pin] as u8 == vector && self.is_level(*pin);
+        (0..self.state.redirtbl.len()).filter(sends).fold(0, |pins, pin| pins | 1 << pin)
+    }
+
     /// A local APIC broadcasts the end of a level-triggered interrupt. True when one that is due has
     /// to wait, for `send_all_asserted` after [`STORM_PAUSE_NS`].
     #[must_use]
@@ -124,9 +135,8 @@ impl Ioapic {
         }
     }
 
-    /// True when an interrupt has to wait (see `end_of_interrupt`).
-    #[must_use]
-    pub(super) fn write(&mut self, offset: u64, data: &[u8], deliver: Deliver<'_>) -> bool {
+    /// All but the ends of interrupts: those concern more than this chip.
+    pub(super) fn write(&mut self, offset: u64, data: &[u8], deliver: Deliver<'_>) {
         let mut bytes = [0; 4];
         for (byte, &written) in bytes.iter_mut().zip(data) {
             *byte = written;
@@ -135,10 +145,8 @@ impl Ioapic {
         match offset & 0xFF {
             offset::SELECT => self.state.ioregsel = value & 0xFF,
             offset::WINDOW => self.write_selected(value, deliver),
-            offset::EOI => return self.end_of_interrupt(value as u8, deliver),
             _ => {}
         }
-        false
     }
 
     pub(super) fn state(&self) -> IoapicState {

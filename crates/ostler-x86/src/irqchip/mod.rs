@@ -3,11 +3,13 @@
 //! * [`pic`]: the two 8259A, whose output is LINT0 of all local APICs and pin 0 of the IOAPIC;
 //! * [`ioapic`]: 24 pins; [`lapic`]: one per vCPU; [`message`]: what they send each other;
 //! * [`pit`]: the 8254, whose counter 0 drives GSI 0, which is the PIC's input 0 and the IOAPIC's pin 2;
-//! * [`timer`]: the host thread that lets PIT and local APIC timers expire.
+//! * [`timer`]: the host thread that lets PIT and local APIC timers expire;
+//! * [`eventfd`]: interrupts that come by eventfd.
 //!
 //! Lock order: PIT, PICs, IOAPIC, the list of local APICs; a timer's lock, then the deadlines'.
 //! Local APICs take interrupts without a lock, so that all of this may be held while delivering.
 
+mod eventfd;
 mod ioapic;
 mod lapic;
 mod message;
@@ -23,6 +25,7 @@ use ostler_engine::{AccelError, Msi};
 
 use crate::clock::GuestClock;
 use crate::signals::Signals;
+use eventfd::EventFds;
 use ioapic::Ioapic;
 use message::{Delivery, Message};
 use pic::PicPair;
@@ -53,6 +56,7 @@ pub struct Irqchip {
     storm: Arc<Storm>,
     /// Sorted by id.
     lapics: RwLock<Vec<Arc<Lapic>>>,
+    eventfds: EventFds,
     /// Where the search for the lowest priority starts, so that equals take turns.
     turn: AtomicUsize,
     _thread: TimerThread,
@@ -80,6 +84,7 @@ impl Irqchip {
                 ioapic: Mutex::new(Ioapic::new()),
                 storm,
                 lapics: RwLock::new(Vec::new()),
+                eventfds: EventFds::default(),
                 turn: AtomicUsize::new(0),
                 _thread: thread,
             }
@@ -177,8 +182,10 @@ impl Irqchip {
     }
 
     pub fn ioapic_write(&self, offset: u64, data: &[u8]) {
-        let waits = lock(&self.ioapic).write(offset, data, &|message| self.deliver(message));
-        self.pause_storm(waits);
+        if ioapic::is_end_of_interrupt(offset) {
+            return self.end_of_interrupt(data.first().copied().unwrap_or(0));
+        }
+        lock(&self.ioapic).write(offset, data, &|message| self.deliver(message));
     }
 
     pub fn state(&self) -> IrqchipState {
@@ -244,6 +251,8 @@ impl Irqchip {
 
     /// A local APIC ends a level-triggered interrupt.
     fn end_of_interrupt(&self, vector: u8) {
+        let pins = lock(&self.ioapic).level_pins(vector);
+        self.resample(pins);
         let waits = lock(&self.ioapic).end_of_interrupt(vector, &|message| self.deliver(message));
         self.pause_storm(waits);
     }

@@ -1,0 +1,63 @@
+"""A guest of more vCPUs than an xAPIC can number: x2APIC starts them and reaches them."""
+
+from __future__ import annotations
+
+import queue
+
+import pytest
+from engine_guest import ENTRY, RAM_BYTES, Register, enter_real_mode, machine
+
+from ostler.engine import Exit
+
+pytest_plugins = ["accelerators"]
+pytestmark = pytest.mark.usefixtures("accelerator")
+
+PATIENCE_S = 120.0
+VCPUS = 288
+STARTUP_PAGE = 2
+X2APIC_ENABLED = 0xC00
+
+# mov ebx, 1; next: mov ecx, 0x830 (ICR); mov edx, ebx; mov eax, 0x4500 (INIT); wrmsr;
+# mov eax, 0x4602 (SIPI to page 2); wrmsr; inc ebx; cmp ebx, VCPUS; jb next; hlt; jmp hlt
+START_ALL = (
+    bytes.fromhex(
+        "66bb01000000 66b930080000 6689da 66b800450000 0f30 66b802460000 0f30 6643 6681fb"
+    )
+    + VCPUS.to_bytes(4, "little")
+    + bytes.fromhex("72dc f4 ebfd")
+)
+# mov eax, 0xb; xor ecx, ecx; cpuid (EDX: x2APIC id); mov eax, edx; out 0x10, eax; hlt; jmp hlt
+SAY_ID = bytes.fromhex("66b80b000000 6631c9 0fa2 6689d0 66e710 f4 ebfd")
+
+
+class Mailbox(Register):
+    """A port that hands over what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: queue.Queue[int] = queue.Queue()
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.queue.put(value)
+
+
+def test_more_than_255_vcpus_are_started_by_x2apic_and_know_who_they_are() -> None:
+    vm = machine()
+    vm.create_irqchip()
+    vm.memory.add_slot(0, gpa=0, size=RAM_BYTES)
+    vm.memory.write(ENTRY, START_ALL)
+    vm.memory.write(STARTUP_PAGE << 12, SAY_ID)
+    vm.bus.add("pio", 0x10, 4, mailbox := Mailbox())
+    vcpus = [vm.create_vcpu(number) for number in range(VCPUS)]
+    enter_real_mode(vcpus[0])
+    vcpus[0].set_sregs(apic_base=vcpus[0].sregs.apic_base | X2APIC_ENABLED)
+
+    def ignore(_vcpu: int, _exit: Exit) -> None:
+        """Nothing is expected to leave the guest."""
+
+    threads = vm.start(vcpus, ignore)
+    # To the others, which are still in xAPIC mode, 255 is everyone: some say their number twice.
+    missing = set(range(1, VCPUS))
+    while missing:
+        missing.discard(mailbox.queue.get(timeout=PATIENCE_S))
+    threads.stop()
