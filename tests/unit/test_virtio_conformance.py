@@ -15,6 +15,7 @@ from ostler.devices.virtio.blk import VirtioBlk
 from ostler.devices.virtio.console import Port, VirtioConsole
 from ostler.devices.virtio.device import VirtioDevice
 from ostler.devices.virtio.input import VirtioKeyboard, VirtioTablet
+from ostler.devices.virtio.mem import VirtioMem
 from ostler.devices.virtio.net import VirtioNet
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.scsi import VirtioScsi
@@ -34,9 +35,24 @@ DEVICES: tuple[Callable[[], VirtioDevice[Any]], ...] = (
     lambda: VirtioVsock(FakeWorkers(), 3, -1, "vsock"),
 )
 
+
+class PaperHotMemory:
+    """Memory nobody has."""
+
+    def map(self, chunk: int, gpa: int, size: int) -> None:
+        pass
+
+    def unmap(self, chunk: int) -> None:
+        pass
+
+    def discard(self, gpa: int, size: int) -> None:
+        pass
+
+
 # Their state is changed by a queue, not by the configuration space.
 CARDS: tuple[Callable[[], VirtioDevice[Any]], ...] = (
     lambda: VirtioConsole((0, 1), FakeWorkers()),
+    lambda: VirtioMem(FakeWorkers(), PaperHotMemory(), 4 << 30, 1 << 30),
     lambda: VirtioConsole(None, FakeWorkers(), [Port("agent", 0, 1), Port("log", 0, 1)]),
     lambda: VirtioNet(FakeCable(), FakeWorkers(), bytes.fromhex("525400123456"), mtu=1400),
     lambda: VirtioNet(FakeCable(), FakeWorkers(), bytes(6), pairs=4, hash_report=True),

@@ -19,6 +19,7 @@ from ostler.devices.virtio.blk import VirtioBlk
 from ostler.devices.virtio.console import Port, VirtioConsole
 from ostler.devices.virtio.device import F_VERSION_1, VirtioDevice
 from ostler.devices.virtio.input import VirtioKeyboard
+from ostler.devices.virtio.mem import VirtioMem
 from ostler.devices.virtio.net import VirtioNet
 from ostler.devices.virtio.rng import VirtioRng
 from ostler.devices.virtio.scsi import VirtioScsi
@@ -27,6 +28,7 @@ from ostler.devices.virtio.state import ISR_CONFIG, NEEDS_RESET
 from ostler.devices.virtio.vsock import VirtioVsock
 from ostler.engine import NetLink
 from ostler.machine.disks import GuestDisk, open_disks
+from ostler.machine.hardware import HotSlots
 
 NEXT = 1
 STATUS, ISR = 20, 0x1000
@@ -88,6 +90,9 @@ DEVICES: dict[str, Callable[[Lab], VirtioDevice[Any]]] = {
     "console": console,
     "rng": lambda lab: VirtioRng(lab.guest.workers, 1 << 30),
     "balloon": lambda lab: VirtioBalloon(lab.guest.workers, RAM_BYTES),
+    "mem": lambda lab: VirtioMem(
+        lab.guest.workers, HotSlots(lab.guest.vm.memory), 1 << 32, 1 << 28
+    ),
     "keyboard": lambda lab: VirtioKeyboard(lab.guest.workers),
     "vsock": lambda lab: VirtioVsock(lab.guest.workers, 3, lab.listener_fd(), f"{lab.folder}/v"),
     "share": lambda lab: VirtioShare(lab.guest.workers, lab.folder, "tag"),

@@ -63,6 +63,12 @@ impl Memory {
         self.change(py, |ram| ram.remove_slot(slot))
     }
 
+    /// Give the host back the whole pages in `size` bytes at `gpa`, which read as zeros afterwards.
+    /// Returns how many bytes that were; where no memory is, there is none to give.
+    fn discard(&self, py: Python<'_>, gpa: u64, size: u64) -> u64 {
+        py.detach(|| ostler_memory::discard(&self.ram().map(), gpa, size))
+    }
+
     /// `length` bytes at `gpa`; `IndexError` where no memory is.
     fn read<'py>(&self, py: Python<'py>, gpa: u64, length: usize) -> PyResult<Bound<'py, PyBytes>> {
         let ram = self.ram();

@@ -106,8 +106,9 @@ def run(
             metavar="KIND[,OPTION=...]",
             help="Add a device; repeat it for more. Kinds: debug-exit (iobase=PORT; a write of V"
             " ends the VM with exit code V*2+1), virtio-rng (rate=BYTES/S), virtio-console,"
-            " virtio-balloon, virtio-keyboard, virtio-tablet, virtio-vsock (cid=N, path=PATH;"
-            " --vsock is short for it), virtio-9p (path=DIR, mount_tag=TAG, readonly=on; --share)."
+            " virtio-balloon, virtio-mem (size=BYTES), virtio-keyboard, virtio-tablet,"
+            " virtio-vsock (cid=N, path=PATH; --vsock is short for it),"
+            " virtio-9p (path=DIR, mount_tag=TAG, readonly=on; --share)."
             " Example: --device debug-exit,iobase=0xf4",
         ),
     ] = None,

@@ -10,10 +10,13 @@ from pathlib import Path
 import msgspec
 
 from ostler.config.options import build, split_options
+from ostler.config.size import format_size, parse_size
 from ostler.errors import ConfigError
 
 # virtio 1.2, section 5.10.4: the context ids that are not reserved.
 MAX_TAG_BYTES = 31  # Linux's limit on virtiofs tags, so that one name serves both
+# What virtio-mem maps at once, and the most it may have.
+MEM_STEP_BYTES, MAX_MEM_BYTES = 128 << 20, 1 << 40
 FIRST_GUEST_CID, LAST_GUEST_CID = 3, 0xFFFF_FFFE
 
 
@@ -121,6 +124,26 @@ class VirtioTabletConfig(
     packed: bool = True
 
 
+class VirtioMemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="virtio-mem"):
+    """Room for up to `size` of memory that comes and goes while the guest runs."""
+
+    size: str | int
+    packed: bool = True
+
+    def __post_init__(self) -> None:
+        step = MEM_STEP_BYTES
+        if self.size_bytes % step or not step <= self.size_bytes <= MAX_MEM_BYTES:
+            raise ConfigError(
+                f"--device virtio-mem,size={self.size}: give a multiple of {format_size(step)},"
+                f" up to {format_size(MAX_MEM_BYTES)}"
+            )
+
+    @property
+    def size_bytes(self) -> int:
+        """The room in bytes."""
+        return parse_size(self.size, "--device virtio-mem: size")
+
+
 DeviceConfig = (
     DebugExitConfig
     | VirtioRngConfig
@@ -130,6 +153,7 @@ DeviceConfig = (
     | VirtioShareConfig
     | VirtioKeyboardConfig
     | VirtioTabletConfig
+    | VirtioMemConfig
 )
 
 KINDS: dict[str, type[DeviceConfig]] = {
@@ -141,6 +165,7 @@ KINDS: dict[str, type[DeviceConfig]] = {
     "virtio-9p": VirtioShareConfig,
     "virtio-keyboard": VirtioKeyboardConfig,
     "virtio-tablet": VirtioTabletConfig,
+    "virtio-mem": VirtioMemConfig,
 }
 
 

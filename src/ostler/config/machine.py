@@ -9,7 +9,7 @@ import msgspec
 from ostler.config.accelerator import AcceleratorChoice
 from ostler.config.console import PortConfig, check_ports
 from ostler.config.cpu import CpuConfig
-from ostler.config.devices import DeviceConfig
+from ostler.config.devices import DeviceConfig, VirtioMemConfig
 from ostler.config.disk import DiskConfig
 from ostler.config.memory import MemoryConfig
 from ostler.config.net import NetConfig, PublishConfig
@@ -38,6 +38,12 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     publish: tuple[PublishConfig, ...] = ()
     accelerator: AcceleratorChoice = AcceleratorChoice()
     reboot: bool = True
+
+    @property
+    def hot_bytes(self) -> int:
+        """Room for memory that comes while the guest runs."""
+        rooms = [device for device in self.devices if isinstance(device, VirtioMemConfig)]
+        return sum(room.size_bytes for room in rooms)
 
     def __post_init__(self) -> None:
         if "\0" in self.append:

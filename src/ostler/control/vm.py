@@ -41,6 +41,7 @@ from ostler.config.several import several
 from ostler.control.accelerator import choose
 from ostler.control.balloon import Balloon
 from ostler.control.console import SerialConsole
+from ostler.control.hotplug import Hotplug
 from ostler.control.network import NetworkCard
 from ostler.control.outcome import Ending, Outcome
 from ostler.control.ports import Consoles, Ends, open_ends
@@ -90,10 +91,10 @@ class VM:
     here where a value alone is wrong.
 
     `serial` is the first serial port, `hvc` the console of a `virtio-console` device, `console` has
-    its named ports, `balloon` is the memory balloon of a `virtio-balloon`, `vsock` the sockets of a
-    `virtio-vsock`, `net` the network cards, `disks` the disks. Nothing is printed:
-    `accelerator.note` says where the guest does not run on what was hoped for, and `on_report` is
-    called with such lines.
+    its named ports, `balloon` is the memory balloon of a `virtio-balloon`, `hotplug` the room of a
+    `virtio-mem`, `vsock` the sockets of a `virtio-vsock`, `net` the network cards, `disks` the
+    disks. Nothing is printed: `accelerator.note` says where the guest does not run on what was
+    hoped for, and `on_report` is called with such lines.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class VM:
         self._ends = Ends((), self.console)
         self._console_size: tuple[int, int] | None = None
         self.balloon = Balloon(self)
+        self.hotplug = Hotplug(self)
         self.vsock = Vsock()
         self._mailbox: Mailbox = Mailbox()
         self._open = ExitStack()

@@ -30,7 +30,7 @@ def plan_boot(config: MachineConfig) -> BootPlan:
 
 def acpi_tables(config: MachineConfig) -> bytes:
     """The tables that describe the `virt` board; they go to `RSDP_GPA`."""
-    windows = at.pci_windows(config.memory.size_bytes)
+    windows = at.pci_windows(config.memory.size_bytes, config.hot_bytes)
     return build_tables(
         acpi.Board(
             apic_ids=range(config.cpu.count),

@@ -20,6 +20,9 @@ class Memory(GuestMemory, Protocol):
     def remove_slot(self, slot: int) -> None:
         """Take the RAM of `slot` away."""
 
+    def discard(self, gpa: int, size: int) -> int:
+        """Give the host the pages there back, which read as zeros; how many bytes."""
+
 
 class Hardware(Protocol):
     """The accelerator's side of a machine: memory, a bus, interrupt inputs."""
@@ -99,6 +102,27 @@ class RecordedBus:
         """Take everything off the bus."""
         for space, base in list(self._ranges):
             self.remove(space, base)
+
+
+class HotSlots:
+    """Slots of memory that comes and goes; their numbers begin behind those of a board's RAM."""
+
+    FIRST_SLOT = 16
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def map(self, chunk: int, gpa: int, size: int) -> None:
+        """Put zeroed memory there; `HostError` when the host has none."""
+        self._memory.add_slot(self.FIRST_SLOT + chunk, gpa, size)
+
+    def unmap(self, chunk: int) -> None:
+        """Take it away."""
+        self._memory.remove_slot(self.FIRST_SLOT + chunk)
+
+    def discard(self, gpa: int, size: int) -> None:
+        """Give the host back what is there."""
+        self._memory.discard(gpa, size)
 
 
 class RecordedLines:

@@ -68,8 +68,15 @@ def e820(size_bytes: int) -> tuple[MemoryRange, ...]:
     )
 
 
-def pci_windows(size_bytes: int) -> Windows:
+def hot_region(size_bytes: int, hot_bytes: int) -> RamRegion:
+    """Where memory comes and goes: above all other RAM and 4 GiB, 1 GiB aligned."""
+    top = max(HIGH_RAM_BASE, *(region.gpa + region.size for region in ram_regions(size_bytes)))
+    return RamRegion(-(-top // GIB) * GIB, hot_bytes)
+
+
+def pci_windows(size_bytes: int, hot_bytes: int = 0) -> Windows:
     """The PCI windows; the 64-bit one begins above all RAM, 64 GiB aligned."""
-    top = max(region.gpa + region.size for region in ram_regions(size_bytes))
+    hot = hot_region(size_bytes, hot_bytes)
+    top = max(region.gpa + region.size for region in (*ram_regions(size_bytes), hot))
     high_base = -(-top // PCI_HIGH_ALIGNMENT) * PCI_HIGH_ALIGNMENT
     return Windows(high_base=high_base)

@@ -15,6 +15,7 @@ from ostler.config import (
     VirtioBalloonConfig,
     VirtioConsoleConfig,
     VirtioKeyboardConfig,
+    VirtioMemConfig,
     VirtioRngConfig,
     VirtioShareConfig,
     VirtioTabletConfig,
@@ -42,7 +43,7 @@ from ostler.devices.vmgenid import Vmgenid
 from ostler.errors import ConfigError, HostError
 from ostler.machine import memory_map as at
 from ostler.machine.board import Board, Host, Shifted
-from ostler.machine.hardware import Hardware
+from ostler.machine.hardware import Hardware, HotSlots
 from ostler.machine.scsi import scsi_host
 
 NetDevice = VirtioNet | EmulatedNic
@@ -149,7 +150,7 @@ class VirtBoard(Board):
     def _add_pci(self) -> PciHost:
         reset = reset_control.ResetControl(self.host.requests)
         self.add("reset-control", reset)
-        windows = at.pci_windows(self.config.memory.size_bytes)
+        windows = at.pci_windows(self.config.memory.size_bytes, self.config.hot_bytes)
         host = PciHost(
             self.bus,
             lambda gsi: self.irq(gsi, "pci"),
@@ -210,6 +211,8 @@ class VirtBoard(Board):
             case VirtioTabletConfig():
                 tablet = VirtioTablet(self.host.workers)
                 self.plug_virtio("tablet", tablet, packed=device.packed)
+            case VirtioMemConfig():
+                self._add_hot_memory(device)
             case VirtioShareConfig():
                 self._add_share(device)
             case VirtioVsockConfig():
@@ -231,6 +234,14 @@ class VirtBoard(Board):
             reporting=config.reporting,
         )
         self.plug_virtio("balloon", balloon, packed=config.packed)
+
+    def _add_hot_memory(self, config: VirtioMemConfig) -> None:
+        from ostler.devices.virtio.mem import VirtioMem
+
+        region = at.hot_region(self.config.memory.size_bytes, config.size_bytes)
+        memory = HotSlots(self.hardware.memory)
+        device = VirtioMem(self.host.workers, memory, region.gpa, region.size)
+        self.plug_virtio("mem", device, packed=config.packed)
 
     def _add_share(self, config: VirtioShareConfig) -> None:
         # Imported where it is wanted: it brings ctypes along.
