@@ -33,6 +33,9 @@ pub struct Job {
     pub sparse_bytes: u64,
     /// The target reads as zeroes where nothing is written.
     pub target_is_zero: bool,
+    /// Zeroes that the source keeps as data are data in the target, too, unless it has them already:
+    /// writing costs less than giving space back.
+    pub keeps_zero_data: bool,
     /// Pack clusters of this many bytes.
     pub packing: Option<(Packing, u64)>,
     /// Bytes a second; 0 is no limit.
@@ -276,7 +279,7 @@ impl<'a> Copier<'a> {
     fn data(&mut self, at: u64, len: u64) -> Result<()> {
         self.fill_buffer(at, len)?;
         let bytes = &self.buffer[..len as usize];
-        if self.job.sparse_bytes == 0 {
+        if self.job.sparse_bytes == 0 || self.job.keeps_zero_data && !self.job.target_is_zero {
             return self.target.write_bytes(bytes, at);
         }
         write_sparse(self.target, bytes, at, self.job)

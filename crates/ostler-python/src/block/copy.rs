@@ -78,7 +78,8 @@ pub fn copy_disk(
     limit: u64,
     salvage: bool,
 ) -> PyResult<u64> {
-    let job = Job { threads, sparse_bytes: sparse, target_is_zero, packing: packing(compression)?, limit };
+    let packing = packing(compression)?;
+    let job = Job { threads, sparse_bytes: sparse, target_is_zero, keeps_zero_data: false, packing, limit };
     let (from, to) = (source.disk.as_ref(), target.disk.as_ref());
     let what_is_left = Salvaged::new(from);
     let from = if salvage { &what_is_left } else { from };
@@ -103,7 +104,7 @@ pub fn copy_marked(
     target_is_zero: bool,
     limit: u64,
 ) -> PyResult<()> {
-    let job = Job { threads, sparse_bytes: SPARSE_BYTES, target_is_zero, packing: None, limit };
+    let job = Job { threads, sparse_bytes: SPARSE_BYTES, target_is_zero, keeps_zero_data: true, packing: None, limit };
     let (from, to) = (source.disk.as_ref(), target.disk.as_ref());
     py.detach(|| copy::copy_marked(from, to, &map.map, &job, &progress.progress)).map_err(|error| {
         let is_source = progress.progress.source_failed.load(Ordering::Acquire);

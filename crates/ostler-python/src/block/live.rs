@@ -57,7 +57,14 @@ impl LiveDisk {
         progress: &CopyProgress,
         target_is_zero: bool,
     ) -> PyResult<BlockBackup> {
-        let job = Job { threads: 1, sparse_bytes: SPARSE_BYTES, target_is_zero, packing: None, limit: 0 };
+        let job = Job {
+            threads: 1,
+            sparse_bytes: SPARSE_BYTES,
+            target_is_zero,
+            keeps_zero_data: true,
+            packing: None,
+            limit: 0,
+        };
         let todo = todo.map.as_ref().clone();
         let (source, target) = (self.live.disk(), Arc::clone(&target.disk));
         let made = Backup::new(source, target, todo, job, Arc::clone(&progress.progress));
