@@ -356,6 +356,7 @@ impl Cpu {
             for page in emptied {
                 if let Some(place) = self.mmu.physical.find(page) {
                     place.log.unwatch_page(place.offset / PAGE_BYTES);
+                    self.mmu.tlb.forget_physical(page);
                 }
             }
         });

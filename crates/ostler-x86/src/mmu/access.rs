@@ -12,7 +12,7 @@ use crate::cpu::stop::{Fault, Stop, vector};
 use crate::cpu::width::Width;
 use crate::mmu::Privilege;
 use crate::mmu::physical::PAGE_MASK;
-use crate::mmu::tlb::{HUGE, LARGE, TlbEntry};
+use crate::mmu::tlb::{HUGE, LARGE, TOLD, TlbEntry};
 use crate::mmu::walk::{Access, Translation};
 
 /// Whether `bytes` bytes at `linear` stay in one page.
@@ -355,11 +355,13 @@ impl Cpu {
         }
         let Some(place) = self.mmu.physical.find(page) else { return };
         let noted = place.log.must_note(place.offset / PAGE_BYTES);
+        let may_write = translation.writable && !place.read_only;
         let entry = TlbEntry {
             read: true,
-            write: translation.writable && !place.read_only && !noted,
+            write: may_write && !noted,
             addend: (place.host as u64).wrapping_sub(linear & PAGE_MASK),
             physical: page
+                | if may_write && noted { TOLD } else { 0 }
                 | match translation.page_shift {
                     12 => 0,
                     30 => HUGE,

@@ -20,7 +20,8 @@ pub struct TlbEntry {
     pub write: bool,
     /// Host address minus linear address.
     pub addend: u64,
-    /// The guest physical page; bit 0 set when it is part of a larger page, bit 1 when of a 1 GiB one.
+    /// The guest physical page; bit 0 set when it is part of a larger page, bit 1 when of a 1 GiB one, bit 2 when the
+    /// guest may write there although `write` is not set.
     pub physical: u64,
 }
 
@@ -28,6 +29,9 @@ pub struct TlbEntry {
 pub const LARGE: u64 = 1;
 /// `physical` of an entry cut from a 1 GiB page.
 pub const HUGE: u64 = 2;
+
+/// `physical` of an entry through which the guest may write, but has somebody told of it.
+pub const TOLD: u64 = 4;
 
 /// Entries noted before everything is forgotten.
 const NOTED: usize = 8192;
@@ -108,8 +112,13 @@ impl Tlb {
 
     /// The physical address of `linear`, if it is known for the access.
     pub fn physical(&self, privilege: Privilege, linear: u64, write: bool) -> Option<u64> {
-        let known = if write { self.writable(privilege, linear, 1) } else { self.readable(privilege, linear, 1) };
-        known.map(|_| self.physical[privilege as usize][index(linear)] & PAGE_MASK | linear & !PAGE_MASK)
+        let physical = self.physical[privilege as usize][index(linear)];
+        let known = if write && physical & TOLD == 0 {
+            self.writable(privilege, linear, 1)
+        } else {
+            self.readable(privilege, linear, 1)
+        };
+        known.map(|_| physical & PAGE_MASK | linear & !PAGE_MASK)
     }
 
     pub fn insert(&mut self, privilege: Privilege, linear: u64, entry: TlbEntry) {
@@ -181,6 +190,16 @@ impl Tlb {
         }
     }
 
+    /// Forgets what leads to the physical page `gpa`.
+    pub fn forget_physical(&mut self, gpa: u64) {
+        for number in 0..self.filled.len() {
+            let (bank, index) = (usize::from(self.filled[number].0), usize::from(self.filled[number].1));
+            if self.physical[bank][index] & PAGE_MASK == gpa & PAGE_MASK {
+                self.clear(bank, index);
+            }
+        }
+    }
+
     /// Sends stores to the physical page `gpa` to the slow path from now on.
     pub fn forbid_writes(&mut self, gpa: u64) {
         for (bank, index) in &self.filled {
@@ -195,6 +214,18 @@ impl Tlb {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn page_whose_writers_are_told_of_is_known_to_be_writable_but_not_stored_to() {
+        let mut tlb = Tlb::default();
+        let user = Privilege::User;
+        let entry = TlbEntry { read: true, write: false, addend: 0, physical: 0x5000 | TOLD };
+        tlb.insert(user, 0x7000, entry);
+        assert_eq!(tlb.physical(user, 0x7123, true), Some(0x5123));
+        assert!(tlb.writable(user, 0x7123, 1).is_none() && tlb.physical(user, 0x8123, true).is_none());
+        tlb.insert(user, 0x7000, TlbEntry { physical: 0x5000, ..entry });
+        assert!(tlb.physical(user, 0x7123, true).is_none(), "the guest's tables have to be asked");
+    }
 
     fn finds(tlb: &Tlb, linear: u64, bytes: usize) -> bool {
         tlb.readable(Privilege::User, linear, bytes).is_some() || tlb.writable(Privilege::User, linear, bytes).is_some()
