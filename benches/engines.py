@@ -41,7 +41,7 @@ class Sample:
 def ostler(kernel: Path, initrd: Path) -> Sample:
     """One run on our software CPU."""
     program = Path(sysconfig.get_path("scripts"), "ostler")
-    return _guest(
+    return guest(
         [
             str(program), "run", "--kernel", str(kernel), "--initrd", str(initrd),
             "--append", APPEND, "--memory", MEMORY, "--cpus", "1", "--accel", "soft",
@@ -51,7 +51,7 @@ def ostler(kernel: Path, initrd: Path) -> Sample:
 
 def qemu(kernel: Path, initrd: Path) -> Sample:
     """One run on QEMU's TCG."""
-    return _guest(
+    return guest(
         [
             "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", MEMORY, "-smp", "1",
             "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
@@ -66,7 +66,8 @@ def native(program: Path) -> Sample:
     return _listen([str(program)], environment)
 
 
-def _guest(command: Sequence[str]) -> Sample:
+def guest(command: Sequence[str]) -> Sample:
+    """One run of a machine whose guest says what it measures."""
     sample = _listen(command, dict(os.environ))
     if "boot" not in sample.values:
         raise BenchError(f"{command[0]}: the guest never reached userland")

@@ -14,6 +14,13 @@ from rich.table import Table
 
 from benches.engines import Sample
 
+COLUMNS = {
+    "native": "native",
+    "qemu": "qemu tcg",
+    "ostler": "ostler",
+    "e1000": "ostler, e1000",
+    "ratio": "ostler/qemu",
+}
 TITLES = {
     "boot": "time to userland",
     "integer": "integer loop",
@@ -33,6 +40,10 @@ TITLES = {
     "codestore": "stores beside code",
     "memcpy": "memcpy by rep movsb",
     "mips": "integer loop",
+    "net_put": "TCP, guest to peer",
+    "net_get": "TCP, peer to guest",
+    "net_datagram": "UDP of 1 KiB, there and back",
+    "net_connect": "TCP connection",
 }
 
 
@@ -58,7 +69,8 @@ def rows(samples: Mapping[str, Sequence[Sample]]) -> list[dict[str, object]]:
             if engine in medians
         }
         found.append(row)
-    found.append(_instructions_per_second(found))
+    if "integer" in first.units:
+        found.append(_instructions_per_second(found))
     return found
 
 
@@ -75,10 +87,11 @@ def _instructions_per_second(found: Sequence[dict[str, object]]) -> dict[str, ob
 def show(found: Sequence[dict[str, object]], heading: str) -> None:
     """Print the table; a ratio under 1 means that ostler is faster."""
     table = Table(title=heading)
-    for column in ("", "unit", "native", "qemu tcg", "ostler", "ostler/qemu"):
+    present = [key for key in COLUMNS if any(key in row for row in found)]
+    for column in ("", "unit", *(COLUMNS[key] for key in present)):
         table.add_column(column, justify="left" if column in ("", "unit") else "right")
     for row in found:
-        cells = [_number(row.get(key)) for key in ("native", "qemu", "ostler", "ratio")]
+        cells = [_number(row.get(key)) for key in present]
         table.add_row(TITLES.get(str(row["name"]), str(row["name"])), str(row["unit"]), *cells)
     Console(width=110).print(table)
 

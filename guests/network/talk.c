@@ -4,6 +4,10 @@
  *   talk connect ADDRESS PORT COUNT    that many connections, one after another; each is answered
  *   talk datagrams ADDRESS PORT COUNT  numbered datagrams, WINDOW of them at a time; prints how many
  *                                      came back, and how many of them twice
+ *   talk sink PORT | source PORT       take, or send, as much as whoever connects likes
+ *   talk put|get ADDRESS PORT MIB      send to a sink, or take from a source
+ *
+ * What is measured is printed for benches/: "bench NAME VALUE UNIT".
  *
  * Addresses are of IPv4 or IPv6.
  */
@@ -15,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #define WINDOW 32
@@ -25,6 +29,14 @@ static void die(const char *what)
 {
 	perror(what);
 	exit(1);
+}
+
+static double now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1e9 + now.tv_nsec;
 }
 
 static int reach(const char *name, const char *port, int type)
@@ -99,10 +111,54 @@ static int serve(int port)
 	return 1;
 }
 
+/* A sink says when it has all; a source sends until nobody takes it. */
+static int bulk(int port, int is_source)
+{
+	static char piece[262144];
+	int listener = bound(port, SOCK_STREAM), fd;
+
+	puts("listening");
+	fflush(stdout);
+	while ((fd = accept(listener, NULL, NULL)) >= 0) {
+		if (is_source)
+			while (send(fd, piece, sizeof(piece), MSG_NOSIGNAL) > 0)
+				;
+		else
+			while (read(fd, piece, sizeof(piece)) > 0)
+				;
+		send(fd, "!", 1, MSG_NOSIGNAL);
+		close(fd);
+	}
+	return 1;
+}
+
+static int transfer(char **to, unsigned long mib, int is_get)
+{
+	static char piece[262144];
+	unsigned long left = mib << 20, bytes = left;
+	int fd = reach(to[0], to[1], SOCK_STREAM);
+	double begun = now_ns();
+
+	while (left) {
+		size_t len = left < sizeof(piece) ? left : sizeof(piece);
+		ssize_t done = is_get ? read(fd, piece, len) : write(fd, piece, len);
+
+		if (done <= 0)
+			die("transfer");
+		left -= done;
+	}
+	if (!is_get && (shutdown(fd, SHUT_WR) || read(fd, piece, 1) != 1))
+		die("end");
+	printf("bench net_%s %f ns/byte\n", is_get ? "get" : "put", (now_ns() - begun) / bytes);
+	close(fd);
+	return 0;
+}
+
 static int connections(char **to, unsigned int count)
 {
 	/* No state is left behind: ports do not run out. */
 	struct linger at_once = { .l_onoff = 1 };
+	double begun = now_ns();
 
 	for (unsigned int number = 0; number < count; number++) {
 		int fd = reach(to[0], to[1], SOCK_STREAM);
@@ -114,6 +170,7 @@ static int connections(char **to, unsigned int count)
 		close(fd);
 	}
 	printf("%u connections\n", count);
+	fprintf(stderr, "bench net_connect %f us/connection\n", (now_ns() - begun) / 1e3 / count);
 	return 0;
 }
 
@@ -121,6 +178,7 @@ static int datagrams(char **to, unsigned int count)
 {
 	unsigned char *seen = calloc(count, 1);
 	unsigned int sent = 0, back = 0, twice = 0;
+	double begun = now_ns();
 	struct pollfd ready = { .fd = reach(to[0], to[1], SOCK_DGRAM), .events = POLLIN };
 
 	while (back < count) {
@@ -140,6 +198,7 @@ static int datagrams(char **to, unsigned int count)
 		seen[number[0]] = 1;
 	}
 	printf("%u of %u back, %u twice\n", back, count, twice);
+	fprintf(stderr, "bench net_datagram %f us/datagram\n", (now_ns() - begun) / 1e3 / count);
 	return back != count;
 }
 
@@ -147,6 +206,10 @@ int main(int argc, char **argv)
 {
 	if (argc == 3 && !strcmp(argv[1], "serve"))
 		return serve(atoi(argv[2]));
+	if (argc == 3 && (!strcmp(argv[1], "sink") || !strcmp(argv[1], "source")))
+		return bulk(atoi(argv[2]), argv[1][1] == 'o');
+	if (argc == 5 && (!strcmp(argv[1], "put") || !strcmp(argv[1], "get")))
+		return transfer(argv + 2, atoi(argv[4]), argv[1][0] == 'g');
 	if (argc == 5 && !strcmp(argv[1], "connect"))
 		return connections(argv + 2, atoi(argv[4]));
 	if (argc == 5 && !strcmp(argv[1], "datagrams"))
