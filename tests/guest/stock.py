@@ -22,6 +22,8 @@ READY = "ostler: ready"
 # The same tests run on another accelerator where a host has one.
 ACCELERATOR = os.environ.get("OSTLER_TEST_ACCELERATOR", "soft")
 GREETING = bytes(range(256)) * 8192
+# For guests whose drivers have news, a carrier say, while a command speaks on the same line.
+QUIET = "quiet"
 FLAVOURS: tuple[Flavour, ...] = ("cloud", "full")
 
 Boot = Callable[..., ostler.VM]

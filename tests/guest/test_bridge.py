@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from stock import END_S, Boot, start_shell
+from stock import END_S, QUIET, Boot, start_shell
 
 import ostler
 from guests import native
@@ -111,7 +111,7 @@ def start(boot: Boot, cloud: Kernel, bridge: Bridge, **options: object) -> ostle
     image = initrd(cloud, programs={"/bin/talk": native.talk()})
     queues = options.pop("queues", 1)
     net = f"tap={bridge.name},queues={queues}"
-    vm = start_shell(boot, cloud, initrd=image, net=net, **options)  # type: ignore[arg-type]  # any
+    vm = start_shell(boot, cloud, QUIET, initrd=image, net=net, **options)
     vm.serial.run(SETUP)
     return vm
 

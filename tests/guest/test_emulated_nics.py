@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 import pytest
-from stock import END_S, Boot, start_shell
+from stock import END_S, QUIET, Boot, start_shell
 from test_network import CONFIGURE, GATEWAY, GUEST, PAYLOAD, SILENT, listen, server
 
 import ostler
@@ -32,7 +32,7 @@ def full() -> Kernel:
 
 def start(boot: Boot, full: Kernel, driver: str, **options: Any) -> ostler.VM:
     ramdisk = initrd(full, drivers=DRIVERS)
-    vm = start_shell(boot, full, initrd=ramdisk, memory="256M", **options)
+    vm = start_shell(boot, full, QUIET, initrd=ramdisk, memory="256M", **options)
     bound = vm.serial.run("readlink /sys/class/net/eth0/device/driver").strip().rpartition("/")[2]
     assert bound == driver
     return vm

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from stock import END_S, Boot, start_shell
+from stock import END_S, QUIET, Boot, start_shell
 
 import ostler
 from guests.fetch import Kernel
@@ -14,7 +14,7 @@ from guests.images import initrd
 pytestmark = pytest.mark.guest
 
 MIB = 1 << 20
-ONLINE = "memhp_default_state=online_movable"
+ONLINE = f"{QUIET} memhp_default_state=online_movable"
 
 
 def total_bytes(vm: ostler.VM) -> int:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from stock import END_S, Boot, start_shell
+from stock import END_S, QUIET, Boot, start_shell
 
 import ostler
 from guests.fetch import Kernel
@@ -74,7 +74,7 @@ def listen(vm: ostler.VM, port: int, program: str) -> None:
 
 
 def test_dhcp_sets_the_guest_up(boot: Boot, cloud: Kernel) -> None:
-    vm = start_shell(boot, cloud, net="user,mac=52:54:00:00:00:77")
+    vm = start_shell(boot, cloud, QUIET, net="user,mac=52:54:00:00:00:77")
     lease = vm.serial.run("udhcpc -i eth0 -n -q -t 20 2>&1")
     assert f"lease of {GUEST} obtained from {GATEWAY}" in lease
     assert f"inet {GUEST}/24" in vm.serial.run("ip addr show eth0")
@@ -93,7 +93,7 @@ def test_tcp_carries_bytes_both_ways_and_passt_may_die(boot: Boot, cloud: Kernel
             got.append(stream.read())
 
     port = free_port()
-    vm = start_shell(boot, cloud, net="user,host=on", publish=f"{port}:7")
+    vm = start_shell(boot, cloud, QUIET, net="user,host=on", publish=f"{port}:7")
     vm.serial.run(CONFIGURE)
     with server(lambda connection: connection.sendall(PAYLOAD)) as source:
         fetch = f"nc {GATEWAY} {source} {SILENT} >/tmp/got; wc -c </tmp/got"
@@ -111,7 +111,7 @@ def test_tcp_carries_bytes_both_ways_and_passt_may_die(boot: Boot, cloud: Kernel
 
 def test_server_in_the_guest_that_speaks_first_is_heard(boot: Boot, cloud: Kernel) -> None:
     port = free_port()
-    vm = start_shell(boot, cloud, net="user", publish=f"{port}:25", memory="256M")
+    vm = start_shell(boot, cloud, QUIET, net="user", publish=f"{port}:25", memory="256M")
     vm.serial.run(CONFIGURE)
     vm.serial.run("printf '#!/bin/sh\\necho 220 ready\\nread a; echo 250 $a\\n' >/tmp/mail")
     vm.serial.run("chmod +x /tmp/mail")
@@ -157,8 +157,8 @@ def test_two_machines_on_a_switch_talk_and_are_captured(
     boot: Boot, cloud: Kernel, tmp_path: Path
 ) -> None:
     pcap = tmp_path / "net.pcap"
-    one = start_shell(boot, cloud, net=f"switch=lan,pcap={pcap}", memory="256M")
-    two = start_shell(boot, cloud, net="switch=lan", memory="256M")
+    one = start_shell(boot, cloud, QUIET, net=f"switch=lan,pcap={pcap}", memory="256M")
+    two = start_shell(boot, cloud, QUIET, net="switch=lan", memory="256M")
     one.serial.run("ip link set eth0 up; ip addr add 10.1.0.1/24 dev eth0")
     two.serial.run("ip link set eth0 up; ip addr add 10.1.0.2/24 dev eth0")
     two.serial.run("mkfifo /tmp/silence")
@@ -191,7 +191,7 @@ def test_two_machines_talk_over_stream_datagram_and_udp_sockets(
             f"udp=127.0.0.1:{first},local=127.0.0.1:{second}",
         ],
     ]
-    one, two = (start_shell(boot, cloud, net=net, memory="256M") for net in nets)
+    one, two = (start_shell(boot, cloud, QUIET, net=net, memory="256M") for net in nets)
     for number, vm in enumerate((one, two), 1):
         for card in range(3):
             vm.serial.run(
@@ -213,6 +213,6 @@ def test_two_machines_talk_over_stream_datagram_and_udp_sockets(
 
 def test_second_machine_with_one_mac_is_refused(boot: Boot, cloud: Kernel) -> None:
     wanted = "switch=lan,mac=52:54:00:00:00:78"
-    start_shell(boot, cloud, net=wanted, name="first", memory="256M")
+    start_shell(boot, cloud, QUIET, net=wanted, name="first", memory="256M")
     with pytest.raises(ostler.errors.ConfigError, match="the machine first has it"):
         boot(kernel=cloud.image, net=wanted, name="second", memory="256M")
