@@ -48,8 +48,7 @@ pytestmark = [
 
 def ip(*words: str) -> None:
     done = subprocess.run(["ip", *words], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"ip {' '.join(words)}: {done.stderr.strip()}")
+    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr.strip()}"
 
 
 class Bridge:

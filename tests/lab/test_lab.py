@@ -18,6 +18,10 @@ pytestmark = [
     ),
 ]
 
+ENGINE = (
+    "bus", "memory", "vcpu", "threads", "interrupts", "snapshot", "irqfd", "dirty_ring",
+    "state_breadth",
+)  # fmt: skip
 # QEMU's CPU addresses 40 bits of memory, and does not give INT3 to a hypervisor that intercepts it.
 BEYOND_QEMU = (
     "tests/unit/test_engine_memory.py::test_slot_of_two_tebibytes_costs_nothing[kvm]",
@@ -29,8 +33,7 @@ LOUD = "-v --color=no -p no:cacheprovider -p no:hypothesispytest -o faulthandler
 
 
 def test_engine_passes_its_tests_on_the_genuine_kvm_without_a_skip() -> None:
-    names = ("bus", "memory", "vcpu", "threads", "interrupts", "snapshot")
-    files = " ".join(f"tests/unit/test_engine_{name}.py" for name in names)
+    files = " ".join(f"tests/unit/test_engine_{name}.py" for name in ENGINE)
     without = " ".join(f"--deselect {shlex.quote(test)}" for test in BEYOND_QEMU)
     done = lab.run(
         "grep -q svm /proc/cpuinfo && ls -l /dev/kvm",

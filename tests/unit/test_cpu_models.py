@@ -179,6 +179,13 @@ def test_model_refused_names_the_shortest_cure() -> None:
     offer.processor(CpuModelConfig.parse("x86-64-v3,-avx"))
 
 
+def test_feature_added_that_the_model_has_is_left_out_by_name() -> None:
+    offer = without_features(offer_of(VirtualMachine("soft")), "avx2")
+    with pytest.raises(ConfigError, match=r"has no avx2; write --cpu x86-64-v3,-avx2$"):
+        offer.processor(CpuModelConfig.parse("x86-64-v3,+avx2"))
+    offer.processor(CpuModelConfig.parse("x86-64-v3,-avx2"))
+
+
 def test_model_that_lacks_much_is_refused_with_one_that_there_is() -> None:
     lacking = ("sse3", "cx16", "popcnt", "lahf_lm", "movbe", "abm", "bmi1", "bmi2")
     offer = without_features(offer_of(VirtualMachine("soft")), *lacking)

@@ -79,6 +79,16 @@ pub struct Sregs {
     pub pdptrs: Option<[u64; 4]>,
 }
 
+impl Sregs {
+    /// Paging with PAE outside of long mode (SDM 3, 4.1.1): the only mode that has page directory pointers.
+    pub fn is_pae_paging(&self) -> bool {
+        const CR0_PG: u64 = 1 << 31;
+        const CR4_PAE: u64 = 1 << 5;
+        const EFER_LMA: u64 = 1 << 10;
+        self.cr0 & CR0_PG != 0 && self.cr4 & CR4_PAE != 0 && self.efer & EFER_LMA == 0
+    }
+}
+
 /// DR0..DR3, DR6, DR7 (`struct kvm_debugregs`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DebugRegs {

@@ -185,7 +185,8 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_sregs(&mut self, sregs: &Sregs) -> Result<()> {
-        if let Some(pdptrs) = sregs.pdptrs.filter(|_| self.vm.host.capabilities.sregs2) {
+        let taken = self.vm.host.capabilities.sregs2 && sregs.is_pae_paging();
+        if let Some(pdptrs) = sregs.pdptrs.filter(|_| taken) {
             return ioctl::set_sregs2(&self.fd, &regs::kvm_sregs2_of(sregs, pdptrs)).map_err(host("KVM_SET_SREGS2"));
         }
         // This one loads them from memory; KVM_SET_SREGS2 without them would keep the old ones.

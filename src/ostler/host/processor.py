@@ -205,5 +205,5 @@ class Offer:
                 + (f" take {self._level()} (--cpu help says what each lacks)")
             )
         plus = tuple(name for name in wanted.plus if not with_needs([name]) & lacking)
-        minus = (*wanted.minus, *listed(first - set(wanted.plus)).split(", "))
+        minus = (*wanted.minus, *sorted(first & model.features))
         return f"{has_no} {listed(first)}; write --cpu {CpuModelConfig(wanted.name, plus, minus)}"

@@ -3,6 +3,7 @@
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 
 use crate::address::uses_save_slot;
+use crate::layout::CODE;
 use crate::sequence::Sequence;
 use crate::state::{Mode, Outcome, Stop};
 
@@ -11,11 +12,14 @@ const WRAPPING_BYTES: u64 = 64;
 
 /// Whether the outcomes may differ because one of them stopped at an instruction that is not the same everywhere.
 pub fn may_differ(sequence: &Sequence, host: &Outcome, ours: &Outcome) -> bool {
-    let stopped_at =
-        |outcome: &Outcome| sequence.index_at(outcome.state.rip).and_then(|index| sequence.items.get(index));
+    let stopped_at = |outcome: &Outcome| {
+        let index = sequence.index_at(outcome.state.rip)?;
+        Some((sequence.items.get(index)?, sequence.addresses[index]))
+    };
     let last = [stopped_at(host), stopped_at(ours)];
-    last.into_iter().flatten().any(|item| of_instruction(item, host, ours))
-        || wraps(sequence.mode, host, ours)
+    last.into_iter().flatten().any(|(item, address)| {
+        of_instruction(item, host, ours) || item.is_invalid() && of_vector(sequence, address, ours)
+    }) || wraps(sequence.mode, host, ours)
         || misaligned_beyond_limit(sequence.mode, host, ours)
         || is_special_address(host, ours)
 }
@@ -37,15 +41,24 @@ fn of_instruction(item: &Instruction, host: &Outcome, ours: &Outcome) -> bool {
         Mnemonic::Movsxd => item.op0_register().size() == 2,
         // AMD has MXCSR.MM.
         Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => ours == Some(13),
-        // Found to be invalid before or after all of its bytes were fetched; or taken by a host with AVX-512, which
-        // does not look at every bit of the encoding.
-        Mnemonic::INVALID => matches!((host, ours), (Some(6), Some(14)) | (_, Some(6))),
+        // Found to be invalid before or after all of its bytes were fetched.
+        Mnemonic::INVALID => matches!((host, ours), (Some(6), Some(14)) | (Some(14), Some(6))),
         // The order in which a long operand is read or written is nobody's business.
         // And AMD has MXCSR.MM.
         _ if uses_save_slot(item) => matches!((host, ours), (Some(14), Some(14)) | (_, Some(13))),
         // AMD's SHA instructions take misaligned operands, Intel's are #GP(0) then.
         _ => item.code().cpuid_features().contains(&CpuidFeature::SHA) && ours == Some(13),
     }
+}
+
+/// A host with AVX-512 takes what ours finds invalid: it does not look at every bit after a VEX or EVEX prefix.
+fn of_vector(sequence: &Sequence, address: u64, ours: &Outcome) -> bool {
+    const VEX_AND_EVEX: [u8; 3] = [0xc4, 0xc5, 0x62];
+    const LEGACY_PREFIXES: [u8; 11] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3];
+    let code = &sequence.before.memory[CODE.range()];
+    let bytes = code.get((address - CODE.base) as usize..).unwrap_or_default();
+    let first = bytes.iter().find(|byte| !LEGACY_PREFIXES.contains(byte));
+    vector(&ours.stop) == Some(6) && first.is_some_and(|byte| VEX_AND_EVEX.contains(byte))
 }
 
 /// CMPS; the vector instruction CMPSD has the same name.
