@@ -5,8 +5,8 @@
 //! wires and by EERD, the transceiver by MDIC.
 //!
 //! Not modelled: frame check sequences (they are zeros), flow control, wake-up, loopback, split
-//! headers, the delay timers (throttling stands for them), transmit priorities, statistics but for
-//! frames and bytes.
+//! headers, the delay timers (throttling stands for them), transmit priorities, segmentation of UDP
+//! (such frames are dropped), statistics but for frames and bytes.
 
 mod phy;
 mod receive;
@@ -128,8 +128,7 @@ impl E1000 {
             reg::EECD => {
                 let pin = |bit| value & bit != 0;
                 self.eeprom.drive(pin(reg::EECD_SELECT), pin(reg::EECD_CLOCK), pin(reg::EECD_DATA_IN));
-                let kept = reg::EECD_SELECT | reg::EECD_CLOCK | reg::EECD_DATA_IN | reg::EECD_REQUEST;
-                self.set(reg::EECD, value & kept);
+                self.set(reg::EECD, value & reg::EECD_KEPT);
             }
             reg::EERD if value & reg::EERD_START != 0 => {
                 let word = self.eeprom.word((value >> 8 & 0xff) as usize);
@@ -194,7 +193,9 @@ impl E1000 {
             _ => value | reg::MDIC_ERROR,
         };
         self.set(reg::MDIC, answer | reg::MDIC_READY);
-        self.cause(reg::CAUSE_MDIO);
+        if value & reg::MDIC_INTERRUPT != 0 {
+            self.cause(reg::CAUSE_MDIO);
+        }
     }
 
     /// Counts a frame in the statistics `which`.
@@ -349,7 +350,7 @@ impl Chip for E1000 {
         let mut registers = vec![0; REGISTER_WORDS];
         for pair in part(saved, "registers", |len| len % 2 == 0)?.chunks_exact(2) {
             let place = registers.get_mut(pair[0] as usize / 4).filter(|_| pair[0] % 4 == 0);
-            *place.ok_or(BadState("registers"))? = pair[1];
+            *place.ok_or(BadState("registers"))? = pair[1] & reg::kept(pair[0] as usize);
         }
         let (mut phy, mut eeprom, mut contexts) = (Phy::default(), self.eeprom.clone(), Contexts::default());
         phy.load(part(saved, "phy", |_| true)?).then_some(()).ok_or(BadState("phy"))?;

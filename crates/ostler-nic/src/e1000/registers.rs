@@ -18,6 +18,8 @@ pub const EECD_DATA_OUT: u32 = 1 << 3;
 pub const EECD_REQUEST: u32 = 1 << 6;
 pub const EECD_GRANT: u32 = 1 << 7;
 pub const EECD_PRESENT: u32 = 1 << 8;
+/// What a store sets.
+pub const EECD_KEPT: u32 = EECD_SELECT | EECD_CLOCK | EECD_DATA_IN | EECD_REQUEST;
 pub const EERD: usize = 0x0014;
 pub const EERD_START: u32 = 1 << 0;
 pub const EERD_DONE: u32 = 1 << 4;
@@ -26,6 +28,7 @@ pub const MDIC: usize = 0x0020;
 pub const MDIC_READ: u32 = 0b10;
 pub const MDIC_WRITE: u32 = 0b01;
 pub const MDIC_READY: u32 = 1 << 28;
+pub const MDIC_INTERRUPT: u32 = 1 << 29;
 pub const MDIC_ERROR: u32 = 1 << 30;
 pub const VET: usize = 0x0038;
 pub const ICR: usize = 0x00c0;
@@ -80,6 +83,18 @@ pub const CAUSE_FEW_DESCRIPTORS: u32 = 1 << 4;
 pub const CAUSE_RECEIVED: u32 = 1 << 7;
 pub const CAUSE_MDIO: u32 = 1 << 9;
 pub const CAUSES: u32 = 0x1_f7df;
+
+/// Which bits of a register may be set in a saved state.
+pub fn kept(register: usize) -> u32 {
+    match register {
+        CTRL => !(CTRL_RESET | CTRL_PHY_RESET),
+        EECD => EECD_KEPT,
+        EERD | MDIC => u32::MAX,
+        ICR | IMS => CAUSES,
+        _ if STATISTICS.contains(&register) => u32::MAX,
+        _ => writable(register),
+    }
+}
 
 /// Which bits a store sets, for registers that are memory; others keep none.
 pub fn writable(register: usize) -> u32 {

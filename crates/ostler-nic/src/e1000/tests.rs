@@ -38,6 +38,9 @@ fn transceiver_is_identified_and_loses_its_link() {
     assert_ne!(get(&mut chip, reg::ICR) & reg::CAUSE_LINK, 0);
     set(&mut chip, reg::MDIC, reg::MDIC_READ << 26 | 2 << 21);
     assert_ne!(get(&mut chip, reg::MDIC) & reg::MDIC_ERROR, 0, "nobody is at address 2");
+    assert_eq!(get(&mut chip, reg::ICR), 0, "no interrupt was asked for");
+    set(&mut chip, reg::MDIC, reg::MDIC_INTERRUPT | reg::MDIC_READ << 26 | PHY_ADDRESS << 21);
+    assert_eq!(get(&mut chip, reg::ICR), reg::CAUSE_MDIO);
 }
 
 #[test]
@@ -88,4 +91,21 @@ fn state_saved_is_what_another_chip_has_after_loading() {
     assert_eq!(two.load(&odd), Err(BadState("registers")));
     assert_eq!(two.save(), one.save());
     assert!(two.load(&saved[..4]).is_err());
+}
+
+#[test]
+fn state_loaded_has_no_bits_that_no_driver_sets() {
+    let mut chip = E1000::new(MAC, true);
+    let mut saved: Vec<_> = chip.save().into_iter().map(|(name, words)| (name.to_owned(), words)).collect();
+    saved[0].1 = (0..REGISTER_WORDS as u32).flat_map(|word| [4 * word, u32::MAX]).collect();
+    chip.load(&saved).expect("loads");
+    let mut driven = E1000::new(MAC, true);
+    for register in [reg::TDLEN, reg::TDT, reg::TDBAL, reg::RDLEN, reg::RDH, reg::IMS, reg::RCTL] {
+        set(&mut driven, register, u32::MAX);
+        assert_eq!(get(&mut chip, register), get(&mut driven, register), "{register:#x}");
+    }
+    assert_eq!(get(&mut chip, reg::CTRL) & (reg::CTRL_RESET | reg::CTRL_PHY_RESET), 0);
+    saved[0].1 = vec![reg::TDLEN as u32, u32::MAX, reg::TDT as u32, 0x0fff_fffe];
+    chip.load(&saved).expect("loads");
+    assert_eq!(chip.ring(reg::TDBAL).map(|ring| ring.count), None, "its tail is past its end");
 }

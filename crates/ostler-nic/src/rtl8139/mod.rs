@@ -5,7 +5,8 @@
 //! driver.
 //!
 //! Not modelled: frame check sequences (they are zeros), the high-priority transmit ring, the timer,
-//! early receive and transmit, loopback, wake-up, power management, statistics (their dump is zeros).
+//! early receive and transmit, loopback, wake-up, power management, statistics (their dump is zeros),
+//! frames over several receive descriptors (those that do not fit into one are dropped).
 
 mod buffer;
 mod registers;
@@ -196,11 +197,12 @@ impl Rtl8139 {
             let passing = BMCR_RESTART | BMCR_RESET;
             self.set_word(reg::BMCR, self.word(reg::BMCR) & !passing);
         }
-        if touched(reg::DTCCR) && self.has_rings(reg::CPCR_TRANSMIT) && self.long(reg::DTCCR) & reg::DTCCR_COMMAND != 0
-        {
-            self.dump = Some(self.address(reg::DTCCR) & !63);
-            self.set_long(reg::DTCCR, self.long(reg::DTCCR) & !reg::DTCCR_COMMAND);
-            return Work::Anything;
+        if touched(reg::DTCCR) {
+            // Without its command, the driver has given up waiting for one before.
+            self.dump = self.wanted_dump();
+            if self.dump.is_some() {
+                return Work::Anything;
+            }
         }
         if touched(reg::CR) || touched(reg::CPCR) || touched(reg::RCR) {
             return Work::Anything;
@@ -211,6 +213,12 @@ impl Rtl8139 {
         // A driver that has made room in its ring says so by nothing but its interrupt mask.
         let room = touched(reg::CAPR) || touched(reg::ISR) || touched(reg::IMR);
         if room { Work::Receive } else { Work::Nothing }
+    }
+
+    /// Where the driver wants the statistics, as long as the command stands.
+    fn wanted_dump(&self) -> Option<u64> {
+        let wanted = self.has_rings(reg::CPCR_TRANSMIT) && self.long(reg::DTCCR) & reg::DTCCR_COMMAND != 0;
+        wanted.then(|| self.address(reg::DTCCR) & !63)
     }
 
     fn accepts(&self, frame: &[u8]) -> bool {
@@ -270,6 +278,8 @@ impl Chip for Rtl8139 {
     fn take_frame(&mut self, map: &GuestMap, frame: &mut Frame) -> bool {
         if let Some(gpa) = self.dump.take() {
             crate::dma::write(map, gpa, &[0; TALLY_BYTES]);
+            // Only now may the driver free the buffer.
+            self.set_long(reg::DTCCR, self.long(reg::DTCCR) & !reg::DTCCR_COMMAND);
         }
         if !self.commanded(reg::CR_TRANSMIT) || self.in_flight.is_some() {
             false
@@ -362,16 +372,21 @@ impl Chip for Rtl8139 {
         if next[BUFFER] > 3 || next[SEND..].iter().any(|&index| index >= rings::MAX_DESCRIPTORS) || polled[0] > 1 {
             return Err(BadState("next"));
         }
-        self.registers = registers.iter().map(|&byte| byte as u8).collect();
+        self.registers = Self::new(self.mac, self.link, self.plus).registers;
+        for (at, (place, &byte)) in self.registers.iter_mut().zip(registers).enumerate() {
+            *place = *place & !reg::kept(at) | byte as u8 & reg::kept(at);
+        }
         (self.eeprom, self.polled) = (eeprom, polled[0] != 0);
         self.next.copy_from_slice(next);
-        (self.in_flight, self.dump) = (None, None);
+        (self.in_flight, self.dump) = (None, self.wanted_dump());
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use ostler_memory::{GuestRam, SlotConfig};
+
     use super::*;
 
     const MAC: Mac = [0x52, 0x54, 0, 1, 2, 3];
@@ -422,12 +437,59 @@ mod tests {
         assert!(!chip.interrupting(now));
     }
 
+    fn owned(saved: Saved) -> Vec<(String, Vec<u32>)> {
+        saved.into_iter().map(|(name, words)| (name.to_owned(), words)).collect()
+    }
+
+    #[test]
+    fn dump_of_statistics_is_done_when_it_is_in_memory() {
+        const TALLY: u64 = 0x1000;
+        let ram = GuestRam::new();
+        ram.set_slot(SlotConfig { size: 0x2000, ..SlotConfig::default() }).expect("a slot");
+        let (map, mut frame) = (ram.map(), Frame::default());
+        let mut chip = Rtl8139::new(MAC, true, true);
+        let pending = |chip: &mut Rtl8139| chip.read(0, reg::DTCCR as u64, 4) as u32 & reg::DTCCR_COMMAND != 0;
+        let ask = |chip: &mut Rtl8139| {
+            ram.write(TALLY, &[0xff; TALLY_BYTES]).expect("memory");
+            chip.write(0, reg::DTCCR as u64, 8, TALLY | u64::from(reg::DTCCR_COMMAND))
+        };
+        let written = || {
+            let mut bytes = [0xff; TALLY_BYTES];
+            ram.read(TALLY, &mut bytes).expect("memory");
+            bytes == [0; TALLY_BYTES]
+        };
+        chip.write(0, reg::CPCR as u64, 2, reg::CPCR_TRANSMIT.into());
+        assert_eq!(ask(&mut chip), Work::Anything);
+        assert!(pending(&mut chip) && !written());
+        let mut other = Rtl8139::new(MAC, true, true);
+        other.load(&owned(chip.save())).expect("loads");
+        assert!(!chip.take_frame(&map, &mut frame));
+        assert!(!pending(&mut chip) && written());
+        ask(&mut chip);
+        chip.write(0, reg::DTCCR as u64, 4, 0);
+        assert!(!chip.take_frame(&map, &mut frame) && !written(), "the driver has given up");
+        assert!(pending(&mut other));
+        assert!(!other.take_frame(&map, &mut frame));
+        assert!(!pending(&mut other) && written());
+    }
+
+    #[test]
+    fn state_loaded_has_no_bits_that_no_driver_sets() {
+        let mut chip = Rtl8139::new(MAC, true, true);
+        let mut saved = owned(chip.save());
+        saved[0].1.fill(0xff);
+        chip.load(&saved).expect("loads");
+        assert_eq!(chip.read(0, reg::TCR as u64, 4) as u32 & reg::TCR_VERSION, reg::TCR_PLUS);
+        assert_eq!(chip.registers[reg::CR], reg::CR_TRANSMIT | reg::CR_RECEIVE);
+        assert_eq!(chip.word(reg::IMR), 0xffff);
+    }
+
     #[test]
     fn state_saved_is_what_another_chip_has_after_loading() {
         let mut one = Rtl8139::new(MAC, true, true);
         one.write(0, reg::IMR as u64, 2, 0x1234);
         one.write(0, reg::TPPOLL as u64, 1, 0x40);
-        let saved: Vec<_> = one.save().into_iter().map(|(name, words)| (name.to_owned(), words)).collect();
+        let saved = owned(one.save());
         let mut two = Rtl8139::new([2; 6], true, true);
         two.load(&saved).expect("loads");
         assert_eq!(two.save(), one.save());

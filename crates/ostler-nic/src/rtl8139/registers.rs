@@ -62,6 +62,15 @@ pub const CPCR_VLAN: u16 = 1 << 6;
 pub const RDSAR: usize = 0xe4;
 pub const BYTES: usize = 0x100;
 
+/// Which bits of a byte are state; others are as the chip was made.
+pub fn kept(offset: usize) -> u8 {
+    match offset {
+        CBR | 0x3b | ISR | 0x3f => 0xff,
+        0x75 => CSCR_CHANGED,
+        _ => writable(offset),
+    }
+}
+
 /// Which bits of a byte a store sets; those of others are computed, or cleared by writing ones.
 pub fn writable(offset: usize) -> u8 {
     match offset {
