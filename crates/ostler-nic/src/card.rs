@@ -89,7 +89,7 @@ impl Card {
             receiver: Receiver::new(Arc::clone(&nic), 0),
             sender: Sender::new(nic, 0),
             frame: Frame::default(),
-            holding: false,
+            stage: Stage::Idle,
         };
         let thread = thread::Builder::new().name(name.into()).spawn(move || mover.run())?;
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
@@ -260,6 +260,17 @@ impl BusDevice for Window {
     }
 }
 
+/// How far a frame on its way from the driver is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// There is none.
+    Idle,
+    /// The link has not taken all of it yet.
+    Held,
+    /// The link has it, and the driver is yet to be told.
+    Sent,
+}
+
 /// The card's thread.
 #[derive(Debug)]
 struct Mover {
@@ -268,8 +279,7 @@ struct Mover {
     sender: Sender,
     /// The frame that is being sent.
     frame: Frame,
-    /// The link has not taken all of it yet.
-    holding: bool,
+    stage: Stage,
 }
 
 impl Mover {
@@ -288,7 +298,7 @@ impl Mover {
 
     /// Sends one frame; false when there is none, or it has to wait.
     fn transmit(&mut self, map: &GuestMap) -> bool {
-        if !self.holding {
+        if self.stage == Stage::Idle {
             let mut inner = self.shared.enter_last();
             let taken = inner.master && inner.chip.take_frame(map, &mut self.frame);
             inner.sent_all = !taken;
@@ -297,12 +307,20 @@ impl Mover {
             if !taken {
                 return false;
             }
+            self.stage = Stage::Held;
         }
-        self.holding = !self.send();
-        if self.holding {
-            return false;
+        if self.stage == Stage::Held {
+            if !self.send() {
+                return false;
+            }
+            self.stage = Stage::Sent;
         }
         let mut inner = self.shared.enter_last();
+        if !inner.master {
+            // The doorbell rings when it may write memory again.
+            return false;
+        }
+        self.stage = Stage::Idle;
         inner.chip.frame_sent(map);
         self.shared.settle(&mut inner);
         true
@@ -321,14 +339,17 @@ impl Mover {
 
     /// Hands over one frame; false when there is none, or no room for it.
     fn receive(&mut self, map: &GuestMap) -> bool {
-        let inner = self.shared.enter_last();
+        let mut inner = self.shared.enter_last();
         let room = inner.master && inner.chip.has_room(map);
+        inner.starved = !room;
         drop(inner);
         if !room || !self.receiver.fetch() {
             return false;
         }
         let mut inner = self.shared.enter_last();
-        let delivery = inner.chip.deliver(map, self.receiver.frame().bytes());
+        // The driver may have forbidden it meanwhile.
+        let delivery =
+            if inner.master { inner.chip.deliver(map, self.receiver.frame().bytes()) } else { Delivery::NoRoom };
         if delivery == Delivery::NoRoom {
             inner.starved = true;
         }
@@ -348,7 +369,7 @@ impl Mover {
         let (timeout, readable) = self.fall_asleep();
         let none = (-1, 0);
         let source = if readable { self.receiver.source().unwrap_or(none) } else { none };
-        let sink = if self.holding { self.sender.nic.link.writable().unwrap_or(none) } else { none };
+        let sink = if self.stage == Stage::Held { self.sender.nic.link.writable().unwrap_or(none) } else { none };
         let doorbell = self.shared.doorbell.as_raw_fd();
         if poll(&[(doorbell, libc::POLLIN), source, sink], timeout) {
             // Only this thread reads it.
@@ -371,10 +392,8 @@ impl Mover {
         inner.asleep = true;
         let looks = (starved && inner.master && inner.chip.makes_room_silently()).then_some(LOOK_EVERY);
         let timer = inner.chip.wake_at().map(|at| at.saturating_duration_since(Instant::now()));
-        let timeout = [looks, timer].into_iter().flatten().min();
-        if starved {
-            inner.starved = true;
-        }
+        let at_once = (pending && !starved).then_some(Duration::ZERO);
+        let timeout = [looks, timer, at_once].into_iter().flatten().min();
         (timeout, !starved)
     }
 }

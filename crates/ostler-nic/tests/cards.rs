@@ -1,12 +1,16 @@
 //! Cards on a switch, driven as their manuals say, and by drivers that heed nothing.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use ostler_engine::BusDevice;
 use ostler_engine::irq::Level;
-use ostler_memory::{GuestRam, SlotConfig};
-use ostler_nic::{Card, Chip, Delivery, E1000, Rtl8139, Window};
+use ostler_memory::{GuestMap, GuestRam, SlotConfig};
+use ostler_nic::{BadState, Card, Chip, Delivery, E1000, Rtl8139, Saved, Window, Work};
+use ostler_virtio::net::link::Sent;
+use ostler_virtio::net::offload::Offloads;
 use ostler_virtio::net::{Frame, Header, Link, Nic, Switch, SwitchPort};
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
@@ -39,7 +43,7 @@ impl Level for Line {
 
 struct Lab {
     ram: Arc<GuestRam>,
-    card: Card,
+    card: Arc<Card>,
     registers: Window,
     peer: Arc<SwitchPort>,
     line: Line,
@@ -47,12 +51,16 @@ struct Lab {
 
 impl Lab {
     fn new(chip: Box<dyn Chip>, bar: u8) -> Self {
-        let ram = Arc::new(GuestRam::new());
-        ram.set_slot(SlotConfig { size: RAM_BYTES, ..SlotConfig::default() }).expect("a slot");
         let switch = Arc::new(Switch::default());
         let (ours, peer) = (switch.port().expect("a port"), switch.port().expect("a port"));
-        let nic = Arc::new(Nic::new(ours, MAC, 1));
-        let card = Card::start("net-test", chip, nic, Arc::clone(&ram)).expect("a thread");
+        Self::on(ours, peer, chip, bar)
+    }
+
+    fn on(link: Arc<dyn Link>, peer: Arc<SwitchPort>, chip: Box<dyn Chip>, bar: u8) -> Self {
+        let ram = Arc::new(GuestRam::new());
+        ram.set_slot(SlotConfig { size: RAM_BYTES, ..SlotConfig::default() }).expect("a slot");
+        let nic = Arc::new(Nic::new(link, MAC, 1));
+        let card = Arc::new(Card::start("net-test", chip, nic, Arc::clone(&ram)).expect("a thread"));
         let line = Line::default();
         card.connect(Box::new(line.clone()));
         card.command(false, true);
@@ -109,7 +117,10 @@ fn frame(len: usize) -> Vec<u8> {
 }
 
 fn e1000() -> Lab {
-    let lab = Lab::new(Box::new(E1000::new(MAC, true)), 0);
+    set_up_e1000(Lab::new(Box::new(E1000::new(MAC, true)), 0))
+}
+
+fn set_up_e1000(lab: Lab) -> Lab {
     for (register, value) in [
         (0x3800, TRANSMIT_RING),
         (0x3808, 128),
@@ -162,16 +173,21 @@ fn e1000_receives_into_several_buffers_and_waits_for_room() {
     assert_eq!(lab.get(0x2810, 4), 2);
 }
 
-#[test]
-fn e1000_segments_what_the_next_does_not() {
-    let lab = e1000();
+/// 250 bytes by TCP, whose IP header has no length yet.
+fn segments() -> Vec<u8> {
     let mut bytes = vec![0; 54 + 250];
     bytes[..6].copy_from_slice(&[0xff; 6]);
     bytes[12..14].copy_from_slice(&[8, 0]);
     (bytes[14], bytes[22], bytes[23]) = (0x45, 64, 6);
     bytes[26..34].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
     bytes[46] = 0x50;
-    lab.ram.write(BUFFERS, &bytes).expect("memory");
+    bytes
+}
+
+#[test]
+fn e1000_segments_what_the_next_does_not() {
+    let lab = e1000();
+    lab.ram.write(BUFFERS, &segments()).expect("memory");
     // IP from 14, its checksum at 24; TCP from 34, its at 50; 54 bytes of headers, 100 of data.
     let context = [14 | 24 << 8 | 33 << 16, 34 | 50 << 8, 250 | 0x2700_0000, 54 << 8 | 100 << 16];
     lab.descriptor(TRANSMIT_RING, context);
@@ -320,6 +336,155 @@ fn cards_under_a_driver_that_heeds_nothing_stay_and_stop() {
         lab.card.stop();
         assert!(lab.get(0, 4) <= u32::MAX.into());
     }
+}
+
+/// A link on which each frame, either way, finds its driver taking the card's access to memory away.
+#[derive(Debug, Default)]
+struct Forbidding {
+    card: Mutex<Weak<Card>>,
+    incoming: Mutex<Option<Vec<u8>>>,
+    passed: AtomicUsize,
+}
+
+impl Forbidding {
+    fn forbid(&self) {
+        let card = self.card.lock().expect("no panic").clone();
+        card.upgrade().expect("it sends and receives").command(false, false);
+        self.passed.fetch_add(1, Ordering::Release);
+    }
+
+    fn wait(&self) {
+        let end = Instant::now() + PATIENCE;
+        while self.passed.load(Ordering::Acquire) == 0 {
+            assert!(Instant::now() < end, "no frame passed");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Link for Forbidding {
+    fn takes(&self) -> Offloads {
+        Offloads::ALL
+    }
+
+    fn send(&self, _queue: usize, _frame: &Frame) -> Sent {
+        self.forbid();
+        Sent::Done
+    }
+
+    fn receive(&self, _queue: usize, frame: &mut Frame) -> bool {
+        let Some(bytes) = self.incoming.lock().expect("no panic").take() else { return false };
+        self.forbid();
+        frame.copy_from(Header::default(), &bytes);
+        true
+    }
+
+    fn readable(&self, _queue: usize) -> Option<RawFd> {
+        None
+    }
+}
+
+/// What the card has written, by its head and by the status of its first descriptor, when the driver
+/// forbids it to amid a frame: before it may again, and after.
+fn written_when_forbidden(prepare: impl Fn(&Lab, &Forbidding), head: u64, ring: u64) -> [(u64, u32); 2] {
+    [false, true].map(|resumes| {
+        let link = Arc::new(Forbidding::default());
+        let peer = Arc::new(Switch::default()).port().expect("a port");
+        let on = Arc::clone(&link);
+        let lab = set_up_e1000(Lab::on(on, peer, Box::new(E1000::new(MAC, true)), 0));
+        *link.card.lock().expect("no panic") = Arc::downgrade(&lab.card);
+        prepare(&lab, &link);
+        link.wait();
+        if resumes {
+            lab.card.command(false, true);
+            lab.line.wait_for(true);
+        }
+        // Its thread has ended what it had begun.
+        lab.card.stop();
+        (lab.get(head, 4), lab.words(ring)[3] & 1)
+    })
+}
+
+#[test]
+fn card_that_may_not_access_memory_tells_of_a_frame_sent_when_it_may() {
+    let send = |lab: &Lab, _: &Forbidding| {
+        lab.descriptor(TRANSMIT_RING, [BUFFERS as u32, 0, 60 | 0x0900_0000, 0]);
+        lab.set(0x3818, 4, 1);
+    };
+    assert_eq!(written_when_forbidden(send, 0x3810, TRANSMIT_RING), [(0, 0), (1, 1)]);
+}
+
+#[test]
+fn card_that_may_not_access_memory_delivers_a_frame_when_it_may() {
+    let receive = |lab: &Lab, link: &Forbidding| {
+        *link.incoming.lock().expect("no panic") = Some(frame(60));
+        lab.descriptor(RECEIVE_RING, [BUFFERS as u32, 0, 0, 0]);
+        lab.set(0x2818, 4, 1);
+    };
+    assert_eq!(written_when_forbidden(receive, 0x2810, RECEIVE_RING), [(0, 0), (1, 1)]);
+}
+
+/// A chip whose driver makes room, silently, just after the second frame has found none.
+#[derive(Debug, Default)]
+struct Scanty {
+    delivered: usize,
+    looked: AtomicUsize,
+}
+
+impl Chip for Scanty {
+    fn read(&mut self, _bar: u8, _offset: u64, _size: usize) -> u64 {
+        0
+    }
+
+    fn write(&mut self, _bar: u8, _offset: u64, _size: usize, _value: u64) -> Work {
+        Work::Nothing
+    }
+
+    fn take_frame(&mut self, _map: &GuestMap, _frame: &mut Frame) -> bool {
+        false
+    }
+
+    fn frame_sent(&mut self, _map: &GuestMap) {}
+
+    fn has_room(&self, _map: &GuestMap) -> bool {
+        self.delivered != 1 || self.looked.fetch_add(1, Ordering::Relaxed) != 0
+    }
+
+    fn deliver(&mut self, _map: &GuestMap, _frame: &[u8]) -> Delivery {
+        self.delivered += 1;
+        Delivery::Taken
+    }
+
+    fn makes_room_silently(&self) -> bool {
+        true
+    }
+
+    fn interrupting(&mut self, _now: Instant) -> bool {
+        self.delivered == 3
+    }
+
+    fn set_link(&mut self, _up: bool) {}
+
+    fn reset(&mut self) {}
+
+    fn save(&self) -> Saved {
+        Vec::new()
+    }
+
+    fn load(&mut self, _saved: &[(String, Vec<u32>)]) -> Result<(), BadState> {
+        Ok(())
+    }
+}
+
+#[test]
+fn room_made_while_the_thread_falls_asleep_is_found() {
+    let lab = Lab::new(Box::new(Scanty::default()), 0);
+    let mut bytes = segments();
+    bytes[16..18].copy_from_slice(&[1, 34]);
+    let header = Header { flags: 1, gso_type: 1, hdr_len: 54, gso_size: 100, csum_start: 34, csum_offset: 16 };
+    // It becomes three frames; the second waits in the card, and nothing else comes in to wake it.
+    lab.peer.send(0, &Frame::exact(header, &bytes));
+    lab.line.wait_for(true);
 }
 
 #[test]
