@@ -14,8 +14,10 @@ import pytest
 from qcow2_oracle import check_and_compare, needs_qemu, qemu
 
 from ostler.block import create_image
+from ostler.block import live as live_module
 from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.image import Opening, open_with
+from ostler.block.jobs import live_commit
 from ostler.block.live import LiveImage
 from ostler.errors import DiskError, OstlerError
 
@@ -319,3 +321,204 @@ def test_internal_snapshot_of_a_disk_in_use_is_what_it_was(tmp_path: Path) -> No
     check_and_compare(source, truth)
     qemu("snapshot", "-a", "one", source)
     check_and_compare(source, before)
+
+
+SECRET = b"a long one"
+
+
+def refuse(*_: Any) -> Any:
+    raise DiskError("not today")
+
+
+def check_fails(live: LiveImage) -> None:
+    """Every request is answered with an error, and no change is begun."""
+    disk = live.disk
+    for request in (
+        lambda: disk.write(0, pattern(1)),
+        lambda: disk.read(0, BLOCK),
+        lambda: disk.write_zeroes(0, BLOCK),
+        disk.flush,
+    ):
+        with pytest.raises((OstlerError, OSError), match="could not be opened again"):
+            request()
+    with pytest.raises(DiskError, match="stop the machine"):
+        live.stream()
+
+
+@pytest.mark.parametrize("verb", ["mirror", "backup"])
+def test_copy_over_another_image_hides_it_where_the_disk_is_zero(tmp_path: Path, verb: str) -> None:
+    source, old, copy = (tmp_path / name for name in ("source", "old", "copy"))
+    truth = filled(source)
+    old.write_bytes(pattern(9) * (SIZE // BLOCK))
+    options = {"backing_file": str(old), "backing_fmt": "raw"}
+    with opened(source) as live:
+        getattr(live, verb)(copy, options=options).wait(PATIENCE_S)
+    check_and_compare(copy, truth)
+
+
+def test_disk_that_moved_to_an_encrypted_image_goes_on_in_an_overlay(tmp_path: Path) -> None:
+    source, copy, top = (tmp_path / name for name in ("source", "copy", "top"))
+    truth = filled(source)
+    with opened(source) as live:
+        options = {"secret": SECRET, "iter_time": 10}
+        live.mirror(copy, format="luks", options=options).wait(PATIENCE_S)
+        assert live.disk.read(0, SIZE) == truth
+        live.overlay(top)
+        live.disk.write(0, pattern(3))
+        truth[:BLOCK] = pattern(3)
+        live.commit().wait(PATIENCE_S)
+        assert live.files == [str(copy)]
+        assert live.disk.read(0, SIZE) == truth
+    with open_with(str(copy), "luks", Opening(secret=SECRET)) as image:
+        assert image.read(0, SIZE) == truth
+
+
+@pytest.mark.parametrize("how", [Opening(direct=True), Opening(unsafe=True)])
+def test_disk_that_moved_keeps_its_cache_mode(tmp_path: Path, how: Opening) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    truth = filled(source)
+    try:
+        image = open_with(str(source), "qcow2", how)
+    except DiskError as error:
+        if "O_DIRECT" in str(error):
+            pytest.skip("a file system without O_DIRECT")
+        raise
+    with LiveImage(image, how) as live:
+        live.mirror(copy).wait(PATIENCE_S)
+        moved = live.image
+        assert isinstance(moved, Qcow2Image)
+        assert moved.name == str(copy)
+        assert getattr(moved.file, "direct", False) is how.direct
+        assert moved.how.unsafe is how.unsafe
+    check_and_compare(copy, truth)
+
+
+def test_disk_of_which_nothing_opens_any_more_fails_and_loses_no_write_unnoticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, top = tmp_path / "source", tmp_path / "top"
+    truth = filled(source)
+    with opened(source) as live:
+        live.disk.write(0, pattern(2))
+        truth[:BLOCK] = pattern(2)
+        with monkeypatch.context() as patched:
+            patched.setattr(live_module, "open_with", refuse)
+            with pytest.raises(DiskError, match=r"cannot be opened again.*not today"):
+                live.overlay(top)
+        check_fails(live)
+    assert not top.exists()
+    check_and_compare(source, truth)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_commit_whose_base_does_not_open_goes_back_to_the_overlay_or_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    paths, truth = chain(tmp_path, 1)
+    monkeypatch.setattr(live_commit, "open_with", refuse)
+    with opened(paths[-1]) as live:
+        if is_lost:
+            with monkeypatch.context() as patched:
+                patched.setattr(live_module, "open_with", refuse)
+                with pytest.raises(DiskError, match="cannot be opened again"):
+                    live.commit().wait(PATIENCE_S)
+            check_fails(live)
+        else:
+            with Writer(live, truth), pytest.raises(DiskError, match="not today"):
+                live.commit().wait(PATIENCE_S)
+            assert live.files == [str(paths[1]), str(paths[0])]
+    check_and_compare(paths[-1], truth)
+
+
+def test_commit_whose_overlay_does_not_close_stays_in_the_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, truth = chain(tmp_path, 1)
+    closed: list[str] = []
+    close = Qcow2Image.close
+
+    def fail_second(image: Qcow2Image) -> None:
+        close(image)
+        closed.append(image.name)
+        if image.name == str(paths[1]) and closed.count(image.name) == 2:
+            raise DiskError("no space for bitmaps")
+
+    with opened(paths[-1]) as live:
+        monkeypatch.setattr(Qcow2Image, "close", fail_second)
+        with Writer(live, truth), pytest.raises(DiskError, match="no space for bitmaps"):
+            live.commit().wait(PATIENCE_S)
+        assert live.files == [str(paths[0])]
+        live.disk.write(0, pattern(5))
+        truth[:BLOCK] = pattern(5)
+    check_and_compare(paths[0], truth)
+
+
+def test_mirror_that_cannot_be_gone_on_in_leaves_the_disk_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    truth = filled(source)
+    with opened(source) as live:
+        with monkeypatch.context() as patched:
+            patched.setattr(live, "use", refuse)
+            with pytest.raises(DiskError, match="not today"):
+                live.mirror(copy).wait(PATIENCE_S)
+        assert not copy.exists()
+        live.image.write(0, pattern(4))
+        truth[:BLOCK] = pattern(4)
+    check_and_compare(source, truth)
+
+
+@pytest.mark.parametrize("verb", ["commit", "stream"])
+def test_image_with_snapshots_keeps_what_is_behind_it(tmp_path: Path, verb: str) -> None:
+    paths, truth = chain(tmp_path, 1)
+    with opened(paths[-1]) as live:
+        live.snapshot("one")
+        with pytest.raises(DiskError, match=rf"internal snapshots .* delete them .* to {verb}"):
+            getattr(live, verb)()
+        assert live.files == [str(paths[1]), str(paths[0])]
+    check_and_compare(paths[-1], truth)
+
+
+def test_overlay_that_failed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, top = tmp_path / "source", tmp_path / "top"
+    truth = filled(source)
+    with opened(source) as live:
+
+        def refuse_top(name: str, *rest: Any) -> Any:
+            return refuse() if name == str(top) else open_with(name, *rest)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(live_module, "open_with", refuse_top)
+            with pytest.raises(DiskError, match="not today"):
+                live.overlay(top)
+        live.disk.write(0, pattern(3))
+        truth[:BLOCK] = pattern(3)
+        live.overlay(top)
+    check_and_compare(top, truth)
+
+
+@pytest.mark.parametrize("verb", ["mirror", "backup"])
+def test_copy_that_was_cancelled_is_made_again(tmp_path: Path, verb: str) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    truth = filled(source)
+    with opened(source) as live:
+        job = getattr(live, verb)(copy, limit_bytes_s=1 << 20)
+        job.cancel()
+        with pytest.raises(OstlerError, match="cancelled"):
+            job.wait(PATIENCE_S)
+        assert not copy.exists()
+        getattr(live, verb)(copy).wait(PATIENCE_S)
+    check_and_compare(copy, truth)
+
+
+def test_disk_that_is_read_only_gets_no_overlay(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    filled(source)
+    how = Opening(readonly=True)
+    with (
+        LiveImage(open_with(str(source), None, how), how) as live,
+        pytest.raises(DiskError, match="opened read-only"),
+    ):
+        live.overlay(tmp_path / "top")
+    assert not (tmp_path / "top").exists()

@@ -17,10 +17,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ostler.block.chain import identity, layers
 from ostler.block.data_path import disk_of
+from ostler.block.failed import FailedImage
 from ostler.block.image import (
     Closing,
     Image,
@@ -65,19 +67,24 @@ class LiveImage(Closing):
 
     def overlay(self, path: str | os.PathLike[str]) -> None:
         """Go on in a new qcow2 image at `path`; what there is so far stays as it is, behind it."""
-        self._refuse_two_jobs()
+        self._refuse_change()
         below = self.named()
         target = os.path.abspath(path)
         if os.path.exists(target):
             raise DiskError(f"{target}: is there already; give the path of a new file")
-        create_image(
-            target,
-            below.size_bytes,
-            backing_file=identity(below.name),
-            backing_fmt=below.format,
-        )
-        with self.held():
-            self.reopen(target, "qcow2")
+        try:
+            create_image(
+                target,
+                below.size_bytes,
+                backing_file=identity(below.name),
+                backing_fmt=below.format,
+            )
+            with self.held():
+                self.reopen(target, "qcow2")
+        except BaseException:
+            # Nobody uses it; a second try finds its place free.
+            Path(target).unlink(missing_ok=True)
+            raise
 
     def snapshot(self, name: str) -> Snapshot:
         """Keep the disk as it is now inside its image; no memory of the machine is kept."""
@@ -145,11 +152,16 @@ class LiveImage(Closing):
 
     def begin(self, start: Callable[[], Job[Any]]) -> Job[Any]:
         """Start a job unless there is one."""
-        self._refuse_two_jobs()
-        if self.image.readonly:
-            raise DiskError(f"{self.name}: opened read-only; nothing of it changes")
+        self._refuse_change()
         self.job = start()
         return self.job
+
+    def _refuse_change(self) -> None:
+        self._refuse_two_jobs()
+        if isinstance(self.image, FailedImage):
+            raise DiskError(f"{self.name}: could not be opened again; stop the machine")
+        if self.image.readonly:
+            raise DiskError(f"{self.name}: opened read-only; nothing of it changes")
 
     def _refuse_two_jobs(self) -> None:
         if self.job is not None and self.job.running:
@@ -173,23 +185,55 @@ class LiveImage(Closing):
 
     def named(self) -> Image:
         """The image, if it can be opened again by its name."""
-        path = local_name(self.name)
-        if path is not None and not path.exists():
+        if not self.has_name:
             raise DiskError(
                 f"{self.name}: is a throw-away overlay without a file; leave overlay out"
             )
         return self.image
 
+    @property
+    def has_name(self) -> bool:
+        """Whether there is a file of the image's name; a throw-away overlay has none."""
+        path = local_name(self.name)
+        return path is None or path.exists()
+
     def reopen(self, name: str | None = None, format: str | None = None) -> None:
-        """Close the image and open another, or the same anew; if that fails, the same."""
+        """Close the image and open another, or the same anew; if that fails, the same.
+
+        The gate is closed. If not even that opens, every request fails from then on.
+        """
         old = self.image
-        old_name, old_format = old.name, old.format
-        old.close()
+        # What cannot be written out is an error of the image that goes on being used.
+        old.flush()
         try:
-            self.use(open_with(name or old_name, format or old_format, self.how))
-        except OstlerError:
-            self.use(open_with(old_name, old_format, self.how))
+            old.close()
+            self._open(name or old.name, format or old.format)
+        except BaseException:
+            self.go_back(old.name, old.format)
             raise
+
+    def go_back(self, name: str, format: str) -> None:
+        """Use an image again that was closed; if it does not open, every request fails."""
+        try:
+            self._open(name, format)
+        except BaseException as error:
+            self.fail(name, format)
+            raise DiskError(
+                f"{name}: cannot be opened again, so the guest gets errors; stop the machine:"
+                f" {error}"
+            ) from error
+
+    def _open(self, name: str, format: str) -> None:
+        image = open_with(name, format, self.how)
+        try:
+            self.use(image)
+        except BaseException:
+            image.close()
+            raise
+
+    def fail(self, name: str, format: str) -> None:
+        """Have every request fail from now on."""
+        self.use(FailedImage(name, format, self.disk.size_bytes))
 
     def close(self) -> None:
         """End what is being done and close the image; a second call does nothing."""
@@ -201,9 +245,17 @@ class LiveImage(Closing):
 
 
 def as_qcow2(image: Image, verb: str) -> Qcow2Image:
-    """The image, which is one of ours that has another behind it."""
+    """The image, which is one of ours that has another behind it, and keeps no snapshots.
+
+    A snapshot reads what is behind, too: it would change with that.
+    """
     from ostler.block.formats.qcow2 import Qcow2Image
 
     if not isinstance(image, Qcow2Image) or image.backing is None:
         raise DiskError(f"{image.name}: nothing is behind it; there is nothing to {verb}")
+    if image.snapshots:
+        raise DiskError(
+            f"{image.name}: its internal snapshots read what is behind it, and would change; stop"
+            f" the machine and delete them (ostler image snapshot -d) to {verb}"
+        )
     return image

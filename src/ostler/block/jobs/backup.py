@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ostler.block.data_path import disk_of
 from ostler.block.formats.qcow2 import Qcow2Image
-from ostler.block.image import open_image
+from ostler.block.image import Opening
+from ostler.block.jobs.convert import starts_as_zero
 from ostler.block.jobs.job import Job
 from ostler.block.jobs.mirror import GRANULE_BITS, create_new
 from ostler.engine.block import CopyProgress, DirtyMap
@@ -27,13 +29,13 @@ def backup(
     """Copy what the disk has now, or what a bitmap marks of it, to a new image at `path`."""
     size = live.image.size_bytes
     marks = None if bitmap is None else _marks(live, bitmap)
-    create_new(path, size, format, options)
-    target = open_image(path, format=format, secret=options.get("secret"))
+    target = create_new(path, size, format, options, Opening(secret=options.get("secret")))
+    # Zeroes of an incremental backup hide what is behind it.
+    is_zero = marks is None and starts_as_zero(target)
     progress = CopyProgress()
     with live.held():
         todo = _all_of(size) if marks is None else _copy_of(marks)
-        # Zeroes of an incremental backup hide what is behind it.
-        running = live.disk.back_up(disk_of(target), todo, progress, target_is_zero=marks is None)
+        running = live.disk.back_up(disk_of(target), todo, progress, target_is_zero=is_zero)
         if marks is not None:
             marks.clear()
 
@@ -43,6 +45,7 @@ def backup(
         except BaseException:
             if marks is not None:
                 marks.merge(todo)
+            Path(path).unlink(missing_ok=True)
             raise
         finally:
             with live.held():

@@ -59,7 +59,7 @@ def convert(
             raise DiskError(f"{target}: is smaller than what it is to hold, {size} bytes")
         source = sources[0] if len(sources) == 1 else Concatenated(sources)
         maps = [] if bitmaps is None else bitmaps_of(sources, image, skip=bitmaps == "sound")
-        has_zeroes = target_is_zero or (create and _starts_as_zero(image))
+        has_zeroes = target_is_zero or (create and starts_as_zero(image))
     except BaseException:
         image.close()
         raise
@@ -130,7 +130,14 @@ def _compression(image: Image) -> tuple[str, int]:
     return COMPRESSION_TYPES[image.header.compression], image.header.cluster_bytes
 
 
-def _starts_as_zero(image: Image) -> bool:
-    """Whether a new image reads as zeroes: not if it is a device, or has something behind it."""
+def starts_as_zero(image: Image) -> bool:
+    """Whether a new image reads as zeroes: not if it is a device, or has something behind it.
+
+    What was never written of a LUKS image decrypts to noise.
+    """
     file = getattr(image, "file", None)
-    return not getattr(file, "is_block_device", False) and len(list(layers(image))) == 1
+    return (
+        image.format != "luks"
+        and not getattr(file, "is_block_device", False)
+        and len(list(layers(image))) == 1
+    )

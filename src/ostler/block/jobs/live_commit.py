@@ -14,6 +14,7 @@ from ostler.block.jobs.job import Job
 from ostler.block.jobs.passes import copy_passes, copy_rest
 from ostler.block.live import as_qcow2
 from ostler.engine.block import DirtyMap
+from ostler.errors import OstlerError
 
 if TYPE_CHECKING:
     from ostler.block.live import LiveImage
@@ -29,9 +30,15 @@ def commit(live: LiveImage, base: str | None, limit: int) -> Job[None]:
     def work(job: Job[None]) -> None:
         name = image.name
         chain = _Chain(live, behind)
-        try:
-            with live.held():
+        with live.held():
+            # What cannot be written out is an error of the overlay, which is used on.
+            image.flush()
+            try:
                 target, dirty = chain.open_writable(image)
+            except BaseException:
+                chain.restore(name)
+                raise
+        try:
             source = live.image
             copy_passes(
                 job, disk_of(source), disk_of(target), dirty, target_is_zero=False, limit=limit
@@ -43,6 +50,8 @@ def commit(live: LiveImage, base: str | None, limit: int) -> Job[None]:
             with live.held():
                 chain.restore(name)
             raise
+        # The guest is in the base for good: whatever fails now concerns the overlay alone.
+        chain.fronts.close()
 
     return Job("commit", image.size_bytes, work)
 
@@ -57,6 +66,7 @@ class _Chain:
         self.live, self.behind = live, behind
         self.fronts = ExitStack()
         self.base = ExitStack()
+        self.front: Qcow2Image | None = None
 
     def open_writable(self, image: Qcow2Image) -> tuple[Image, DirtyMap]:
         """Open the chain anew, with the base for writing: the base, and what is to be copied."""
@@ -70,6 +80,7 @@ class _Chain:
             open_with(image.name, image.format, replace(live.how, backing=False))
         )
         assert isinstance(front, Qcow2Image)
+        self.front = front
         put_over(self.fronts, front, target, self.behind[:-1], live.how)
         live.use(front)
         dirty = what_is_held(front, len(self.behind))
@@ -80,11 +91,19 @@ class _Chain:
         """Use the base alone."""
         self.live.disk.record([])
         self.live.use(target)
-        self.fronts.close()
 
     def restore(self, name: str) -> None:
-        """Use the overlay with its chain as it was."""
+        """Use the overlay with its chain as it was; if that fails, every request does."""
         self.live.disk.record([])
-        self.fronts.close()
-        self.base.close()
-        self.live.use(open_with(name, "qcow2", self.live.how))
+        is_whole = False
+        try:
+            with self.base, self.fronts:
+                if self.front is not None:
+                    self.front.flush()
+                is_whole = True
+        except (OstlerError, OSError):
+            if not is_whole:
+                # The guest's last writes may be lost: it has to know.
+                self.live.fail(name, "qcow2")
+                raise
+        self.live.go_back(name, "qcow2")
