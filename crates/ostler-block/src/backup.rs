@@ -59,16 +59,26 @@ impl Backup {
         let mut state = self.state();
         let (first, end) = state.todo.whole_granules(offset, len);
         loop {
+            self.end_if_cancelled(&mut state);
             if state.is_over {
                 return;
             }
-            if let Some(range) = state.todo.take_run(first, end, end - first) {
+            // A piece at a time: others who write wait for what they overwrite alone.
+            if let Some(range) = state.todo.take_run(first, end, PIECE) {
                 state = self.save(state, range);
             } else if state.under_way.iter().any(|&(from, to)| from < end && first < to) {
                 state = self.landed.wait(state).unwrap_or_else(PoisonError::into_inner);
             } else {
                 return;
             }
+        }
+    }
+
+    fn end_if_cancelled(&self, state: &mut State) {
+        if self.progress.cancelled.load(Ordering::Acquire) && !state.is_over {
+            state.failure.get_or_insert(BlockError::Cancelled);
+            state.is_over = true;
+            self.landed.notify_all();
         }
     }
 
@@ -96,10 +106,7 @@ impl Backup {
         let mut at = 0;
         loop {
             let mut state = self.state();
-            if self.progress.cancelled.load(Ordering::Acquire) {
-                state.failure.get_or_insert(BlockError::Cancelled);
-                state.is_over = true;
-            }
+            self.end_if_cancelled(&mut state);
             let taken = if state.is_over { None } else { state.todo.take_run(at, size, PIECE) };
             let Some((from, to)) = taken else { return self.finish(state) };
             drop(self.save(state, (from, to)));
@@ -117,5 +124,70 @@ impl Backup {
         let failure = state.failure.take();
         drop(state);
         failure.map_or_else(|| self.target.flush(), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{OnceLock, Weak};
+
+    use super::*;
+    use crate::testing::Asking;
+
+    const SIZE: u64 = 64 * PIECE;
+
+    fn marked() -> DirtyMap {
+        let todo = DirtyMap::new(SIZE, 16);
+        todo.mark(0, SIZE);
+        todo
+    }
+
+    /// A backup to a disk that calls `act` with each write.
+    fn to(act: impl Fn(u64, u64) + Send + Sync + 'static, progress: &Arc<Progress>) -> Arc<Backup> {
+        let source = Asking { on_read: Box::new(|_, _| Ok(7)), ..Asking::new(SIZE) };
+        let target = Asking {
+            on_write: Box::new(move |offset, len| {
+                act(offset, len);
+                Ok(())
+            }),
+            ..Asking::new(SIZE)
+        };
+        let job = Job {
+            threads: 1,
+            sparse_bytes: 4096,
+            target_is_zero: true,
+            keeps_zero_data: false,
+            packing: None,
+            limit: 0,
+        };
+        let backup = Backup::new(Arc::new(source), Arc::new(target), marked(), job, Arc::clone(progress));
+        Arc::new(backup.expect("as large"))
+    }
+
+    #[test]
+    fn a_long_write_holds_up_others_for_a_piece_at_a_time() {
+        let progress = Arc::new(Progress::default());
+        let cell: Arc<OnceLock<Weak<Backup>>> = Arc::default();
+        let seen = Arc::clone(&cell);
+        let look = move |_, _| {
+            let backup = seen.get().and_then(Weak::upgrade).expect("a backup");
+            let state = backup.state();
+            assert!(state.under_way.iter().all(|&(from, to)| to - from <= PIECE), "{:?}", state.under_way);
+        };
+        let backup = to(look, &progress);
+        cell.set(Arc::downgrade(&backup)).expect("once");
+        backup.before_write(0, SIZE);
+        assert_eq!(progress.done.load(Ordering::Relaxed), SIZE);
+        backup.run(0).expect("all is saved");
+    }
+
+    #[test]
+    fn a_write_does_not_wait_for_a_backup_that_was_cancelled() {
+        let progress = Arc::new(Progress::default());
+        let flag = Arc::clone(&progress);
+        let backup = to(move |_, _| flag.cancelled.store(true, Ordering::Release), &progress);
+        backup.before_write(0, SIZE);
+        assert_eq!(progress.done.load(Ordering::Relaxed), PIECE);
+        assert!(matches!(backup.run(0), Err(BlockError::Cancelled)));
     }
 }

@@ -1,7 +1,7 @@
 //! Whether two disks read the same.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::copy::{Progress, on_threads};
 use crate::disk::Disk;
@@ -11,48 +11,77 @@ const PIECE: u64 = 1 << 20;
 
 /// The offset of the first byte that differs, if any. A shorter disk is as if followed by zeroes.
 pub fn compare(one: &dyn Disk, other: &dyn Disk, threads: usize, progress: &Progress) -> Result<Option<u64>> {
-    let search = Search { one, other, progress, end: one.size().max(other.size()), next: Mutex::new(0) };
-    // The first difference so far: who is behind it has nothing to look for.
-    let found = AtomicU64::new(u64::MAX);
-    on_threads(threads, progress, || search.run(&found))?;
-    let found = found.into_inner();
-    Ok((found != u64::MAX).then_some(found))
+    let end = one.size().max(other.size());
+    let search = Search { one, other, progress, next: Mutex::new(0), first: Mutex::new((end, Ok(()))) };
+    on_threads(threads, progress, || search.run())?;
+    let (found, failure) = search.first.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failure.map(|()| (found < end).then_some(found))
 }
 
 struct Search<'a> {
     one: &'a dyn Disk,
     other: &'a dyn Disk,
     progress: &'a Progress,
-    end: u64,
     /// Where nobody has looked yet.
     next: Mutex<u64>,
+    /// The first difference or failure so far, or the end: who is behind it has nothing to look for.
+    first: Mutex<(u64, Result<()>)>,
 }
 
 impl Search<'_> {
-    fn run(&self, found: &AtomicU64) -> Result<()> {
+    fn first(&self) -> MutexGuard<'_, (u64, Result<()>)> {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The disks differ there, or cannot be read.
+    fn note(&self, at: u64, what: Result<()>) {
+        let mut first = self.first();
+        if at < first.0 {
+            *first = (at, what);
+        }
+    }
+
+    fn run(&self) -> Result<()> {
         let (mut left, mut right) = (vec![0; PIECE as usize], vec![0; PIECE as usize]);
-        while let Some(piece) = self.claim(found)? {
+        while let Some(piece) = self.claim()? {
             let (left, right) = (&mut left[..piece.len as usize], &mut right[..piece.len as usize]);
-            fill(self.one, piece.left_zero, left, piece.at)?;
-            fill(self.other, piece.right_zero, right, piece.at)?;
-            if let Some(place) = difference(left, right) {
-                found.fetch_min(piece.at + place as u64, Ordering::Relaxed);
+            match self.look(&piece, left, right) {
+                Ok(None) => {}
+                Ok(Some(place)) => self.note(piece.at + place as u64, Ok(())),
+                Err(error) => self.note(piece.at, Err(error)),
             }
             self.progress.done.fetch_max(piece.at + piece.len, Ordering::Relaxed);
         }
         Ok(())
     }
 
+    /// Where the piece differs.
+    fn look(&self, piece: &Piece, left: &mut [u8], right: &mut [u8]) -> Result<Option<usize>> {
+        fill(self.one, piece.left_zero, left, piece.at)?;
+        fill(self.other, piece.right_zero, right, piece.at)?;
+        Ok(difference(left, right))
+    }
+
     /// The next piece that is not zero in both.
-    fn claim(&self, found: &AtomicU64) -> Result<Option<Piece>> {
+    fn claim(&self) -> Result<Option<Piece>> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        while *next < self.end.min(found.load(Ordering::Relaxed)) {
+        loop {
+            let (at, end) = (*next, self.first().0);
+            if at >= end {
+                return Ok(None);
+            }
             if self.progress.cancelled.load(Ordering::Acquire) {
                 return Err(BlockError::Cancelled);
             }
-            let at = *next;
-            let (left_zero, left_len) = zero_at(self.one, at, self.end - at)?;
-            let (right_zero, right_len) = zero_at(self.other, at, self.end - at)?;
+            let zeroes =
+                zero_at(self.one, at, end - at).and_then(|left| Ok((left, zero_at(self.other, at, end - at)?)));
+            let ((left_zero, left_len), (right_zero, right_len)) = match zeroes {
+                Ok(zeroes) => zeroes,
+                Err(error) => {
+                    self.note(at, Err(error));
+                    continue;
+                }
+            };
             let both = left_len.min(right_len);
             if left_zero && right_zero {
                 *next += both;
@@ -63,7 +92,6 @@ impl Search<'_> {
             *next += len;
             return Ok(Some(Piece { at, len, left_zero, right_zero }));
         }
-        Ok(None)
     }
 }
 
@@ -120,4 +148,50 @@ pub fn run_of_difference(one: &dyn Disk, other: &dyn Disk, at: u64, limit: u64, 
         run += size;
     }
     Ok((differs, run as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use super::*;
+    use crate::testing::Asking;
+
+    /// A disk whose piece `broken` cannot be read, and one that reads as others where `differs`. The
+    /// difference is read only once the failure was met.
+    fn pair(broken: u64, differs: u64) -> (Asking, Asking) {
+        let met = Arc::new(AtomicBool::new(false));
+        let failed = Arc::clone(&met);
+        let fails = move |offset, _| {
+            if offset / PIECE == broken {
+                failed.store(true, Ordering::Release);
+                return Err(BlockError::Refused("broken".into()));
+            }
+            while offset / PIECE == differs && !failed.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
+            Ok(1)
+        };
+        let other = move |offset, _| Ok(if offset / PIECE == differs { 2 } else { 1 });
+        let size = 8 * PIECE;
+        (
+            Asking { on_read: Box::new(fails), ..Asking::new(size) },
+            Asking { on_read: Box::new(other), ..Asking::new(size) },
+        )
+    }
+
+    #[test]
+    fn a_failure_behind_the_first_difference_hides_nothing() {
+        let (one, other) = pair(1, 0);
+        assert_eq!(compare(&one, &other, 2, &Progress::default()).expect("a difference"), Some(0));
+    }
+
+    #[test]
+    fn a_failure_before_the_first_difference_is_the_answer() {
+        let (one, other) = pair(2, 3);
+        let answer = compare(&one, &other, 2, &Progress::default());
+        assert!(matches!(answer, Err(BlockError::Refused(_))), "{answer:?}");
+    }
 }

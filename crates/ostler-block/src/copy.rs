@@ -195,6 +195,9 @@ impl<'a> Copier<'a> {
     fn pieces(&mut self, from: u64, end: u64) -> Result<()> {
         let mut at = from;
         while at < end {
+            if self.progress.cancelled.load(Ordering::Acquire) {
+                return Err(BlockError::Cancelled);
+            }
             let stop = end.min(at + PIECE);
             self.piece(at, stop)?;
             at = stop;

@@ -24,6 +24,8 @@ pub mod qcow2;
 pub mod raw;
 pub mod salvage;
 pub mod storage;
+#[cfg(test)]
+mod testing;
 
 pub use backup::Backup;
 pub use dirty::DirtyMap;

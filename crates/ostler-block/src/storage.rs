@@ -108,7 +108,8 @@ impl FileStorage {
         Ok(Self { direct: Some(Direct { file: opened, align }), ..Self::new(file)? })
     }
 
-    /// Whether the whole request was done around the page cache.
+    /// Whether the whole request was done around the page cache. What the device could not do is an
+    /// error: the page cache would only hide it.
     fn transfer_direct(
         &self,
         vectors: &[libc::iovec],
@@ -119,11 +120,14 @@ impl FileStorage {
             return Ok(false);
         };
         let total: usize = vectors.iter().map(|vector| vector.iov_len).sum();
+        let offset = as_off(offset)?;
         // SAFETY: the vectors are memory that may be read or written (of a source or a sink).
-        let done =
-            unsafe { call(direct.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int, as_off(offset)?) };
+        let done = unsafe { call(direct.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int, offset) };
         // What was done in part, or was not taken (the end of a file), is done again with the cache.
-        Ok(usize::try_from(done) == Ok(total))
+        usize::try_from(done).map(|done| done == total).or_else(|_| match io::Error::last_os_error() {
+            error if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EINTR)) => Ok(false),
+            error => Err(error),
+        })
     }
 
     /// How many bytes there were.
@@ -455,6 +459,33 @@ mod tests {
         storage.set_len(5000).expect("cut");
         storage.read_bytes(read, 4096).expect("read");
         assert_eq!((&read[..904], &read[904..]), (&page[..904], &[0; 3192][..]));
+    }
+
+    extern "C" fn fails_with<const ERRNO: libc::c_int>(
+        _: libc::c_int,
+        _: *const libc::iovec,
+        _: libc::c_int,
+        _: libc::off_t,
+    ) -> libc::ssize_t {
+        // SAFETY: this thread's errno.
+        unsafe { *libc::__errno_location() = ERRNO };
+        -1
+    }
+
+    #[test]
+    fn direct_requests_that_the_device_fails_are_not_answered_from_the_cache() {
+        let path = std::env::temp_dir().join(format!("ostler-direct-fails-{}", std::process::id()));
+        let opened = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+        let file = opened.expect("a file");
+        std::fs::remove_file(&path).expect("remove");
+        // Where there is no O_DIRECT, there is nothing to test.
+        let Ok(storage) = FileStorage::new_direct(file) else { return };
+        let mut room = vec![7; 8192];
+        let page = aligned(&mut room);
+        let vectors = Source::new(page);
+        let failed = storage.transfer_direct(vectors.vectors(), 0, fails_with::<{ libc::EIO }>);
+        assert_eq!(failed.expect_err("a broken device").raw_os_error(), Some(libc::EIO));
+        assert!(!storage.transfer_direct(vectors.vectors(), 0, fails_with::<{ libc::EINVAL }>).expect("not taken"));
     }
 
     #[test]
