@@ -450,7 +450,8 @@ impl Chip for Scanty {
     fn frame_sent(&mut self, _map: &GuestMap) {}
 
     fn has_room(&self, _map: &GuestMap) -> bool {
-        self.looked.fetch_add(1, Ordering::Relaxed) != 0
+        // What has not been fetched is for the link to tell, which this one does not.
+        self.delivered == 0 || self.looked.fetch_add(1, Ordering::Relaxed) != 0
     }
 
     fn deliver(&mut self, _map: &GuestMap, _frame: &[u8]) -> Delivery {
