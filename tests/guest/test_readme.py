@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,15 @@ def test_readme_run_starts_the_demos_guest(checkout: Path) -> None:
 def test_readme_initramfs_starts_a_guest(checkout: Path) -> None:
     run(checkout, ["sh", "-c", block("sh", "image initramfs")])
     start = block("sh", "ostler run").replace("build/demo/initrd.gz", "initrd.gz")
-    assert "ostler: ready" in run(checkout, ["sh", "-c", start], "poweroff\n")
+    typed = "[ -x /etc/udhcpc/default.script ] && echo script=$((1 + 1))\n"
+    if shutil.which("passt"):
+        typed += "udhcpc -q -i eth0 && ip addr show eth0 && echo lease=$((1 + 1))\n"
+    said = run(checkout, ["sh", "-c", start], f"{typed}poweroff\n")
+    assert "ostler: ready" in said
+    assert "script=2" in said
+    if shutil.which("passt"):
+        assert "lease=2" in said
+        assert re.search(r"inet \d+\.\d+\.\d+\.\d+/", said)
 
 
 def test_readme_python_runs_a_command_in_the_guest(checkout: Path) -> None:

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from ostler.block import live as live_module
 from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.image import Opening, open_with
 from ostler.block.jobs import live_commit
+from ostler.block.jobs.commit import commit
+from ostler.block.jobs.convert import convert
 from ostler.block.live import LiveImage
-from ostler.errors import DiskError, OstlerError
+from ostler.errors import ConfigError, DiskError, OstlerError
 
 SIZE = 24 << 20
 BLOCK = 4096
@@ -293,6 +296,25 @@ def test_jobs_that_have_nothing_to_do_say_so(tmp_path: Path) -> None:
         with pytest.raises(DiskError, match="no bitmap 'b9'"):
             live.backup(tmp_path / "copy", bitmap="b9")
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5, 1 << 64])
+def test_limit_that_is_none_is_refused_before_anything_is_made(tmp_path: Path, limit: Any) -> None:
+    paths, _ = chain(tmp_path, 1)
+    copy = tmp_path / "copy"
+    with opened(paths[-1]) as live:
+        for start in (
+            live.commit,
+            live.stream,
+            partial(live.mirror, copy),
+            partial(live.backup, copy),
+            partial(commit, live.image),
+            partial(convert, [live.image], copy),
+        ):
+            with pytest.raises(ConfigError, match=f"limit_bytes_s={limit}: give whole bytes"):
+                start(limit_bytes_s=limit)
+        assert live.job is None
+    assert not copy.exists()
 
 
 def test_job_is_awaited_and_says_how_far_it_is(tmp_path: Path) -> None:

@@ -230,6 +230,25 @@ def test_device_of_the_users_own_at_a_taken_place_is_refused(
     assert "taken.plug: 0x3f8 belongs to serial already" in said
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def plug(board):\n    return 1 // 0\n", "2: ZeroDivisionError: integer division"),
+        ("def plug(board):\n    int('mine')\n", "2: ValueError: invalid literal"),
+        ("import json\ndef plug(board):\n  json.loads('?')\n", "3: JSONDecodeError: Expecting"),
+        ("\ndef plug(): pass\n", "2: TypeError: plug() takes 0 positional arguments"),
+        ("def plug(board)\n", "1: SyntaxError: expected ':'"),
+        ("\nimport nothing_of_that_name\n", "2: ModuleNotFoundError: No module named"),
+    ],
+)
+def test_mistake_in_a_plug_file_is_told_with_its_place(
+    refused: Refused, kernel: Path, tmp_path: Path, text: str, said: str
+) -> None:
+    plug = tmp_path / "bad.py"
+    plug.write_text(text)
+    assert f"{plug}:{said}" in refused("run", "--dry-run", "--kernel", kernel, "--plug", plug)
+
+
 def test_dry_run_prints_the_machine_and_writes_nothing(
     capsys: pytest.CaptureFixture[str], kernel: Path, disk: Path
 ) -> None:

@@ -102,13 +102,13 @@ class LiveImage(Closing):
         """Write what is in front of `base` into it, and go on in it; by default the next image."""
         from ostler.block.jobs.live_commit import commit
 
-        return self.begin(lambda: commit(self, base, limit_bytes_s))
+        return self.begin(lambda: commit(self, base, limit_bytes_s), limit_bytes_s)
 
     def stream(self, *, limit_bytes_s: int = 0) -> Job[None]:
         """Copy all that is behind the image into it, and go on without that."""
         from ostler.block.jobs.stream import stream
 
-        return self.begin(lambda: stream(self, limit_bytes_s))
+        return self.begin(lambda: stream(self, limit_bytes_s), limit_bytes_s)
 
     def mirror(
         self,
@@ -126,7 +126,9 @@ class LiveImage(Closing):
         from ostler.block.jobs.mirror import mirror
 
         target = os.path.abspath(path)
-        return self.begin(lambda: mirror(self, target, format, options or {}, pivot, limit_bytes_s))
+        return self.begin(
+            lambda: mirror(self, target, format, options or {}, pivot, limit_bytes_s), limit_bytes_s
+        )
 
     def backup(
         self,
@@ -147,11 +149,15 @@ class LiveImage(Closing):
 
         target = os.path.abspath(path)
         return self.begin(
-            lambda: backup(self, target, format, options or {}, bitmap, limit_bytes_s)
+            lambda: backup(self, target, format, options or {}, bitmap, limit_bytes_s),
+            limit_bytes_s,
         )
 
-    def begin(self, start: Callable[[], Job[Any]]) -> Job[Any]:
-        """Start a job unless there is one."""
+    def begin(self, start: Callable[[], Job[Any]], limit_bytes_s: int = 0) -> Job[Any]:
+        """Start a job unless there is one; `ConfigError` for a limit that is none."""
+        from ostler.block.jobs.job import check_limit
+
+        check_limit(limit_bytes_s)
         self._refuse_change()
         self.job = start()
         return self.job

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
-from ostler.errors import ConfigError
+from ostler.errors import ConfigError, OstlerError
 from ostler.machine.virt import VirtBoard
 
 Plug = Callable[[VirtBoard], object]
 """Adds devices to a board; called for each boot, since each has a board of its own."""
 
 
+OURS = Path(__file__).parents[1]
+
+
 def plug_in(plugs: Iterable[Plug], board: VirtBoard) -> None:
-    """Let all add their devices; `ConfigError` when the place of one is taken."""
+    """Let all add their devices.
+
+    Raises:
+        ConfigError: the place of a device is taken, or a plug fails: its file, line and error.
+    """
     for plug in plugs:
         try:
             plug(board)
-        except ValueError as error:
-            raise ConfigError(f"{plug.__module__}.{plug.__qualname__}: {error}; move it") from error
+        except OstlerError:
+            raise
+        except Exception as error:
+            raise ConfigError(_refusal(plug, error)) from error
 
 
 def load_plug(text: str) -> Plug:
@@ -35,10 +46,37 @@ def load_plug(text: str) -> Plug:
     return plug  # type: ignore[no-any-return]  # what a user's file holds has no type
 
 
+def _refusal(plug: Plug, error: Exception) -> str:
+    """What is said of a plug that raised `error` when it was called."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    if isinstance(error, ValueError) and frames and Path(frames[-1].filename).is_relative_to(OURS):
+        names = (getattr(plug, name, "plug") for name in ("__module__", "__qualname__"))
+        return f"{'.'.join(names)}: {error}; move it"
+    code = getattr(plug, "__code__", None)
+    if frames:
+        return _mistake(error, frames[0].filename)
+    return _mistake(error, *((code.co_filename, code.co_firstlineno) if code else (repr(plug),)))
+
+
+def _mistake(error: Exception, file: str, line: int | None = None) -> str:
+    """One line with the place of a mistake in `file` (at `line`, if nothing else is known)."""
+    if isinstance(error, SyntaxError):
+        file, line, what = error.filename or file, error.lineno, error.msg
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((at.lineno for at in reversed(frames) if at.filename == file), line)
+        what = str(error)
+    place = file if line is None else f"{file}:{line}"
+    return f"{place}: {type(error).__name__}: {what or 'no reason given'}; correct it there"
+
+
 def _module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"--plug {_mistake(error, os.path.abspath(path))}") from error
     return module

@@ -10,7 +10,7 @@ from ostler.block.chain import identity, layers
 from ostler.block.data_path import disk_of
 from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.image import Image, Layered, Opening, Resizable, open_with
-from ostler.block.jobs.job import THREADS, Job
+from ostler.block.jobs.job import THREADS, Job, check_limit
 from ostler.engine.block import DirtyMap, copy_marked
 from ostler.errors import DiskError
 
@@ -26,6 +26,7 @@ def commit(
     The base grows if the overlay is larger. Unless `drop`, an overlay directly on the base is
     emptied. Images between the two are left as they are, and are invalid afterwards.
     """
+    check_limit(limit_bytes_s)
     behind = names_behind(image)
     depth = depth_of(image, behind, base)
 

@@ -14,7 +14,7 @@ from ostler.block.formats.qcow2.header import COMPRESSION_TYPES
 from ostler.block.formats.qcow2.recording import find_map
 from ostler.block.image import Image, create_image, open_image
 from ostler.block.jobs.concat import Concatenated
-from ostler.block.jobs.job import THREADS, Job
+from ostler.block.jobs.job import THREADS, Job, check_limit
 from ostler.engine.block import DirtyMap, copy_disk
 from ostler.errors import DiskError
 
@@ -46,6 +46,7 @@ def convert(
     target; the job's result is how many bytes that is. With `bitmaps` of `"all"` the source's are
     copied, too; with `"sound"` those that were not saved are left out.
     """
+    check_limit(limit_bytes_s)
     target = os.fspath(target)
     size = sum(source.size_bytes for source in sources)
     _refuse_same_file(sources, target)

@@ -8,11 +8,19 @@ from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
 
 from ostler.engine.block import CopyProgress
-from ostler.errors import WaitTimeout
+from ostler.errors import ConfigError, WaitTimeout
 
 T = TypeVar("T")
 THREADS = min(4, os.cpu_count() or 1)
 """Of the work on one image."""
+
+
+def check_limit(limit_bytes_s: object) -> None:
+    """Refuse a limit that is none, before anything is made; 0 is no limit."""
+    if not (isinstance(limit_bytes_s, int) and 0 <= limit_bytes_s < 1 << 63):
+        raise ConfigError(
+            f"limit_bytes_s={limit_bytes_s!r}: give whole bytes a second, or 0 for no limit"
+        )
 
 
 class Job(Generic[T]):
