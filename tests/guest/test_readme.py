@@ -13,7 +13,9 @@ import pytest
 from stock import BOOT_S
 
 from guests.demo import lay_out
-from guests.fetch import Kernel
+from guests.fetch import Kernel, kernel
+from ostler.errors import ConfigError
+from ostler.image import ModuleTree
 
 pytestmark = pytest.mark.guest
 
@@ -70,6 +72,19 @@ def test_readme_initramfs_starts_a_guest(checkout: Path) -> None:
     if shutil.which("passt"):
         assert "lease=2" in said
         assert re.search(r"inet \d+\.\d+\.\d+\.\d+/", said)
+
+
+def test_readme_names_the_modules_that_only_the_general_kernel_has(cloud: Kernel) -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    found = re.search(r"For `--share` add (.*) of Debian's general kernel", text)
+    assert found is not None
+    names = [name for name in re.findall(r"[\w,]+(?=`)", found[1]) if name]
+    assert {"e1000", "8139cp"} < {*",".join(names).split(",")}
+    full = ModuleTree(kernel("full").modules)
+    for name in ("9p", "9pnet_virtio", "e1000", "8139cp"):
+        assert full.resolve([name])
+        with pytest.raises(ConfigError):
+            ModuleTree(cloud.modules).resolve([name])
 
 
 def test_readme_python_runs_a_command_in_the_guest(checkout: Path) -> None:

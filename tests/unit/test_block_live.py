@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -282,9 +283,15 @@ def test_job_that_is_cancelled_leaves_the_disk_as_it_is(tmp_path: Path, verb: st
 def test_disk_does_one_job_at_a_time_and_says_which(tmp_path: Path) -> None:
     paths, _ = chain(tmp_path, 1)
     with opened(paths[-1]) as live:
-        live.stream(limit_bytes_s=1 << 20)
+        assert repr(live) == f"<LiveImage '{paths[-1]}', qcow2>"
+        job = live.stream(limit_bytes_s=1 << 20)
+        assert re.search(r", qcow2, <Job stream, \d+ of \d+ bytes>>$", repr(live))
         with pytest.raises(DiskError, match="its stream is not finished"):
             live.mirror(tmp_path / "copy")
+        job.cancel()
+        with pytest.raises(OstlerError, match="cancelled"):
+            job.wait(PATIENCE_S)
+        assert re.fullmatch("<Job stream, failed: .*cancelled>", repr(job))
 
 
 def test_jobs_that_have_nothing_to_do_say_so(tmp_path: Path) -> None:
@@ -303,6 +310,7 @@ def test_limit_that_is_none_is_refused_before_anything_is_made(tmp_path: Path, l
     paths, _ = chain(tmp_path, 1)
     copy = tmp_path / "copy"
     with opened(paths[-1]) as live:
+        assert isinstance(live.image, Qcow2Image)
         for start in (
             live.commit,
             live.stream,
@@ -324,6 +332,7 @@ def test_job_is_awaited_and_says_how_far_it_is(tmp_path: Path) -> None:
     async def run(live: LiveImage) -> None:
         job = live.mirror(copy)
         await job
+        assert repr(job) == "<Job mirror, finished>"
         assert job.done_bytes == job.total_bytes >= SIZE
 
     with opened(source) as live:

@@ -61,6 +61,7 @@ def test_run_without_kernel_names_the_option(refused: Refused) -> None:
         (["--memory", "lots"], "--memory 'lots' is not a size; write 512M or 4G"),
         (["--memory", "1000T"], "--memory 1000T: a guest has 2M to 32T"),
         (["--accel", "warp"], "--accel 'warp': there is: auto, kvm, soft"),
+        (["--accel", "soft", "--cpu", "host,+amx_tile"], "soft here has no amx_tile"),
         (["--serial", "tcp:1"], "give stdio, none or file:PATH"),
         (["--device", "floppy"], "there is no such device"),
         (["--device", "debug-exit,iobase=0x3f8"], "0x3f8 belongs to serial already; try 0xf4"),
@@ -88,7 +89,8 @@ def test_run_with_a_wrong_option_is_refused_in_one_line(
     [
         ("--kernal", "--kernel"), ("--cpuss", "--cpus"), ("--disks", "--disk"),
         ("--accelerator", "--accel"), ("--mem", "--memory"), ("--reboot", "--no-reboot"),
-        ("--display", ""), ("--ram", ""), ("--monitor", ""), ("--smp", ""), ("--n", ""), ("-z", ""),
+        ("--display", ""), ("--ram", ""), ("--monitor", ""), ("--smp", "--cpus"),
+        ("-m", "--memory"), ("--n", ""), ("-z", ""),
     ],
 )  # fmt: skip
 def test_option_that_is_not_there_suggests_what_is_near_and_nothing_else(
@@ -266,8 +268,11 @@ def test_dry_run_prints_the_machine_and_writes_nothing(
 def test_dry_run_shows_the_processor_that_was_asked_for(
     kernel: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert invoke(["run", "--dry-run", "--kernel", str(kernel), "--cpu", "x86-64-v3,-AVX2"]) == 0
-    assert "\ncpu       x86-64-v3,-avx2\n" in capsys.readouterr().out
+    arguments = ["run", "--dry-run", "--kernel", str(kernel), "--accel", "soft"]
+    assert invoke([*arguments, "--cpu", "x86-64-v3,-AVX2"]) == 0
+    assert "\naccel     soft\ncpu       x86-64-v3,-avx2\n" in capsys.readouterr().out
+    assert invoke(arguments) == 0
+    assert "\naccel     soft\ncpu       host\n" in capsys.readouterr().out
 
 
 def test_dry_run_shows_published_ports_and_shared_directories(

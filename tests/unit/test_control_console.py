@@ -86,6 +86,22 @@ def test_console_run_with_bad_status_raises(console: SerialConsole) -> None:
     assert console.run("foo", check=False) == "not found\n"
 
 
+def test_console_run_that_takes_too_long_names_the_command(console: SerialConsole) -> None:
+    console.transmit(b"login: ")
+    with pytest.raises(WaitTimeout) as stuck:
+        console.run("ls", timeout=0)
+    assert str(stuck.value) == (
+        "the guest did not start 'ls' within 0 s; its last words: 'login: '"
+    )
+
+    def begin(typed: str) -> bytes:
+        return f"{typed.split()[2][1:10]}:begin>\r\nworking\r\n".encode()
+
+    answering(console, begin)
+    with pytest.raises(WaitTimeout, match=r"did not finish 'make' within .*'\\r\\nworking"):
+        console.run("make", timeout=0)
+
+
 def test_console_history_keeps_the_end(console: SerialConsole) -> None:
     console.transmit(b"start")
     console.transmit(b"x" * (HISTORY_BYTES + TRIM_BYTES))

@@ -65,6 +65,11 @@ def test_input_commands_are_carried_out(vm: FakeVm, pipe: tuple[int, int]) -> No
     assert vm.asked == ["power button", "reset", "break", "end"]
 
 
+def test_input_after_the_guests_end_is_dropped(vm: FakeVm, pipe: tuple[int, int]) -> None:
+    vm.serial.end("the guest has ended")
+    assert type_in(vm, pipe, b"ls\n", commands=False) == b""
+
+
 def test_input_finish_does_not_wait_for_more(vm: FakeVm, pipe: tuple[int, int]) -> None:
     keys = InputCopy(cast(VM, vm), vm.serial, pipe[0], commands=False)
     keys.start()

@@ -300,4 +300,29 @@ def test_disks_change_their_image_while_the_machine_runs(kernel: Kernel, tmp_pat
         disk.commit().wait(60)
         assert disk.files == [str(base)]
         vm.stop()
-    assert vm.disks == ()
+    with pytest.raises(ConfigError, match="its disks are closed; ask while it does"):
+        _ = vm.disks
+
+
+def test_machine_that_does_not_run_says_so_at_once(kernel: Kernel) -> None:
+    vm = ostler.VM(kernel(LOOP_FOREVER), memory="16M", consoles="agent", net="none", name="web")
+    assert repr(vm) == "<VM 'web', cpus=1, memory=16M, not started>"
+    for console in (vm.serial, vm.hvc, vm.console["agent"]):
+        for ask in (console.wait_for, console.run):
+            with pytest.raises(ConfigError, match="has not been started; call start"):
+                ask("login")
+    with pytest.raises(ConfigError, match="does not run; ask for its devices"):
+        vm.device("pci")
+    with vm:
+        assert repr(vm).endswith(", running>")
+        with pytest.raises(ConfigError, match=r"no device 'nope'; there is: .*console"):
+            vm.device("nope")
+        for missing in ("balloon", "hotplug"):
+            with pytest.raises(ConfigError, match="now; give it "):
+                _ = getattr(vm, missing).target
+    assert repr(vm).endswith(", ended: stopped>")
+    for type_in in (vm.serial.write, vm.serial.run):
+        with pytest.raises(GuestError, match=r"ended \(stopped\) and takes no input any more"):
+            type_in("ls")
+    with pytest.raises(GuestError, match=r"ended \(stopped\), before it printed 'login'"):
+        vm.serial.wait_for("login")

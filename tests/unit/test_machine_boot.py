@@ -92,4 +92,4 @@ def test_damage_behind_the_headers_is_a_kernel_error_that_names_the_file(tmp_pat
     with pytest.raises(KernelError, match=message):
         write_boot(plan, b"", FakeMemory(64 * MIB))
     with pytest.raises(KernelError, match=message):
-        describe(MachineConfig(kernel=kernel))
+        describe(MachineConfig(kernel=kernel), "soft")

@@ -65,6 +65,10 @@ class LiveImage(Closing):
         """The image and all behind it, by name."""
         return [layer.name for layer in layers(self.image)]
 
+    def __repr__(self) -> str:
+        job = f", {self.job!r}" if self.job is not None and self.job.running else ""
+        return f"<LiveImage {self.name!r}, {self.image.format}{job}>"
+
     def overlay(self, path: str | os.PathLike[str]) -> None:
         """Go on in a new qcow2 image at `path`; what there is so far stays as it is, behind it."""
         self._refuse_change()

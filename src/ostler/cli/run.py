@@ -218,7 +218,8 @@ def run(
         bool,
         typer.Option(
             "--dry-run",
-            help="Print the machine that would be built: memory map, devices, interrupts.",
+            help="Print the machine that would be built: accelerator, CPU, memory map, devices,"
+            " interrupts.",
         ),
     ] = False,
 ) -> int:
@@ -287,8 +288,12 @@ def _load_plugs(texts: list[str]) -> list[Plug]:
 
 
 def show(config: MachineConfig, plugs: Sequence[Plug]) -> int:
-    """Print the machine on paper."""
+    """Print the machine on paper, unless this host could not run it."""
+    from ostler.control.accelerator import choose
+    from ostler.control.session import check_processor
     from ostler.machine.describe import describe
 
-    typer.echo(describe(config, plugs))
+    accelerator = choose(config.accelerator).name
+    check_processor(accelerator, config.cpu)
+    typer.echo(describe(config, accelerator, plugs))
     return 0

@@ -15,6 +15,8 @@ import typer
 EXTRA = re.compile(r"unexpected extra argument\S* \((.*)\)")
 # How like an option (difflib's ratio) what was typed has to be; below it come other words.
 SLIP = 0.75
+# What other programs call it.
+SYNONYMS = {"-m": "memory", "--smp": "cpus"}
 NO_COMMAND = re.compile(r"No such command '([^']*)'")
 
 
@@ -47,6 +49,8 @@ def _nearest(typed: str, context: Any) -> str:
     """The option that was meant: a slip of the fingers away, or longer or shorter than `typed`."""
     options = [name for known in context.command.params for name in known.opts] if context else []
     words = [name.removeprefix("--") for name in options if name.startswith("--")]
+    if SYNONYMS.get(typed) in words:
+        return f"--{SYNONYMS[typed]}"
     word = typed.removeprefix("--")
     same_start = [known for known in words if known.startswith(word) or word.startswith(known)]
     near = get_close_matches(word, words, n=1, cutoff=SLIP)

@@ -68,7 +68,10 @@ class Balloon:
 
     @property
     def _device(self) -> VirtioBalloon:
-        device = self._vm.device("balloon")
-        if device is None:
-            raise ConfigError("this VM has no balloon now; give it a virtio-balloon and start it")
+        try:
+            device = self._vm.device("balloon")
+        except ConfigError:
+            raise ConfigError(
+                "this VM has no balloon now; give it a virtio-balloon and start it"
+            ) from None
         return device.device  # type: ignore[no-any-return]  # the name says what it is

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ostler.errors import GuestError, WaitTimeout
+from ostler.errors import ConfigError, GuestError, WaitTimeout
 
 HISTORY_BYTES = 4 << 20
 TRIM_BYTES = 1 << 20
@@ -22,13 +22,19 @@ LAG_BYTES = 1 << 20
 INPUT_BYTES = 64 << 10
 # Who waits for output looks at most this often: the guest prints byte by byte.
 LOOK_INTERVAL_S = 0.002
+# How what `run` types begins; what is before it is all that the guest has to say for itself.
+TYPED = "printf '%s%s\\n' "
 PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
 
 
 class SerialConsole:
-    """Both directions of the port. `history` keeps the last megabytes the guest printed."""
+    """Both directions of the port. `history` keeps the last megabytes the guest printed.
 
-    def __init__(self) -> None:
+    `idle` is why nothing can be waited for before `begin`.
+    """
+
+    def __init__(self, idle: str | None = None) -> None:
+        self._idle = idle
         self._changed = threading.Condition()
         self._history = bytearray()
         self._dropped = 0  # bytes the guest printed before what `_history` begins with
@@ -71,6 +77,11 @@ class SerialConsole:
             return bool(self._input)
 
     # -- the machine's side -----------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The machine is started: what it prints can be waited for."""
+        with self._changed:
+            self._idle = None
 
     def connect(self, on_input: Callable[[], None]) -> None:
         """The machine runs: have `on_input` called when there is something to receive."""
@@ -126,8 +137,10 @@ class SerialConsole:
         return self._since(0).decode(errors="replace")
 
     def write(self, text: str | bytes) -> None:
-        """Type `text` into the guest, as fast as it takes it."""
+        """Type `text` into the guest, as fast as it takes it; `GuestError` when it has ended."""
         with self._changed:
+            if self._ended is not None:
+                raise GuestError(f"{self._ended} and takes no input any more; start another VM")
             self._input += text.encode() if isinstance(text, str) else text
             on_input = self._on_input
             if self._waiting:
@@ -144,8 +157,13 @@ class SerialConsole:
         """Wait until the guest prints `pattern`; return what it printed up to and including it.
 
         A plain string is looked for as it is. Each call goes on where the last one ended.
-        `WaitTimeout` after `timeout` seconds, `GuestError` when the guest ends before.
+        `WaitTimeout` after `timeout` seconds, `GuestError` when the guest ends before,
+        `ConfigError` when it has not been started.
         """
+        return self._await(pattern, timeout, "print", _name(pattern))
+
+    def _await(self, pattern: str | re.Pattern[str], timeout: float, verb: str, what: str) -> str:
+        """`wait_for`; what does not happen is called `verb` and `what`."""
         search = _bytes_pattern(pattern)
         deadline = time.monotonic() + timeout
         start = self._seen
@@ -155,13 +173,14 @@ class SerialConsole:
             if found:
                 return self._consume(start, found.end())
             if ended is not None:
-                raise GuestError(f"{ended}, before it printed {_name(pattern)}")
+                raise GuestError(f"{ended}, before it {verb}ed {what}")
+            self._refuse_idle()
             left = deadline - time.monotonic()
             if left <= 0:
-                last = text[-200:].decode(errors="replace")
+                own = text if verb == "print" else text.partition(TYPED.encode())[0]
+                last = own[-200:].decode(errors="replace")
                 raise WaitTimeout(
-                    f"the guest did not print {_name(pattern)} within {timeout} s;"
-                    f" its last words: {last!r}"
+                    f"the guest did not {verb} {what} within {timeout} s; its last words: {last!r}"
                 )
             self.read_since(position, left)
             time.sleep(min(LOOK_INTERVAL_S, left))
@@ -171,15 +190,17 @@ class SerialConsole:
 
         `GuestError` when it ends with another status than 0, unless `check` is false.
         """
+        self._refuse_idle()
         mark = os.urandom(4).hex()
         # The shell echoes what is typed. Marks are typed in two halves, so the echo holds none.
         begin, end = f"<{mark}:begin>", f"<{mark}:end:"
         self.write(
-            f"printf '%s%s\\n' '<{mark}' ':begin>'; eval {shlex.quote(command)};"
+            f"{TYPED}'<{mark}' ':begin>'; eval {shlex.quote(command)};"
             f" printf '%s%s%s>\\n' '<{mark}' ':end:' \"$?\"\n"
         )
-        self.wait_for(begin, timeout)
-        printed = self.wait_for(re.compile(re.escape(end) + r"\d+>\r?\n"), timeout)
+        self._await(begin, timeout, "start", repr(command))
+        ending = re.compile(re.escape(end) + r"\d+>\r?\n")
+        printed = self._await(ending, timeout, "finish", repr(command))
         output, _, status = printed.replace("\r\n", "\n").rpartition(end)
         output, status = output.removeprefix("\n"), status.removesuffix(">\n")
         if check and status != "0":
@@ -187,6 +208,10 @@ class SerialConsole:
         return output
 
     # -- inside -----------------------------------------------------------------------------
+
+    def _refuse_idle(self) -> None:
+        if self._idle is not None:
+            raise ConfigError(self._idle)
 
     def _snapshot(self, start: int) -> tuple[bytes, int, str | None]:
         with self._changed:

@@ -50,7 +50,8 @@ class Hotplug:
 
     @property
     def _device(self) -> VirtioMem:
-        device = self._vm.device("mem")
-        if device is None:
-            raise ConfigError("this VM has no virtio-mem now; give it one and start it")
+        try:
+            device = self._vm.device("mem")
+        except ConfigError:
+            raise ConfigError("this VM has no virtio-mem now; give it one and start it") from None
         return device.device  # type: ignore[no-any-return]  # the name says what it is

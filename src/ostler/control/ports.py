@@ -20,9 +20,9 @@ from ostler.errors import ConfigError
 class Consoles(Mapping[str, SerialConsole]):
     """`vm.console`: the ports that have no path, by their names."""
 
-    def __init__(self, ports: Sequence[PortConfig]) -> None:
+    def __init__(self, ports: Sequence[PortConfig], idle: str | None = None) -> None:
         names = [port.name for port in ports if port.kind is PortKind.OBJECT]
-        self._consoles = {name: SerialConsole() for name in names}
+        self._consoles = {name: SerialConsole(idle) for name in names}
 
     def __getitem__(self, name: str) -> SerialConsole:
         if name not in self._consoles:
@@ -35,6 +35,11 @@ class Consoles(Mapping[str, SerialConsole]):
 
     def __len__(self) -> int:
         return len(self._consoles)
+
+    def begin(self) -> None:
+        """The machine is started."""
+        for console in self._consoles.values():
+            console.begin()
 
     def end(self, why: str) -> None:
         """The guest prints no more."""

@@ -148,6 +148,17 @@ def offer_of(vm: VirtualMachine) -> Offer:
     return Offer(vm.accelerator, vm.supported_cpuid(), vm.supported_cpuid(everything=True))
 
 
+def check_processor(accelerator: str, config: CpuConfig) -> None:
+    """Refuse a processor that `accelerator` has not, as `create_vcpus` does."""
+    if config.model.is_default:
+        return
+    vm = VirtualMachine(accelerator)
+    try:
+        offer_of(vm).processor(config.model)
+    finally:
+        vm.close()
+
+
 def create_vcpus(vm: VirtualMachine, config: CpuConfig) -> list[Vcpu]:
     """The processors that `config` asks for; `ConfigError` where a feature is lacking."""
     if config.model.is_default:

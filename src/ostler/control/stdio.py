@@ -18,6 +18,7 @@ from typing import Any, Self
 from ostler.control.console import SerialConsole
 from ostler.control.threads import NamedThread
 from ostler.control.vm import VM
+from ostler.errors import GuestError
 
 ESCAPE = 0x01  # Ctrl-A
 READ_BYTES = 4096
@@ -138,7 +139,10 @@ class InputCopy:
                 return  # the terminal is gone; the guest goes on without input
             if not data:
                 return
-            self._take(data)
+            try:
+                self._take(data)
+            except GuestError:
+                return  # it has ended, which whoever runs it says
 
     def _wait_for_input(self) -> bool:
         self._console.wait_for_room()

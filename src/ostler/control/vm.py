@@ -34,6 +34,7 @@ from ostler.config import (
     PublishConfig,
     SoftJit,
     VirtioShareConfig,
+    format_size,
     parse_device,
     parse_nets,
 )
@@ -75,6 +76,7 @@ from ostler.machine.networks import Network, open_networks
 from ostler.machine.plug import Plug
 from ostler.machine.virt import NetDevice
 
+NOT_STARTED = "this VM has not been started; call start or use it in a with"
 Disk = str | PathLike[str] | DiskConfig
 
 
@@ -148,9 +150,9 @@ class VM:
     def _begin(self, config: MachineConfig, plug: Plug | Iterable[Plug]) -> None:
         self.config = config
         self._plugs = (plug,) if callable(plug) else tuple(plug)
-        self.serial = SerialConsole()
-        self.hvc = SerialConsole()
-        self.console = Consoles(config.consoles)
+        self.serial = SerialConsole(NOT_STARTED)
+        self.hvc = SerialConsole(NOT_STARTED)
+        self.console = Consoles(config.consoles, NOT_STARTED)
         self._ends = Ends((), self.console)
         self._console_size: tuple[int, int] | None = None
         self.balloon = Balloon(self)
@@ -191,6 +193,8 @@ class VM:
             self._ends = self._open.enter_context(ends)
             self.vsock.end = self._open.enter_context(open_vsock(self.config))
             self._session = self._new_session()
+            for console in (self.serial, self.hvc, self.console):
+                console.begin()
             self._control.start()
         except BaseException:
             self._open.close()
@@ -201,9 +205,14 @@ class VM:
 
     @property
     def disks(self) -> tuple[LiveImage, ...]:
-        """The disks in the order of the configuration, while the machine runs: their snapshots,
-        copies and backups."""
-        return tuple(disk.live for disk in self._images)
+        """The disks in the order of the configuration: their snapshots, copies and backups.
+
+        `ConfigError` while the machine does not run.
+        """
+        disks = tuple(disk.live for disk in self._images)
+        if not self.running or len(disks) < len(self.config.disks):
+            raise ConfigError("this VM does not run, so its disks are closed; ask while it does")
+        return disks
 
     def pause(self) -> None:
         """Stop the guest's CPUs and clock; returns when none of them runs."""
@@ -269,7 +278,7 @@ class VM:
     def wait(self, timeout: float | None = None) -> Outcome:
         """Wait until the machine has ended; `WaitTimeout` when it has not after `timeout` s."""
         if self._control.ident is None:
-            raise ConfigError("this VM has not been started; call start or use it in a with")
+            raise ConfigError(NOT_STARTED)
         if not self._done.wait(timeout):
             raise WaitTimeout(f"the guest still runs after {timeout} s; stop it or wait longer")
         self._control.join()
@@ -285,9 +294,15 @@ class VM:
             return self._session.vm.memory
 
     def device(self, name: str) -> Any:
-        """The device of that name on the board; `None` where there is none, or no board now."""
+        """The device of that name on the board; `ConfigError` without one, or when none runs."""
         with self._lock:
-            return None if self._session is None else self._session.board.devices.get(name)
+            if self._session is None:
+                raise ConfigError("this VM does not run; ask for its devices while it does")
+            devices = self._session.board.devices
+            if name not in devices:
+                there_is = ", ".join(devices) or "none"
+                raise ConfigError(f"this VM has no device {name!r}; there is: {there_is}")
+            return devices[name]
 
     @property
     def accelerator(self) -> Decision:
@@ -335,6 +350,13 @@ class VM:
         """Whether the guest has taken charge of its power button."""
         with self._lock:
             return self._session is not None and self._session.board.pm.power_button_enabled
+
+    def __repr__(self) -> str:
+        state = "running" if self.running else f"ended: {self._outcome}"
+        if self._control.ident is None:
+            state = "not started"
+        size = format_size(self.config.memory.size_bytes)
+        return f"<VM {self.config.name!r}, cpus={self.config.cpu.count}, memory={size}, {state}>"
 
     def __enter__(self) -> Self:
         self.start()

@@ -27,10 +27,11 @@ from ostler.machine.virt import VirtBoard
 NO_FD = -1
 
 
-def describe(config: MachineConfig, plugs: Sequence[Plug] = ()) -> str:
+def describe(config: MachineConfig, accelerator: str, plugs: Sequence[Plug] = ()) -> str:
     """Memory map, I/O ports, interrupts and what is loaded where; several lines.
 
-    Raises what building the machine would raise, without memory for a guest or an accelerator.
+    Raises what building the machine would raise, without memory for a guest; whether `accelerator`
+    can be had is not looked at.
     """
     plan = plan_boot(config)
     unpack_streams(plan, PaperMemory())
@@ -38,7 +39,7 @@ def describe(config: MachineConfig, plugs: Sequence[Plug] = ()) -> str:
         board = draw(config, images)
         try:
             plug_in(plugs, board)
-            return "\n".join(_lines(config, board, plan))
+            return "\n".join(_lines(config, accelerator, board, plan))
         finally:
             board.close()
 
@@ -65,11 +66,13 @@ def draw(config: MachineConfig, images: Sequence[GuestDisk] = ()) -> VirtBoard:
     return VirtBoard(config, PaperHardware(), host)
 
 
-def _lines(config: MachineConfig, board: VirtBoard, plan: BootPlan) -> Iterator[str]:
+def _lines(
+    config: MachineConfig, accelerator: str, board: VirtBoard, plan: BootPlan
+) -> Iterator[str]:
     memory = format_size(config.memory.size_bytes)
     yield f"machine   virt: {config.cpu.count} CPU, {memory} of memory"
-    if not config.cpu.model.is_default:
-        yield f"cpu       {config.cpu.model}"
+    yield f"accel     {accelerator}"
+    yield f"cpu       {config.cpu.model}"
     yield f"kernel    {config.kernel} ({plan.protocol}), entry {plan.regs.rip:#x}"
     if config.append:
         yield f"append    {config.append}"

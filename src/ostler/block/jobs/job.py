@@ -59,6 +59,12 @@ class Job(Generic[T]):
         for watcher in watchers:
             watcher()
 
+    def __repr__(self) -> str:
+        state = f"{self.done_bytes} of {self.total_bytes} bytes"
+        if not self.running:
+            state = "finished" if self._error is None else f"failed: {self._error}"
+        return f"<Job {self.name}, {state}>"
+
     @property
     def done_bytes(self) -> int:
         """How much is done."""
