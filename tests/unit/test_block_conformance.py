@@ -21,7 +21,7 @@ NEEDED: dict[str, dict[str, Any]] = {"luks": {"secret": b"passphrase", "iter_tim
 @pytest.mark.parametrize("name", FORMATS)
 def test_format_registered_keeps_the_contract(name: str, tmp_path: Path) -> None:
     sample = None
-    if FORMATS[name].load().create is None:
+    if FORMATS[name].load().prepare is None:
         sample = sample_of(name, tmp_path)
     check_image_format(name, tmp_path, sample, **NEEDED.get(name, {}))
 

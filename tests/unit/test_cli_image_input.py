@@ -121,3 +121,58 @@ def test_salvage_copies_what_is_left_of_a_cut_image(target: str, run: Run, tmp_p
     # The cluster that the file has begun is there, and zero to its end.
     assert f"{85 * 65536 - 65536} bytes could not be read" in said
     qemu("compare", path, tmp_path / "copy")
+
+
+REFUSED = [
+    "create -o cluster_size=3 {} 10M",
+    "create -o cluster_size=512 {} 100T",
+    "create -o colour=red {} 10M",
+    "create -o data_file=nowhere/data {} 10M",
+    "create -f luks {} 10M",
+    "create -f luks -o hash_alg=none,key_file=key {} 10M",
+    "create -f vdi {} 10M",
+    "create -f raw -o preallocation=metadata {} 10M",
+    "create -f raw {} 9000000T",
+    "create -o encrypt.format=luks {} 10M",
+    "convert -f raw -O qcow2 -o cluster_size=3 source {}",
+    "convert -f raw -c -O raw source {}",
+    "convert -f raw -c -O qcow2 -o encrypt.format=luks,key_file=key,iter_time=10 source {}",
+    "convert -f raw -O qcow2 --bitmaps source {}",
+    "convert -f raw -O qcow2 -m -1 source {}",
+    "dd -f raw -O luks if=source of={}",
+    "dd -f raw -O vdi if=source of={}",
+]
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_target_of_what_is_refused_is_what_it_was(command: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"open sesame")
+    (tmp_path / "source").write_bytes(bytes(MIB))
+    there, files = tmp_path / "there", {"key", "source", "there"}
+    there.write_bytes(b"precious")
+    assert run(command.format("there"), code=2).count("\n") == 1
+    assert there.read_bytes() == b"precious"
+    run(command.format("new"), code=2)
+    assert {path.name for path in tmp_path.iterdir()} == files
+
+
+def test_new_image_holds_nothing_of_the_file_it_replaces(run: Run, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    for more in ("-f raw disk", "-o data_file=disk,data_file_raw=on other"):
+        disk.write_bytes(b"precious" * 1024)
+        run(f"create {more} 1M")
+        assert disk.read_bytes() == bytes(MIB)
+
+
+def test_dd_names_the_operand_that_is_missing(run: Run) -> None:
+    assert "dd: of=FILE is missing" in run("dd if=source", code=2)
+    assert "dd: if=FILE is missing" in run("dd of=target", code=2)
+
+
+def test_map_of_compressed_clusters_ends_as_qemu_imgs(run: Run) -> None:
+    Path("a.raw").write_bytes(bytes(65536) + b"content." * 8192)
+    run("convert -f raw -O qcow2 -c a.raw a.qcow2")
+    said = run("map a.qcow2", code=1)
+    assert "cannot show compressed or encrypted clusters" in said
+    assert said.count("\n") == 2
+    assert '"compressed": true' in run("map --output json a.qcow2")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ostler.block import open_image
+from ostler.block.data_path import disk_of
+from ostler.block.image import Opening, open_with
 from ostler.cli import invoke
 from ostler.config import DiskConfig, MachineConfig
+from ostler.errors import DiskError
 from ostler.machine.disks import open_disks
 
 SECRET = b"open sesame"
@@ -76,6 +81,8 @@ def test_passphrase_missing_or_wrong_is_one_line_with_the_cure(
     path, other = tmp_path / "disk.luks", tmp_path / "other"
     create(path, key_file)
     other.write_bytes(b"other")
+    assert image("check", path) == 1
+    assert "needs a passphrase" in capsys.readouterr().err
     assert image("map", path) == 2
     assert "needs a passphrase" in capsys.readouterr().err
     assert image("map", "--key-file", other, path) == 2
@@ -96,3 +103,63 @@ def test_guests_disk_is_opened_with_its_key_file(more: str, tmp_path: Path, key_
         opened.live.image.write(0, b"guest")
         assert opened.live.image.read(0, 5) == b"guest"
         assert opened.size_bytes == 1 << 20
+
+
+VERBS = [
+    "check {disk}",
+    "snapshot -c one {disk}",
+    "snapshot -l {disk}",
+    "map --output json {disk}",
+    "measure -O qcow2 {disk}",
+    "amend -o lazy_refcounts=on {disk}",
+    "bitmap --add {disk} since",
+    "bench -c 4 {disk}",
+    "rebase -b {base} -F qcow2 {over}",
+    "rebase -b {other} -F qcow2 {over}",
+    "commit {over}",
+    "dd if={disk} of={copy} bs=64k count=2",
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_opens_an_encrypted_qcow2_image_with_its_key_file(
+    verb: str, tmp_path: Path, key_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {name: tmp_path / name for name in ("disk", "base", "other", "over", "copy")}
+    chosen = f"encrypt.format=luks,encrypt.key_file={key_file},encrypt.iter-time=10"
+    for name in ("disk", "base", "other"):
+        assert image("create", "-q", "-o", chosen, names[name], "1M") == 0
+    behind = ("-b", names["base"], "-F", "qcow2")
+    # What is behind is looked at without its passphrase.
+    assert image("create", "-q", "-o", chosen, *behind, names["over"]) == 0
+    with open_image(names["disk"], secret=SECRET) as disk:
+        disk.write(0, b"content." * 8192)
+    verb, *words = verb.format(**names).split()
+    assert image(verb, *words) == (1 if verb == "check" else 2)
+    assert "needs a passphrase" in capsys.readouterr().err
+    assert image(verb, "--key-file", key_file, *words) == 0
+    if verb == "dd":
+        assert names["copy"].read_bytes() == b"content." * 8192 + bytes(65536)
+
+
+@pytest.mark.parametrize("format", ["qcow2", "luks"])
+def test_info_needs_no_passphrase_and_content_does_not_read_without(
+    format: str, tmp_path: Path, key_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, options = tmp_path / "disk", f"key_file={key_file},iter_time=10"
+    more = ",encryption=luks" if format == "qcow2" else ""
+    assert image("create", "-q", "-f", format, "-o", options + more, path, "1M") == 0
+    capsys.readouterr()
+    assert image("info", "--output", "json", path) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert image("info", "--key-file", key_file, "--output", "json", path) == 0
+    assert json.loads(capsys.readouterr().out) == facts
+    assert (facts["virtual-size"], facts["format"]) == (1 << 20, format)
+    assert facts.get("encrypted") is True
+    how = Opening(readonly=True, keyless=True)
+    with open_with(str(path), None, how) as locked:
+        for read in (lambda: locked.read(0, 512), lambda: disk_of(locked).read(0, 512)):
+            with pytest.raises(DiskError, match="needs a passphrase"):
+                read()
+    with pytest.raises(DiskError, match="needs a passphrase"):
+        open_with(str(path), None, replace(how, readonly=False))

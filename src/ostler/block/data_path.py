@@ -27,5 +27,9 @@ def _of_descriptor(name: str, fd: int, *, direct: bool) -> BlockStorage:
 
 def disk_of(image: Image) -> BlockDisk:
     """The image as the data path takes it: its own disk if it has one, else calls."""
+    if getattr(image, "is_locked", False):
+        from ostler.block.crypto.secret import needs_passphrase
+
+        raise needs_passphrase(image.name)
     disk = getattr(image, "disk", None)
     return disk if isinstance(disk, BlockDisk) else BlockDisk.from_image(image.name, image)

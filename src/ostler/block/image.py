@@ -16,7 +16,9 @@ All offsets and lengths are in bytes. A range that leaves the disk is a `DiskErr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -83,6 +85,10 @@ class ImageFile(Protocol):
 
     def close(self) -> None:
         """Release it and its locks; a second call does nothing."""
+
+
+ImageWriter = Callable[[ImageFile], None]
+"""Replaces what a file holds with a new image; all that is to refuse was refused before."""
 
 
 @runtime_checkable
@@ -243,6 +249,9 @@ class Opening:
     """An image that is marked as damaged may be opened for writing."""
     secret: bytes | None = None
     """The passphrase of an encrypted image."""
+    keyless: bool = False
+    """Only facts are wanted: without `secret` an encrypted image opens, and its content does not
+    read."""
     chain: tuple[str, ...] = ()
     """The images in front of this one, so that a loop is noticed."""
 
@@ -302,19 +311,36 @@ def create_image(
     """Make a disk image of `size_bytes` that reads as zeroes, or as its backing image.
 
     `options` are the format's own, as `ostler image create -o help` lists them. A file that exists
-    is replaced, as qemu-img does it; `DiskError` when it is in use.
+    is replaced, as qemu-img does it; `DiskError` when it is in use, or there is no such image: then
+    it is what it was. A file that was not there is not there after a failure either.
     """
     from ostler.block.registry import create_file, find_format
 
     kind = find_format(format, str(path)).load()
-    if kind.create is None or kind.Options is None:
+    if kind.prepare is None or kind.Options is None:
         raise DiskError(f"{path}: images of format {format} can be read, not created; use qcow2")
-    parsed = kind.parse_options(options)
-    with_file = create_file(str(path))
+    if not 0 <= size_bytes < 1 << 63:
+        raise DiskError(f"{path}: no file of this host has {size_bytes} bytes; give another size")
+    write = kind.prepare(str(path), size_bytes, kind.parse_options(options))
+    with removed_if_new(str(path)):
+        file = create_file(str(path))
+        try:
+            write(file)
+        finally:
+            file.close()
+
+
+@contextmanager
+def removed_if_new(path: str) -> Iterator[None]:
+    """After a failure no file is at `path` where there was none before."""
+    local = local_name(path)
+    was_there = local is None or os.path.lexists(local)
     try:
-        kind.create(with_file, size_bytes, parsed)
-    finally:
-        with_file.close()
+        yield
+    except BaseException:
+        if local is not None and not was_there:
+            local.unlink(missing_ok=True)
+        raise
 
 
 def check_range(image: Image, offset: int, length: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
-from ostler.block.image import Image, ImageFile, Opening, local_name
+from ostler.block.image import Image, ImageFile, ImageWriter, Opening, local_name
 from ostler.config.options import SWITCH
 from ostler.config.size import parse_size
 from ostler.errors import DiskError
@@ -36,7 +36,7 @@ class Format:
 
     open: Callable[[ImageFile, Opening], Image]
     creation: str | None = None
-    """The module that makes new images, if there is one: it has `Options` and `create`."""
+    """The module that makes new images, if there is one: it has `Options` and `prepare`."""
 
     @property
     def Options(self) -> type[msgspec.Struct] | None:  # noqa: N802 - it is a class
@@ -44,9 +44,9 @@ class Format:
         return import_module(self.creation).Options if self.creation else None
 
     @property
-    def create(self) -> Callable[[ImageFile, int, Any], None] | None:
-        """Writes an empty image of a size with `Options` into an empty file."""
-        return import_module(self.creation).create if self.creation else None
+    def prepare(self) -> Callable[[str, int, Any], ImageWriter] | None:
+        """From name, size and `Options` what writes the empty image; refuses what cannot be."""
+        return import_module(self.creation).prepare if self.creation else None
 
     def parse_options(self, given: Mapping[str, Any]) -> Any:
         """`Options` from values or their texts; `DiskError` names a wrong one."""
@@ -166,7 +166,10 @@ def open_file(path: str, *, readonly: bool, lock: bool = True, direct: bool = Fa
 
 
 def create_file(path: str) -> ImageFile:
-    """An empty file at `path`; one that exists is emptied once nobody else uses it."""
+    """The file at `path` to write an image to; it is made if need be, and nobody else uses it.
+
+    What it holds already is there until who writes the image truncates it.
+    """
     local = local_name(path)
     if local is None:
         return open_file(path, readonly=False)

@@ -32,7 +32,7 @@ def check_image_format(
     Raises `AssertionError` with what is wrong.
     """
     path = directory / f"contract.{name}"
-    if find_format(name).load().create is not None:
+    if find_format(name).load().prepare is not None:
         create_image(path, SIZE, format=name, **({"secret": secret} if secret else {}), **options)
         _check_new(name, path, secret)
         _check_writes(name, path, secret)

@@ -13,11 +13,19 @@ import binascii
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ostler.errors import ConfigError
+from ostler.errors import ConfigError, DiskError
 
 SECRET_BYTES_MAX = 8 << 20
 """As cryptsetup's largest key file."""
 _KNOWN = ("id", "file", "format", "data")
+
+
+def needs_passphrase(name: str) -> DiskError:
+    """The error for an encrypted image that was opened without."""
+    return DiskError(
+        f"{name}: is encrypted and needs a passphrase; in Python give secret=, on the"
+        " command line --key-file PATH, with a guest's disk key_file=PATH"
+    )
 
 
 def read_secret(path: Path) -> bytes:

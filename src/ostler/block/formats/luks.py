@@ -13,6 +13,7 @@ from typing import Any
 
 from ostler.block.crypto import luks1, luks2
 from ostler.block.crypto.cipher import SECTOR_BYTES
+from ostler.block.crypto.secret import needs_passphrase
 from ostler.block.image import (
     Buffer,
     Closing,
@@ -38,11 +39,9 @@ class LuksImage(Closing):
 
     def __init__(self, file: ImageFile, how: Opening) -> None:
         self.file, self.name, self.readonly = file, file.name, file.readonly
-        if how.secret is None:
-            raise DiskError(
-                f"{file.name}: is encrypted and needs a passphrase; in Python give secret=, on the"
-                " command line --key-file PATH, with a guest's disk key_file=PATH"
-            )
+        self.is_locked = how.secret is None
+        if self.is_locked and not (how.keyless and how.readonly):
+            raise needs_passphrase(file.name)
         # Two writes into one sector must not both begin with what was in it before.
         self._around = threading.Lock()
         self.header: luks1.Luks1Header | luks2.Luks2Header
@@ -55,26 +54,27 @@ class LuksImage(Closing):
             raise damaged(file, "payload-offset", f"{self.payload_offset:#x} is beyond the file")
         self.size_bytes = self._content_bytes()
 
-    def _open_luks1(self, file: ImageFile, secret: bytes) -> None:
+    def _open_luks1(self, file: ImageFile, secret: bytes | None) -> None:
         header = luks1.parse(file)
-        key = luks1.unlock(file, header, secret)
-        self.header, self._key = header, key
-        self._cipher: SectorCipher = header.spec.cipher(file.name, key)
+        self.header = header
+        if secret is not None:
+            self._key = luks1.unlock(file, header, secret)
+            self._cipher: SectorCipher = header.spec.cipher(file.name, self._key)
         self.payload_offset, self.sector_bytes, self._iv_offset = (
             header.payload_offset, SECTOR_BYTES, 0,
         )  # fmt: skip
         self._size: int | None = None
 
-    def _open_luks2(self, file: ImageFile, secret: bytes) -> None:
+    def _open_luks2(self, file: ImageFile, secret: bytes | None) -> None:
         if not file.readonly:
             raise DiskError(
                 f"{file.name}: LUKS2 images can be read, not written; open it read-only"
             )
         header = luks2.parse(file)
-        key = luks2.unlock(file, header, secret)
-        segment = header.segment
-        self.header, self._key = header, key
-        self._cipher = segment.spec.cipher(file.name, key, segment.sector_bytes)
+        self.header, segment = header, header.segment
+        if secret is not None:
+            self._key = luks2.unlock(file, header, secret)
+            self._cipher = segment.spec.cipher(file.name, self._key, segment.sector_bytes)
         self.payload_offset, self.sector_bytes = segment.offset, segment.sector_bytes
         self._iv_offset, self._size = segment.iv_offset, segment.size
 
@@ -204,6 +204,8 @@ class LuksImage(Closing):
         return self._iv_offset + offset // SECTOR_BYTES
 
     def _decrypted(self, start: int, length: int) -> bytes:
+        if self.is_locked:
+            raise needs_passphrase(self.name)
         stored = self.file.read(self.payload_offset + start, length)
         if len(stored) != length:
             raise damaged(self.file, "payload", f"ends within {length} bytes at {start:#x}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import msgspec
 
-from ostler.block.image import ImageFile
+from ostler.block.image import ImageFile, ImageWriter
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -15,8 +16,15 @@ class Options(msgspec.Struct, frozen=True):
     preallocation: Literal["off", "falloc", "full"] = "off"
 
 
-def create(file: ImageFile, size_bytes: int, options: Options) -> None:
-    """A disk of zeroes."""
+def prepare(name: str, size_bytes: int, options: Options) -> ImageWriter:
+    """What makes a file a disk of zeroes."""
+    return partial(_write, size_bytes=size_bytes, options=options)
+
+
+def _write(file: ImageFile, *, size_bytes: int, options: Options) -> None:
+    # A size that cannot be is told before anything is lost.
+    file.truncate(size_bytes)
+    file.truncate(0)
     file.truncate(size_bytes)
     if options.preallocation == "falloc":
         file.write_zeroes(0, size_bytes, unmap=False)

@@ -12,7 +12,7 @@ from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.formats.qcow2.bitmaps import Flag
 from ostler.block.formats.qcow2.header import COMPRESSION_TYPES
 from ostler.block.formats.qcow2.recording import find_map
-from ostler.block.image import Image, create_image, open_image
+from ostler.block.image import Image, create_image, open_image, removed_if_new
 from ostler.block.jobs.concat import Concatenated
 from ostler.block.jobs.job import THREADS, Job, check_limit
 from ostler.engine.block import DirtyMap, copy_disk
@@ -47,23 +47,28 @@ def convert(
     copied, too; with `"sound"` those that were not saved are left out.
     """
     check_limit(limit_bytes_s)
-    target = os.fspath(target)
+    target, options = os.fspath(target), options or {}
     size = sum(source.size_bytes for source in sources)
     _refuse_same_file(sources, target)
-    if create:
-        create_image(target, size, format=format, **(options or {}))
-    secret = (options or {}).get("secret")
-    image = open_image(target, format=format, unsafe=unsafe, secret=secret)
-    try:
-        compression = _compression(image) if compress else None
-        if image.size_bytes < size:
-            raise DiskError(f"{target}: is smaller than what it is to hold, {size} bytes")
-        source = sources[0] if len(sources) == 1 else Concatenated(sources)
-        maps = [] if bitmaps is None else bitmaps_of(sources, image, skip=bitmaps == "sound")
-        has_zeroes = target_is_zero or (create and starts_as_zero(image))
-    except BaseException:
-        image.close()
-        raise
+    # All that can be refused is, before a target that exists is replaced.
+    if compress:
+        _refuse_compression(target, format, encrypted=options.get("encryption") is not None)
+    maps = []
+    if bitmaps is not None:
+        maps = bitmaps_of(sources, target, format, skip=bitmaps == "sound")
+    source = sources[0] if len(sources) == 1 else Concatenated(sources)
+    with removed_if_new(target):
+        if create:
+            create_image(target, size, format=format, **options)
+        image = open_image(target, format=format, unsafe=unsafe, secret=options.get("secret"))
+        try:
+            compression = _compression(image) if compress else None
+            if image.size_bytes < size:
+                raise DiskError(f"{target}: is smaller than what it is to hold, {size} bytes")
+            has_zeroes = target_is_zero or (create and starts_as_zero(image))
+        except BaseException:
+            image.close()
+            raise
 
     def work(job: Job[int]) -> int:
         with image:
@@ -88,13 +93,13 @@ def convert(
 
 
 def bitmaps_of(
-    sources: Sequence[Image], target: Image, *, skip: bool
+    sources: Sequence[Image], target: str, format: str, *, skip: bool
 ) -> list[tuple[str, Flag, DirtyMap]]:
-    """The bitmaps of the source, which has to be one image, as the target can have them."""
+    """The bitmaps of the source, which has to be one image, as a target can have them."""
     if len(sources) != 1 or not isinstance(sources[0], Qcow2Image):
         raise DiskError("--bitmaps: only a single qcow2 image has bitmaps; leave it out")
-    if not isinstance(target, Qcow2Image):
-        raise DiskError(f"{target.name}: {target.format} has no bitmaps; leave --bitmaps out")
+    if format != Qcow2Image.format:
+        raise DiskError(f"{target}: {format} has no bitmaps; leave --bitmaps out")
     found = []
     for bitmap in sources[0].bitmaps:
         if not bitmap.flags & Flag.IN_USE:
@@ -123,11 +128,16 @@ def _refuse_same_file(sources: Sequence[Image], target: str) -> None:
                 raise DiskError(f"{target}: is read by this conversion; give another target")
 
 
+def _refuse_compression(name: str, format: str, *, encrypted: bool) -> None:
+    if format != Qcow2Image.format:
+        raise DiskError(f"{name}: {format} keeps nothing compressed; leave -c out")
+    if encrypted:
+        raise DiskError(f"{name}: what is encrypted is not compressed; leave -c out")
+
+
 def _compression(image: Image) -> tuple[str, int]:
-    if not isinstance(image, Qcow2Image):
-        raise DiskError(f"{image.name}: {image.format} keeps nothing compressed; leave -c out")
-    if image.cipher is not None:
-        raise DiskError(f"{image.name}: what is encrypted is not compressed; leave -c out")
+    assert isinstance(image, Qcow2Image)
+    _refuse_compression(image.name, image.format, encrypted=image.cipher is not None)
     return COMPRESSION_TYPES[image.header.compression], image.header.cluster_bytes
 
 

@@ -47,7 +47,7 @@ class LocalFile(Closing):
 
     @classmethod
     def create(cls, path: Path) -> LocalFile:
-        """An empty file at `path`. One that exists is emptied, unless somebody uses it."""
+        """The file at `path`, made if there is none. What one holds stays until it is replaced."""
         file = cls.__new__(cls)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -56,8 +56,6 @@ class LocalFile(Closing):
                 f"{path}: cannot create disk image: {error.strerror}; give a path that is writable"
             ) from None
         file._adopt(path, fd, readonly=False, lock=True)
-        if not file.is_block_device:
-            file.truncate(0)
         return file
 
     def _physical_block(self) -> int:

@@ -17,6 +17,7 @@ def amend(
     progress: opt.Progress = False,
     quiet: opt.Quiet = False,
     cache: opt.Cache = "writeback",
+    key_file: opt.KeyFile = None,
 ) -> int:
     """Change what was chosen when a qcow2 image was made.
 
@@ -35,8 +36,8 @@ def amend(
     if {"backing_file", "backing_fmt"} & given.keys():
         raise ConfigError(f"{filename}: to change what is behind it run: ostler image rebase")
     chosen = parse_options(AmendOptions, given)
-    unsafe = opt.is_unsafe(cache)
-    with open_image(filename, format=format, unsafe=unsafe) as image:
+    unsafe, secret = opt.is_unsafe(cache), opt.secret_of(key_file)
+    with open_image(filename, format=format, unsafe=unsafe, secret=secret) as image:
         if not isinstance(image, Qcow2Image):
             raise DiskError(f"{filename}: images of format {image.format} have nothing to amend")
         amend(image, chosen)

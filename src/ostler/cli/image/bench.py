@@ -28,6 +28,7 @@ def bench(
     quiet: opt.Quiet = False,
     shared: opt.Shared = False,
     cache: opt.Cache = "writeback",
+    key_file: opt.KeyFile = None,
 ) -> int:
     """Time many requests of one size. Example: ostler image bench -w -c 16000 scratch.qcow2"""
     from ostler.block.bench import bench
@@ -37,11 +38,16 @@ def bench(
     if count <= 0 or depth <= 0 or length <= 0 or not 0 <= pattern <= 255:
         raise ConfigError("bench: -c, -d and -s are at least 1, --pattern is 0 to 255")
     apart = length if step is None else opt.size_option(step, "-S")
-    unsafe = opt.is_unsafe(cache)
+    unsafe, secret = opt.is_unsafe(cache), opt.secret_of(key_file)
     if cache == "writethrough":
         flush = 1
     with open_image(
-        filename, format=format, readonly=not write, lock=not shared, unsafe=unsafe
+        filename,
+        format=format,
+        readonly=not write,
+        lock=not shared,
+        unsafe=unsafe,
+        secret=secret,
     ) as image:
         if not quiet:
             kind = "write" if write else "read"

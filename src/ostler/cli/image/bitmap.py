@@ -58,6 +58,7 @@ def bitmap(
         typer.Option("-g", metavar="SIZE", help="With --add: what a bit stands for; 64k."),
     ] = None,
     format: opt.Format = None,
+    key_file: opt.KeyFile = None,
 ) -> int:
     """Change a persistent bitmap, which records what is written to a disk.
 
@@ -75,7 +76,8 @@ def bitmap(
     if source_file is not None and not merge:
         raise ConfigError(f"-b {source_file}: is for --merge; leave it out")
     grain = None if granularity is None else opt.size_option(granularity, "-g")
-    with open_image(filename, format=format, backing=False) as image:
+    secret = opt.secret_of(key_file)
+    with open_image(filename, format=format, backing=False, secret=secret) as image:
         if not isinstance(image, Qcow2Image):
             raise DiskError(f"{filename}: images of format {image.format} have no bitmaps")
         recording = image.record()
@@ -85,14 +87,19 @@ def bitmap(
                     recording.add(name, grain)
                 case "merge":
                     assert source is not None
-                    _merge(recording, name, source, source_file, source_format)
+                    _merge(recording, name, source, source_file, source_format, secret)
                 case _:
                     getattr(recording, action)(name)
     return 0
 
 
 def _merge(
-    here: Recording, name: str, source: str, filename: str | None, format: str | None
+    here: Recording,
+    name: str,
+    source: str,
+    filename: str | None,
+    format: str | None,
+    secret: bytes | None,
 ) -> None:
     """Merge the bitmap called `source`, of this image or another."""
     if filename is None:
@@ -102,7 +109,7 @@ def _merge(
     from ostler.block.formats.qcow2.recording import find_map
     from ostler.block.image import open_image
 
-    with open_image(filename, format=format, readonly=True, backing=False) as image:
+    with open_image(filename, format=format, readonly=True, backing=False, secret=secret) as image:
         if not isinstance(image, Qcow2Image):
             raise DiskError(f"{filename}: images of format {image.format} have no bitmaps")
         here.merge(name, find_map(image, source))

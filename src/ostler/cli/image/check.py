@@ -25,6 +25,7 @@ def check(
     quiet: opt.Quiet = False,
     shared: opt.Shared = False,
     source_cache: opt.SourceCache = "writeback",
+    key_file: opt.KeyFile = None,
 ) -> int:
     """Look for damage in an image, and repair it.
 
@@ -47,6 +48,7 @@ def check(
             backing=False,
             lock=not shared,
             repairing=repair is not None,
+            secret=opt.secret_of(key_file),
         )
     except OstlerError as error:
         typer.echo(f"ostler: {error}", err=True)

@@ -24,6 +24,7 @@ def commit(
     quiet: opt.Quiet = False,
     rate: Annotated[str, typer.Option("-r", metavar="RATE", help="Bytes a second at most.")] = "0",
     cache: opt.Cache = "writeback",
+    key_file: opt.KeyFile = None,
 ) -> int:
     """Write what an overlay holds into its backing file, and empty it.
 
@@ -33,7 +34,8 @@ def commit(
     from ostler.block.image import open_image
     from ostler.block.jobs.commit import commit
 
-    with open_image(filename, format=format, unsafe=opt.is_unsafe(cache)) as image:
+    unsafe, secret = opt.is_unsafe(cache), opt.secret_of(key_file)
+    with open_image(filename, format=format, unsafe=unsafe, secret=secret) as image:
         if not isinstance(image, Qcow2Image):
             raise DiskError(f"{filename}: images of format {image.format} have no backing file")
         job = commit(image, base, drop=drop, limit_bytes_s=opt.size_option(rate, "-r"))

@@ -75,6 +75,8 @@ def convert(
         return opt.show_options(target_format)
     if skip_broken and not bitmaps:
         raise ConfigError("--skip-broken-bitmaps: is for --bitmaps; add that")
+    if parallel < 0:
+        raise ConfigError(f"-m {parallel}: less than no thread; leave it out for as many as fit")
     if len(filenames) < 2:
         raise ConfigError("convert: give what to read, and the target")
     unsafe = opt.is_unsafe(cache)

@@ -63,10 +63,11 @@ def create(
 def _look_behind(filename: str, given: dict[str, Any], size_bytes: int | None) -> int:
     """The backing file's size where none is given; its format goes into the options."""
     from ostler.block.chain import resolve
-    from ostler.block.image import open_image
+    from ostler.block.image import Opening, open_with
 
     format = given.get("backing_fmt")
     path = resolve(str(given["backing_file"]), filename)
-    with open_image(path, format=None if format is None else str(format), readonly=True) as image:
+    how = Opening(readonly=True, keyless=True)
+    with open_with(path, None if format is None else str(format), how) as image:
         given["backing_fmt"] = image.format
         return image.size_bytes if size_bytes is None else size_bytes

@@ -22,29 +22,37 @@ def dd(
         str, typer.Option("-O", "--target-format", metavar="FMT", help="The target's format.")
     ] = "raw",
     shared: opt.Shared = False,
+    key_file: opt.KeyFile = None,
 ) -> int:
     """Copy a part of an image into a new one.
 
     Example: ostler image dd if=disk.qcow2 of=start.raw bs=1M count=1
     """
     given = _operands(operands)
-    from ostler.block.image import create_image, open_image
+    from ostler.block.image import create_image, open_image, removed_if_new
 
     block = opt.size_option(given.get("bs", "512"), "bs")
     skip = block * int(given.get("skip", "0"))
-    if block <= 0 or "if" not in given or "of" not in given:
-        raise ConfigError("dd: give if=FILE and of=FILE; bs is at least 1")
-    with open_image(given["if"], format=format, readonly=True, lock=not shared) as source:
+    missing = " and ".join(f"{name}=FILE" for name in ("if", "of") if name not in given)
+    if missing:
+        raise ConfigError(f"dd: {missing} is missing; give if=FILE to read and of=FILE to write")
+    if block <= 0:
+        raise ConfigError("dd: bs=0: nothing would be copied; a block has at least 1 byte")
+    secret = opt.secret_of(key_file)
+    with open_image(
+        given["if"], format=format, readonly=True, lock=not shared, secret=secret
+    ) as source:
         end = source.size_bytes
         if "count" in given:
             end = min(end, skip + block * int(given["count"]))
         size = max(0, end - skip)
-        create_image(given["of"], size + -size % 512, format=target_format)
-        if size == 0:
-            return 0
-        with open_image(given["of"], format=target_format, unsafe=True) as target:
-            for at in range(0, size, PIECE_BYTES):
-                target.write(at, source.read(skip + at, min(PIECE_BYTES, size - at)))
+        with removed_if_new(given["of"]):
+            create_image(given["of"], size + -size % 512, format=target_format)
+            if size == 0:
+                return 0
+            with open_image(given["of"], format=target_format, unsafe=True) as target:
+                for at in range(0, size, PIECE_BYTES):
+                    target.write(at, source.read(skip + at, min(PIECE_BYTES, size - at)))
     return 0
 
 

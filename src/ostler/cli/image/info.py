@@ -29,17 +29,17 @@ def info(
     Example: ostler image info --output json disk.qcow2
     """
     from ostler.block.chain import layers
-    from ostler.block.image import open_image
+    from ostler.block.image import Opening, open_with
 
     as_json = opt.is_json(output)
-    with open_image(
-        filename,
-        format=format,
+    how = Opening(
         readonly=True,
         backing=chain,
         lock=not shared,
         secret=opt.secret_of(key_file),
-    ) as image:
+        keyless=True,
+    )
+    with open_with(filename, format, how) as image:
         facts = [describe(layer) for layer in layers(image)]
     if as_json:
         opt.print_json(facts if chain else facts[0])
@@ -70,6 +70,8 @@ def describe(image: Image) -> dict[str, Any]:
         facts["full-backing-filename"] = resolve(reference.filename, image.name)
         if reference.format is not None:
             facts["backing-filename-format"] = reference.format
+    if image.format == "luks" or getattr(header, "crypt_method", None):
+        facts["encrypted"] = True
     facts["dirty-flag"] = bool(int(getattr(header, "incompatible", 0)) & 1)
     return facts
 
@@ -113,6 +115,8 @@ def _human(facts: dict[str, Any]) -> str:
     ]
     if "actual-size" in facts:
         lines.append(f"disk size: {opt.human_size(facts['actual-size'])}")
+    if facts.get("encrypted"):
+        lines.append("encrypted: yes")
     if "cluster-size" in facts:
         lines.append(f"cluster_size: {facts['cluster-size']}")
     lines += _human_backing(facts)

@@ -43,7 +43,7 @@ def map_image(
         if as_json:
             _print_json(runs)
         else:
-            _print_table(runs)
+            return _print_table(filename, runs)
     return 0
 
 
@@ -66,11 +66,21 @@ def _print_json(runs: Any) -> None:
     typer.echo("[" + ",\n".join(map(_line, runs)) + "]")
 
 
-def _print_table(runs: Any) -> None:
+def _print_table(filename: str, runs: Any) -> int:
+    """The runs as the file has them; like qemu-img it ends with 1 at one that is kept otherwise."""
     typer.echo(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File")
     for run in runs:
-        if run.data and not run.zero and run.offset is not None:
-            places = (
-                f"{number:#x}" if number else "0" for number in (run.start, run.length, run.offset)
+        if not run.data or run.zero:
+            continue
+        if run.offset is None:
+            typer.echo(
+                f"ostler: {filename}: the table cannot show compressed or encrypted clusters, of"
+                f" {run.name} at {run.start:#x} say; give --output json",
+                err=True,
             )
-            typer.echo("".join(f"{place:<16}" for place in places) + run.name)
+            return 1
+        places = (
+            f"{number:#x}" if number else "0" for number in (run.start, run.length, run.offset)
+        )
+        typer.echo("".join(f"{place:<16}" for place in places) + run.name)
+    return 0

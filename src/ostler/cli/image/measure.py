@@ -25,6 +25,7 @@ def measure(
     ] = None,
     output: opt.Output = "human",
     shared: opt.Shared = False,
+    key_file: opt.KeyFile = None,
 ) -> int:
     """Say how much space an image will take.
 
@@ -41,7 +42,10 @@ def measure(
     with ExitStack() as stack:
         image, size_bytes = None, 0
         if filename is not None:
-            opened = open_image(filename, format=format, readonly=True, lock=not shared)
+            secret = opt.secret_of(key_file)
+            opened = open_image(
+                filename, format=format, readonly=True, lock=not shared, secret=secret
+            )
             image = stack.enter_context(opened)
             size_bytes = image.size_bytes
         elif size is not None:

@@ -28,6 +28,7 @@ def rebase(
     shared: opt.Shared = False,
     cache: opt.Cache = "writeback",
     source_cache: opt.SourceCache = "writeback",
+    key_file: opt.KeyFile = None,
 ) -> int:
     """Give an overlay another backing file, or none, without changing what it reads as.
 
@@ -40,7 +41,12 @@ def rebase(
     opt.is_unsafe(source_cache, "-T")
     waits_not = opt.is_unsafe(cache)
     with open_image(
-        filename, format=format, backing=not unsafe, lock=not shared, unsafe=waits_not
+        filename,
+        format=format,
+        backing=not unsafe,
+        lock=not shared,
+        unsafe=waits_not,
+        secret=opt.secret_of(key_file),
     ) as image:
         if not isinstance(image, Qcow2Image):
             raise DiskError(f"{filename}: images of format {image.format} have no backing file")

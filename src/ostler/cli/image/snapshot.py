@@ -27,6 +27,7 @@ def snapshot(
     format: opt.Format = None,
     quiet: opt.Quiet = False,
     shared: opt.Shared = False,
+    key_file: opt.KeyFile = None,
 ) -> int:
     """List, make, apply or delete the internal snapshots of an image.
 
@@ -38,9 +39,14 @@ def snapshot(
     given = [name for name in (create, apply, delete) if name is not None]
     if len(given) + show > 1:
         raise ConfigError("snapshot: give one of -l, -c, -a and -d")
-    readonly = not given
+    readonly, secret = not given, opt.secret_of(key_file)
     with open_image(
-        filename, format=format, readonly=readonly, backing=not readonly, lock=not shared
+        filename,
+        format=format,
+        readonly=readonly,
+        backing=not readonly,
+        lock=not shared,
+        secret=secret,
     ) as image:
         if not isinstance(image, Snapshotting):
             raise DiskError(

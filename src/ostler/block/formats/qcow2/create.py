@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from ostler.block.crypto.options import LuksOptions
 from ostler.block.formats.qcow2.header import (
@@ -14,8 +15,11 @@ from ostler.block.formats.qcow2.header import (
     Incompatible,
     l1_entries,
 )
-from ostler.block.image import SECTOR_BYTES, ImageFile
+from ostler.block.image import SECTOR_BYTES, ImageFile, ImageWriter
 from ostler.errors import DiskError
+
+if TYPE_CHECKING:
+    from ostler.block.formats.qcow2.encryption import NewLuks
 
 Compat = Literal["1.1", "v3", "0.10", "v2"]
 
@@ -46,33 +50,51 @@ class Options(LuksOptions, frozen=True):
         return 2 if self.compat in ("0.10", "v2") else 3
 
 
-def create(file: ImageFile, size_bytes: int, options: Options) -> None:
-    """Write an empty image of `size_bytes`, which are rounded up to sectors, into `file`."""
-    check_options(file.name, options)
-    header = _header(file.name, size_bytes + -size_bytes % SECTOR_BYTES, options)
+def prepare(name: str, size_bytes: int, options: Options) -> ImageWriter:
+    """What writes an empty image of `size_bytes`, which are rounded up to sectors.
+
+    `DiskError` for options or a size that no image has.
+    """
+    check_options(name, options)
+    header = _header(name, size_bytes + -size_bytes % SECTOR_BYTES, options)
     luks = None
     if options.encryption is not None:
         from ostler.block.formats.qcow2 import encryption
 
-        luks = encryption.new(file.name, options)
+        luks = encryption.new(name, options)
     blocks = _lay_out(header, 0 if luks is None else luks.clusters(header))
     if blocks + 3 > 1 << 20:
-        raise DiskError(
-            f"{file.name}: a disk of this size needs larger clusters; raise cluster_size"
-        )
-    cluster = header.cluster_bytes
-    file.truncate(0)
-    end = header.l1_offset + -(-8 * header.l1_entries // cluster) * cluster
-    file.truncate(end)
-    if luks is not None:
-        luks.write(file, header, end)
-    file.write(header.refcount_table_offset, _refcount_table(header, blocks))
-    file.write(_first_block(header), _refcount_blocks(header, blocks, file.size_bytes // cluster))
-    file.write(0, header.pack())
-    if options.data_file:
-        _create_data_file(file.name, header.size, options)
-    if options.preallocation != "off":
-        _preallocate(file, header.size, options.preallocation)
+        raise DiskError(f"{name}: a disk of this size needs larger clusters; raise cluster_size")
+    header.pack()
+    return _NewImage(options, header, blocks, luks).write
+
+
+@dataclass(frozen=True)
+class _NewImage:
+    """An image that can be, and is to be written."""
+
+    options: Options
+    header: Header
+    blocks: int
+    luks: NewLuks | None
+
+    def write(self, file: ImageFile) -> None:
+        """Replace what the file holds."""
+        header, blocks, options = self.header, self.blocks, self.options
+        if options.data_file:
+            _create_data_file(file.name, header.size, options)
+        cluster = header.cluster_bytes
+        file.truncate(0)
+        end = header.l1_offset + -(-8 * header.l1_entries // cluster) * cluster
+        file.truncate(end)
+        if self.luks is not None:
+            self.luks.write(file, header, end)
+        used = file.size_bytes // cluster
+        file.write(header.refcount_table_offset, _refcount_table(header, blocks))
+        file.write(_first_block(header), _refcount_blocks(header, blocks, used))
+        file.write(0, header.pack())
+        if options.preallocation != "off":
+            _preallocate(file, header.size, options.preallocation)
 
 
 def check_options(name: str, options: Options) -> None:
@@ -191,6 +213,7 @@ def _create_data_file(name: str, size: int, options: Options) -> None:
     assert options.data_file is not None
     data = create_file(resolve(options.data_file, name))
     try:
+        data.truncate(0)
         data.truncate(size)
     finally:
         data.close()

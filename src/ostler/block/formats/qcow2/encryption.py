@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from ostler.block.crypto import luks1
 from ostler.block.crypto.options import LuksOptions
+from ostler.block.crypto.secret import needs_passphrase
 from ostler.block.formats.qcow2.header import ENCRYPTION, Header
 from ostler.block.image import ImageFile, Opening
 from ostler.block.source import damaged, unsupported
 from ostler.engine.crypto import SectorCipher
-from ostler.errors import DiskError
 
 AES, LUKS = 1, 2
 HEADER_BYTES_MAX = 64 << 20
@@ -44,9 +44,14 @@ def places(header: Header) -> list[tuple[int, int]]:
     return [_PLACE.unpack(raw)] if raw is not None and len(raw) == _PLACE.size else []
 
 
+def is_locked(header: Header, how: Opening) -> bool:
+    """Whether the image opens for its facts only."""
+    return header.crypt_method != 0 and how.keyless and how.readonly and how.secret is None
+
+
 def unlock(file: ImageFile, header: Header, how: Opening) -> SectorCipher | None:
     """The cipher of the data clusters, or None for an image in clear. `DiskError` without a key."""
-    if header.crypt_method == 0:
+    if header.crypt_method == 0 or is_locked(header, how):
         return None
     if header.crypt_method == AES:
         raise unsupported(file, "qcow2's own AES encryption, which is broken,")
@@ -57,10 +62,7 @@ def unlock(file: ImageFile, header: Header, how: Opening) -> SectorCipher | None
     if offset % header.cluster_bytes or not luks1.HEADER_BYTES <= length <= HEADER_BYTES_MAX:
         raise damaged(file, "encryption header", f"has {length} bytes at {offset:#x}")
     if how.secret is None:
-        raise DiskError(
-            f"{file.name}: is encrypted and needs a passphrase; in Python give secret=, on the"
-            " command line --key-file PATH, with a guest's disk key_file=PATH"
-        )
+        raise needs_passphrase(file.name)
     part = _Part(file, offset, length)
     parsed = luks1.parse(part)
     return parsed.spec.cipher(file.name, luks1.unlock(part, parsed, how.secret))

@@ -51,6 +51,8 @@ class Qcow2Image(Closing):
     """A qcow2 image. See `docs/formats/qcow2.md` for what survives a crash."""
 
     format = "qcow2"
+    is_locked = False
+    """Encrypted, and opened without a passphrase: what the clusters hold does not read."""
 
     def __init__(self, file: ImageFile, how: Opening) -> None:
         self.file, self.name, self.readonly = file, file.name, file.readonly
@@ -74,7 +76,14 @@ class Qcow2Image(Closing):
             return None
         from ostler.block.formats.qcow2 import encryption
 
+        self.is_locked = encryption.is_locked(self.header, self.how)
         return encryption.unlock(self.file, self.header, self.how)
+
+    def _refuse_locked(self) -> None:
+        if self.is_locked:
+            from ostler.block.crypto.secret import needs_passphrase
+
+            raise needs_passphrase(self.name)
 
     def _refuse_unsafe_writing(self) -> None:
         is_damaged = self.header.incompatible & Incompatible.CORRUPT
@@ -243,6 +252,7 @@ class Qcow2Image(Closing):
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes of the disk."""
         check_range(self, offset, length)
+        self._refuse_locked()
         return self.disk.read(offset, length)
 
     def write(self, offset: int, data: Buffer) -> None:
