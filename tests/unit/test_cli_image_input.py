@@ -176,3 +176,38 @@ def test_map_of_compressed_clusters_ends_as_qemu_imgs(run: Run) -> None:
     assert "cannot show compressed or encrypted clusters" in said
     assert said.count("\n") == 2
     assert '"compressed": true' in run("map --output json a.qcow2")
+
+
+LISTED = [
+    "encrypt.format=<luks>",
+    "encrypt.key_file=<path of the passphrase>",
+    "encrypt.key-secret=<id of an --object secret>",
+    "encrypt.iter-time=<number or size> (default 2000)",
+]
+
+
+@pytest.mark.parametrize("verb", ["create", "create -f qcow2", "convert -O qcow2", "measure"])
+def test_options_are_listed_without_a_file_by_names_that_are_taken(verb: str, run: Run) -> None:
+    listed = run(f"{verb} -o help")
+    lines = [line.strip() for line in listed.splitlines()[1:]]
+    assert set(LISTED) <= set(lines)
+    said = run("create -o colour=red disk 1M", code=2)
+    assert "no option 'colour' of qcow2" in said
+    names = said.partition("there is: ")[2].strip().split(", ")
+    assert names == [line.partition("=")[0] for line in lines]
+    for name in names:
+        assert "no option" not in run(f"create -o {name}=?,refcount_bits=7 disk 1M", code=2)
+
+
+def test_measure_takes_the_names_that_it_lists(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"open sesame")
+    chosen = "encrypt.format=luks,encrypt.key-secret=s"
+    said = run(f"measure -O qcow2 --object secret,id=s,file=key -o {chosen} --size 1M")
+    assert "required size" in said
+
+
+def test_verb_without_its_file_says_so(run: Run) -> None:
+    assert "create: FILE is missing" in run("create", code=2)
+    assert "amend: FILE is missing" in run("amend -o compat=1.1", code=2)
+    assert "  key_file=<path of the passphrase>\n" in run("create -f luks -o help")
+    assert "  compat=<1.1|v3|0.10|v2>\n" in run("amend -o help")

@@ -11,7 +11,7 @@ from ostler.errors import ConfigError, DiskError
 
 
 def amend(
-    filename: Annotated[str, typer.Argument(metavar="FILE", help="The image.")],
+    filename: Annotated[str | None, typer.Argument(metavar="FILE", help="The image.")] = None,
     options: opt.ImageOptions = None,
     format: opt.Format = None,
     progress: opt.Progress = False,
@@ -30,6 +30,8 @@ def amend(
 
     if opt.wants_help(options):
         return opt.show_fields("qcow2", AmendOptions)
+    if filename is None:
+        raise ConfigError("amend: FILE is missing; give the image to change")
     given = opt.parse_image_options(options)
     if not given:
         raise ConfigError("amend: say what to change, -o compat=1.1 say; -o help lists what can be")

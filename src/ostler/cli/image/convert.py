@@ -13,8 +13,9 @@ from ostler.errors import ConfigError
 
 def convert(
     filenames: Annotated[
-        list[str], typer.Argument(metavar="FILE... TARGET", help="What to read, then the target.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="FILE... TARGET", help="What to read, then the target."),
+    ] = None,
     format: opt.Format = None,
     target_format: Annotated[
         str, typer.Option("-O", "--target-format", metavar="FMT", help="The target's format.")
@@ -77,21 +78,21 @@ def convert(
         raise ConfigError("--skip-broken-bitmaps: is for --bitmaps; add that")
     if parallel < 0:
         raise ConfigError(f"-m {parallel}: less than no thread; leave it out for as many as fit")
-    if len(filenames) < 2:
+    if filenames is None or len(filenames) < 2:
         raise ConfigError("convert: give what to read, and the target")
+    *names, target = filenames
     unsafe = opt.is_unsafe(cache)
     opt.is_unsafe(source_cache, "-T")
     from ostler.block.image import open_image
     from ostler.block.jobs.convert import convert
     from ostler.block.jobs.job import THREADS
 
-    given = opt.with_secret(dict(opt.parse_image_options(options)), objects)
+    given = opt.creation_options(target, target_format, options, objects)
     secret = opt.secret_of(key_file)
     if backing is not None:
         given["backing_file"] = backing
     if backing_format is not None:
         given["backing_fmt"] = backing_format
-    *names, target = filenames
     with ExitStack() as stack:
         sources = [
             stack.enter_context(

@@ -11,7 +11,9 @@ from ostler.errors import ConfigError
 
 
 def create(
-    filename: Annotated[str, typer.Argument(metavar="FILE", help="Where the image goes.")],
+    filename: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="Where the image goes.")
+    ] = None,
     size: Annotated[
         str | None,
         typer.Argument(
@@ -41,9 +43,11 @@ def create(
     """
     if opt.wants_help(options):
         return opt.show_options(format)
+    if filename is None:
+        raise ConfigError("create: FILE is missing; give where the image goes, and its size")
     from ostler.block.image import create_image
 
-    given: dict[str, Any] = opt.with_secret(dict(opt.parse_image_options(options)), objects)
+    given = opt.creation_options(filename, format, options, objects)
     size = str(given.pop("size", size) or "") or None
     for name, value in (("backing_file", backing), ("backing_fmt", backing_format)):
         if value is not None:

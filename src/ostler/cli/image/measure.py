@@ -20,6 +20,7 @@ def measure(
         str, typer.Option("-O", "--target-format", metavar="FMT", help="The target's format.")
     ] = "raw",
     options: opt.ImageOptions = None,
+    objects: opt.Objects = None,
     size: Annotated[
         str | None, typer.Option("--size", metavar="SIZE", help="Of an empty disk, without FILE.")
     ] = None,
@@ -31,6 +32,8 @@ def measure(
 
     Example: ostler image measure -O qcow2 disk.raw
     """
+    if opt.wants_help(options):
+        return opt.show_options("qcow2")
     if (filename is None) == (size is None):
         raise ConfigError("measure: give an image, or --size")
     as_json = opt.is_json(output)
@@ -38,7 +41,8 @@ def measure(
     from ostler.block.image import open_image
     from ostler.block.measure import measure
 
-    chosen = FORMAT.parse_options(opt.parse_image_options(options))
+    given = opt.creation_options(filename or "measure", "qcow2", options, objects)
+    chosen = FORMAT.parse_options(given)
     with ExitStack() as stack:
         image, size_bytes = None, 0
         if filename is not None:

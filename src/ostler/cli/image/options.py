@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -122,8 +123,7 @@ def with_secret(options: dict[str, Any], objects: list[str] | None) -> dict[str,
     named = parse_secrets(objects or ())
     found: dict[str, Any] = {}
     for name, value in options.items():
-        # QEMU's names for qcow2: encrypt.format, encrypt.key-secret, encrypt.cipher-alg...
-        name = name.replace("-", "_").removeprefix("encrypt.")
+        name = _plain(name)
         match name:
             case "format":
                 found["encryption"] = value
@@ -140,6 +140,35 @@ def with_secret(options: dict[str, Any], objects: list[str] | None) -> dict[str,
     return found
 
 
+def _plain(name: str) -> str:
+    """QEMU's names for qcow2, encrypt.key-secret say, as those of LUKS: key_secret."""
+    return name.replace("-", "_").removeprefix("encrypt.")
+
+
+def creation_options(
+    path: str, format: str, texts: list[str] | None, objects: list[str] | None
+) -> dict[str, Any]:
+    """`-o` for a new image at `path`; `ConfigError` names what there is if something is not."""
+    from ostler.block.registry import find_format
+
+    given = parse_image_options(texts)
+    refuse_unknown(format, find_format(format, path).load().Options, given)
+    return with_secret(dict(given), objects)
+
+
+def refuse_unknown(format: str, options: Any, given: Iterable[str]) -> None:
+    """`ConfigError` for a name that is none of the options, or of `size`, which all have."""
+    if options is None:
+        return
+    names = [name for name, _, _ in _written(options)]
+    known = {"size", "secret", *options.__struct_fields__, *map(_plain, names)}
+    for name in given:
+        if _plain(name) not in known:
+            raise ConfigError(
+                f"-o {name}: there is no option {name!r} of {format}; there is: {', '.join(names)}"
+            )
+
+
 def wants_help(texts: list[str] | None) -> bool:
     """Whether `-o help` asks what options there are."""
     return any(text in ("help", "?") for text in texts or ())
@@ -154,18 +183,38 @@ def show_options(format: str) -> int:
 
 def show_fields(format: str, options: Any) -> int:
     """Print what options there are."""
+    typer.echo(f"Options of {format}:")
+    for name, kind, default in _written(options) if options else ():
+        typer.echo(f"  {name}=<{kind}>" + (default and f" (default {default})"))
+    return 0
+
+
+def _written(options: Any) -> Iterator[tuple[str, str, str]]:
+    """Each option as it is written, what is written for its value, and its default."""
     import msgspec
 
-    typer.echo(f"Options of {format}:")
-    for field in msgspec.structs.fields(options) if options else ():
-        if field.name == "secret":
-            typer.echo(
-                "  key_file=<path of the passphrase>\n  key_secret=<id of an --object secret>"
-            )
-            continue
+    from ostler.block.crypto.options import LuksOptions
+
+    fields = list(msgspec.structs.fields(options))
+    # Where encryption is a choice its options have the prefix that QEMU gives them, and come last.
+    is_choice = any(field.name == "encryption" for field in fields)
+    if is_choice:
+        order = ("encryption", *LuksOptions.__struct_fields__)
+        fields.sort(key=lambda field: order.index(field.name) if field.name in order else -1)
+    for field in fields:
         default = "" if field.default in (None, msgspec.NODEFAULT) else _shown(field.default)
-        typer.echo(f"  {field.name}=<{_kind(field.type)}>" + (default and f" (default {default})"))
-    return 0
+        name = field.name
+        if is_choice and name in LuksOptions.__struct_fields__:
+            name = "encrypt." + name.replace("_", "-")
+        match field.name:
+            case "secret":
+                prefix = name.removesuffix("secret")
+                yield f"{prefix}key_file", "path of the passphrase", ""
+                yield f"{prefix}key-secret", "id of an --object secret", ""
+            case "encryption":
+                yield "encrypt.format", _kind(field.type), default
+            case _:
+                yield name, _kind(field.type), default
 
 
 def _kind(kind: Any) -> str:
