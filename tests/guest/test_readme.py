@@ -63,10 +63,11 @@ def test_readme_run_starts_the_demos_guest(checkout: Path) -> None:
 def test_readme_initramfs_starts_a_guest(checkout: Path) -> None:
     run(checkout, ["sh", "-c", block("sh", "image initramfs")])
     start = block("sh", "ostler run").replace("build/demo/initrd.gz", "initrd.gz")
-    typed = "[ -x /etc/udhcpc/default.script ] && echo script=$((1 + 1))\n"
+    # Without its script udhcpc would go on for ever.
+    typed = "[ -x /etc/udhcpc/default.script ] && echo script=$((1 + 1))"
     if shutil.which("passt"):
-        typed += "udhcpc -q -i eth0 && ip addr show eth0 && echo lease=$((1 + 1))\n"
-    said = run(checkout, ["sh", "-c", start], f"{typed}poweroff\n")
+        typed += " && udhcpc -q -i eth0 && ip addr show eth0 && echo lease=$((1 + 1))"
+    said = run(checkout, ["sh", "-c", start], f"{typed}\npoweroff\n")
     assert "ostler: ready" in said
     assert "script=2" in said
     if shutil.which("passt"):
