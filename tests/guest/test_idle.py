@@ -15,7 +15,7 @@ pytestmark = pytest.mark.guest
 
 LIMIT = 0.02
 WATCH_S = 6
-# Linux works on for a while after the shell is there, and so may the host that is asked for the time.
+# Linux works on for a while after its shell is there, and so may the host that is asked.
 WINDOWS = 10
 
 
