@@ -28,16 +28,23 @@ from ostler.errors import DiskError, HostError
 MIB = 1 << 20
 SIZE = 6 * MIB
 Serve = Callable[[Path, Path], contextlib.AbstractContextManager[None]]
+ACCEPTING = "00010000"  # __SO_ACCEPTCON
+
+
+def listening(where: Path) -> bool:
+    """Whether somebody takes connections there; the file comes earlier (proc_net_unix(5))."""
+    sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    return any(words[-1] == str(where) and words[3] == ACCEPTING for words in sockets)
 
 
 @contextmanager
 def process(where: Path, *command: object) -> Iterator[None]:
     """A server that listens on `where`."""
     with subprocess.Popen([str(word) for word in command], stderr=subprocess.DEVNULL) as server:
-        until = time.monotonic() + 10
-        while not where.exists() and time.monotonic() < until and server.poll() is None:
+        until = time.monotonic() + 60
+        while not listening(where) and time.monotonic() < until and server.poll() is None:
             time.sleep(0.01)
-        assert where.exists(), f"{command[0]} does not start"
+        assert listening(where), f"{command[0]} does not start"
         try:
             yield
         finally:
