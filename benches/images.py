@@ -41,7 +41,7 @@ class Workload:
     """A command for both programs, and what is there before it."""
 
     arguments: str
-    """`{raw}`, `{qcow2}` and `{base}` are images that exist, `{new}` is none, `{copy}` a fresh copy
+    """`{raw}` and `{qcow2}` are images that exist, `{new}` is none, `{copy}` a fresh copy
     of the image `before`."""
     before: str = ""
     reported: bool = False

@@ -13,24 +13,20 @@ from guests.fetch import Kernel
 
 pytestmark = pytest.mark.guest
 
-LIMIT = 0.02
-WATCH_S = 6
-# Linux works on for a while after its shell is there, and so may the host that is asked.
-WINDOWS = 10
+SETTLE_S = 3
+# Long enough that one thing Linux had put off (0.2 s were seen) does not pass for its being busy.
+WATCH_S = 30
 
 
 @pytest.mark.parametrize("append", ["", "idle=halt"])
 def test_idle_guest_uses_under_2_percent_of_a_core(cloud: Kernel, append: str) -> None:
     with process(cloud, append=append) as guest:
         guest.wait_until_ready()
-        used = 1.0
-        for _ in range(WINDOWS):
-            before = _cpu_seconds(guest.popen.pid)
-            time.sleep(WATCH_S)
-            used = min(used, (_cpu_seconds(guest.popen.pid) - before) / WATCH_S)
-            if used < LIMIT:
-                break
-    assert used < LIMIT
+        time.sleep(SETTLE_S)
+        before = _cpu_seconds(guest.popen.pid)
+        time.sleep(WATCH_S)
+        used = (_cpu_seconds(guest.popen.pid) - before) / WATCH_S
+    assert used < 0.02
 
 
 def _cpu_seconds(pid: int) -> float:
