@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from typing import Any
 
 import pytest
 from stock import END_S, QUIET, Boot, start_shell
-from test_network import CONFIGURE, GATEWAY, GUEST, PAYLOAD, SILENT, listen, server
+from test_network import CONFIGURE, GATEWAY, GUEST, SILENT, carry_both_ways, listen
 
 import ostler
 from guests.fetch import Kernel, kernel
@@ -51,24 +50,13 @@ def test_stock_driver_gets_an_address_and_carries_bytes_both_ways(
 ) -> None:
     if driver == "8139too":
         request.getfixturevalue("plain")
-    got: list[bytes] = []
-
-    def sink(connection: socket.socket) -> None:
-        with connection.makefile("rb") as stream:
-            got.append(stream.read())
-
     vm = start(boot, full, driver, net=f"user,host=on,model={model},mac=52:54:00:00:00:79")
     assert "52:54:00:00:00:79" in vm.serial.run("cat /sys/class/net/eth0/address")
     lease = vm.serial.run("udhcpc -i eth0 -n -q -t 20 2>&1", timeout=END_S)
     assert f"lease of {GUEST} obtained from {GATEWAY}" in lease
     vm.serial.run("ip addr flush dev eth0")
     vm.serial.run(CONFIGURE)
-    with server(lambda connection: connection.sendall(PAYLOAD)) as source:
-        fetch = f"nc {GATEWAY} {source} {SILENT} >/tmp/got; wc -c </tmp/got"
-        assert vm.serial.run(fetch, timeout=END_S).split()[-1] == str(len(PAYLOAD))
-    with server(sink) as drain:
-        vm.serial.run(f"nc {GATEWAY} {drain} </tmp/got", timeout=END_S)
-    assert got == [PAYLOAD]
+    carry_both_ways(vm)
     errors = "cat /sys/class/net/eth0/statistics/rx_errors /sys/class/net/eth0/statistics/tx_errors"
     assert vm.serial.run(errors).split() == ["0", "0"]
     assert vm.net[0].sent.errors == vm.net[0].received.errors == 0

@@ -64,6 +64,22 @@ def server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
     thread.join(END_S)
 
 
+def carry_both_ways(vm: ostler.VM) -> None:
+    """Have the guest get PAYLOAD from a server of the host, and give it back to another."""
+    got: list[bytes] = []
+
+    def sink(connection: socket.socket) -> None:
+        with connection.makefile("rb") as stream:
+            got.append(stream.read())
+
+    with server(lambda connection: connection.sendall(PAYLOAD)) as source:
+        fetch = f"nc {GATEWAY} {source} {SILENT} >/tmp/got; wc -c </tmp/got"
+        assert vm.serial.run(fetch, timeout=END_S).split()[-1] == str(len(PAYLOAD))
+    with server(sink) as drain:
+        vm.serial.run(f"nc {GATEWAY} {drain} </tmp/got", timeout=END_S)
+    assert got == [PAYLOAD]
+
+
 def listen(vm: ostler.VM, port: int, program: str) -> None:
     """Have the guest serve one connection by `program`, and wait until it listens.
 
@@ -86,21 +102,10 @@ def test_dhcp_sets_the_guest_up(boot: Boot, cloud: Kernel) -> None:
 
 
 def test_tcp_carries_bytes_both_ways_and_passt_may_die(boot: Boot, cloud: Kernel) -> None:
-    got: list[bytes] = []
-
-    def sink(connection: socket.socket) -> None:
-        with connection.makefile("rb") as stream:
-            got.append(stream.read())
-
     port = free_port()
     vm = start_shell(boot, cloud, QUIET, net="user,host=on", publish=f"{port}:7")
     vm.serial.run(CONFIGURE)
-    with server(lambda connection: connection.sendall(PAYLOAD)) as source:
-        fetch = f"nc {GATEWAY} {source} {SILENT} >/tmp/got; wc -c </tmp/got"
-        assert vm.serial.run(fetch, timeout=END_S).split()[-1] == str(len(PAYLOAD))
-    with server(sink) as drain:
-        vm.serial.run(f"nc {GATEWAY} {drain} </tmp/got", timeout=END_S)
-    assert got == [PAYLOAD]
+    carry_both_ways(vm)
     kill_passt(vm)
     echo(vm, port)
     with server(lambda connection: connection.sendall(PAYLOAD)) as source:
