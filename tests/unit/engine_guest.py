@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 from dataclasses import replace
 from typing import NoReturn
 
@@ -91,3 +92,18 @@ class Register:
     def write(self, offset: int, size: int, value: int) -> None:
         self.accesses.append(("write", offset, size))
         self.value = value
+
+
+class Mailbox(Register):
+    """A port that hands over what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: queue.Queue[int] = queue.Queue()
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.queue.put(value)
+
+    def get(self, timeout: float = 60.0) -> int:
+        """The next value; `queue.Empty` where none comes within `timeout` seconds."""
+        return self.queue.get(timeout=timeout)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import queue
 import select
 from collections.abc import Iterator
 
 import pytest
-from engine_guest import ENTRY, OUT, RAM_BYTES, Register, enter_real_mode, machine
+from engine_guest import ENTRY, OUT, RAM_BYTES, Mailbox, enter_real_mode, machine
 
 from ostler.engine import DescriptorTable, Exit, LapicState, Threads, VirtualMachine
 from ostler.errors import ConfigError, StateError
@@ -21,21 +20,6 @@ MESSAGE, OTHER, LINE = 0x51, 0x61, 0x71
 ROUTE, PIN = 100, 20
 LAPIC = 0xFEE0_0000
 LEVEL = 1 << 15
-
-
-class Mailbox(Register):
-    """A port that hands over what is written to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.queue: queue.Queue[int] = queue.Queue()
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        self.queue.put(value)
-
-    def get(self) -> int:
-        """The next value."""
-        return self.queue.get(timeout=PATIENCE_S)
 
 
 def handler(vector: int) -> bytes:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import queue
-
 import pytest
-from engine_guest import ENTRY, RAM_BYTES, Register, enter_real_mode, machine
+from engine_guest import ENTRY, RAM_BYTES, Mailbox, enter_real_mode, machine
 
 from ostler.engine import Exit
 
@@ -30,17 +28,6 @@ START_ALL = (
 SAY_ID = bytes.fromhex("66b80b000000 6631c9 0fa2 6689d0 66e710 f4 ebfd")
 
 
-class Mailbox(Register):
-    """A port that hands over what is written to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.queue: queue.Queue[int] = queue.Queue()
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        self.queue.put(value)
-
-
 def test_more_than_255_vcpus_are_started_by_x2apic_and_know_who_they_are() -> None:
     vm = machine()
     vm.create_irqchip()
@@ -59,5 +46,5 @@ def test_more_than_255_vcpus_are_started_by_x2apic_and_know_who_they_are() -> No
     # To the others, which are still in xAPIC mode, 255 is everyone: some say their number twice.
     missing = set(range(1, VCPUS))
     while missing:
-        missing.discard(mailbox.queue.get(timeout=PATIENCE_S))
+        missing.discard(mailbox.get(PATIENCE_S))
     threads.stop()

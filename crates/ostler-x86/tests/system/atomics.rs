@@ -3,7 +3,7 @@
 use std::thread;
 
 use iced_x86::code_asm::*;
-use ostler_engine::{Exit, NobodyAnswers};
+use ostler_engine::{Exit, NobodyAnswers, Vcpu};
 
 use crate::guest::*;
 
@@ -41,6 +41,12 @@ fn race_for(rounds: u64, body: impl Fn(&mut CodeAssembler)) -> Guest {
             vcpu
         })
         .collect();
+    run_to_their_ends(vcpus);
+    guest
+}
+
+/// Runs all at the same time, each until it writes to a port.
+fn run_to_their_ends(vcpus: impl IntoIterator<Item = Box<dyn Vcpu>>) {
     thread::scope(|scope| {
         for mut vcpu in vcpus {
             scope.spawn(move || {
@@ -49,7 +55,6 @@ fn race_for(rounds: u64, body: impl Fn(&mut CodeAssembler)) -> Guest {
             });
         }
     });
-    guest
 }
 
 /// The places of a counter, and how often each vCPU goes there: aligned, across cache lines, across pages.
@@ -115,14 +120,7 @@ fn race_of_two(body: impl Fn(&mut CodeAssembler), meanwhile: impl Fn(&mut CodeAs
         a.out(0x10, al).unwrap();
     });
     let vcpus = [guest.add_vcpu(1, OTHER, 0x7_0000), guest.add_vcpu(2, second, 0x7_1000)];
-    thread::scope(|scope| {
-        for mut vcpu in vcpus {
-            scope.spawn(move || {
-                let exit = vcpu.run(&NobodyAnswers).expect("run");
-                assert!(matches!(exit, Exit::IoOut { .. }), "{exit:?}");
-            });
-        }
-    });
+    run_to_their_ends(vcpus);
     guest
 }
 
