@@ -67,10 +67,12 @@ impl NetLink {
         Ok(self.stream_link()?.attach(owned(fd)?)?)
     }
 
-    /// Let go of the peer.
-    fn detach(&self) -> PyResult<()> {
-        self.stream_link()?.detach();
-        Ok(())
+    /// Let go of the peer; of a tap device for good.
+    fn detach(&self) {
+        match &self.stream {
+            Some(stream) => stream.detach(),
+            None => self.link.unplug(),
+        }
     }
 
     /// The same link, with a copy of every frame in the file `fd` (pcap with nanoseconds).

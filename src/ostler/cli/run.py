@@ -158,8 +158,9 @@ def run(
         typer.Option(
             metavar="KIND[=TARGET][,OPTION=...]",
             help="A network card; repeat it for more. Kinds: user (the default; needs passt, but"
-            " no root rights), tap=BRIDGE, switch=NAME (machines of one process), socket=PATH (two"
-            " machines, or QEMU's stream), dgram=PATH and udp=HOST:PORT (both with local=), none."
+            " no root rights), tap=BRIDGE, macvtap=CARD, switch=NAME (machines of one process),"
+            " socket=PATH (two machines, or QEMU's stream), dgram=PATH and udp=HOST:PORT (both with"
+            " local=), none."
             " Options: mac=ADDRESS, model=virtio|e1000|rtl8139, queues=N, mtu=BYTES, pcap=FILE,"
             " hash=on, packed=off; host=on with user: the guest reaches this host's 127.0.0.1 as"
             " its gateway."

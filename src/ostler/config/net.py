@@ -18,6 +18,7 @@ from ostler.errors import ConfigError
 KINDS = {
     "user": None,
     "tap": "a bridge or a tap device of the host, br0 say",
+    "macvtap": "a card of the host, eth0 say",
     "switch": "the name of a switch in this process",
     "socket": "the path of a unix socket, which the first of two machines makes",
     "dgram": "the path of the other end's unix datagram socket",

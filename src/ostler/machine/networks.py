@@ -140,6 +140,12 @@ def _backend(
             from ostler.net.tap import Tap
 
             return Tap(links, monitor, network, net.target, queues=net.queues, mtu=net.mtu)
+        case "macvtap":
+            from ostler.net.macvtap import Macvtap
+
+            return Macvtap(
+                links, monitor, network, net.target, network.mac, queues=net.queues, mtu=net.mtu
+            )
         case "switch":
             from ostler.net.switch import SwitchPort
 

@@ -17,7 +17,7 @@ class Link(Protocol):
         """Take the stream socket `fd`, which is duplicated, as the peer."""
 
     def detach(self) -> None:
-        """Let go of the peer."""
+        """Let go of the peer; of a tap device for good."""
 
     def captured(self, fd: int) -> Self:
         """The same link, with a copy of every frame in the file `fd`."""

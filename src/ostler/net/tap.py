@@ -78,17 +78,12 @@ class Tap(Backend):
         return target if driver == "bridge" else ""
 
     def _open(self, name: str, queues: int, what: str) -> str:
-        flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if queues > 1 else 0)
         for _ in range(queues):
             try:
                 self._fds.append(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
-                request = struct.pack("16sH22x", name.encode(), flags)
-                answer = fcntl.ioctl(self._fds[-1], TUNSETIFF, request)
-                fcntl.ioctl(self._fds[-1], TUNSETVNETHDRSZ, struct.pack("i", HEADER_BYTES))
-                fcntl.ioctl(self._fds[-1], TUNSETVNETLE, struct.pack("i", 1))
+                name = set_up_queue(self._fds[-1], name, queues)
             except OSError as error:
                 raise HostError(f"{what}: {_reason(error, queues)}") from error
-            name = answer[:16].rstrip(b"\0").decode()
         return name
 
     def _bring_up(self, bridge: str, what: str) -> None:
@@ -120,6 +115,15 @@ class Tap(Backend):
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()
+
+
+def set_up_queue(fd: int, name: str, queues: int) -> str:
+    """Have `fd` be one of the `queues` pairs of queues of the device `name`; what it is called."""
+    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if queues > 1 else 0)
+    answer = fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+    fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", HEADER_BYTES))
+    fcntl.ioctl(fd, TUNSETVNETLE, struct.pack("i", 1))
+    return answer[:16].rstrip(b"\0").decode()
 
 
 def _reason(error: OSError, queues: int) -> str:

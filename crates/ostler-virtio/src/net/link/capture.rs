@@ -94,6 +94,10 @@ impl Link for CaptureLink {
         self.link.guest_takes(offloads);
     }
 
+    fn unplug(&self) {
+        self.link.unplug();
+    }
+
     fn is_up(&self) -> bool {
         self.link.is_up()
     }

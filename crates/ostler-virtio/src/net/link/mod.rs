@@ -62,6 +62,9 @@ pub trait Link: Send + Sync + Debug {
     /// Tells the other end what the guest's driver takes, where that makes a difference there.
     fn guest_takes(&self, _offloads: Offloads) {}
 
+    /// The other end is gone, where the link itself cannot tell, and does not come back.
+    fn unplug(&self) {}
+
     /// Whether somebody is at the other end.
     fn is_up(&self) -> bool {
         true

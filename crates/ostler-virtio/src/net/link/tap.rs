@@ -117,6 +117,10 @@ impl Link for TapLink {
         }
     }
 
+    fn unplug(&self) {
+        self.gone.store(true, Ordering::Release);
+    }
+
     fn is_up(&self) -> bool {
         !self.gone.load(Ordering::Acquire)
     }
