@@ -11,20 +11,20 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
-
-import typer
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ostler import __version__
 from ostler.errors import GuestError, OstlerError, WaitTimeout
+
+if TYPE_CHECKING:
+    import typer
 
 BAD_INPUT, GUEST_FAILED, DEFECT = 2, 3, 4
 DEBUG_VARIABLE = "OSTLER_DEBUG"
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
+class Verb(NamedTuple):
     """`ostler NAME`: the module and the attribute in it that is the command, and its one-line help.
 
     The attribute is a function, or a `typer.Typer` where there are verbs below it. If it `builds`,
@@ -50,6 +50,8 @@ def build_app(verb: str | None, below: str | None = None) -> typer.Typer:
 
     `below` is the verb that follows it, if one does.
     """
+    import typer
+
     app = typer.Typer(
         name="ostler",
         help="Ostler: virtual machines, from Python and from here.",
@@ -58,7 +60,7 @@ def build_app(verb: str | None, below: str | None = None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         no_args_is_help=True,
     )
-    app.callback()(_options)
+    app.callback()(_main_options())
     for name, known in VERBS.items():
         if name != verb:
             app.command(name, help=known.help)(_not_loaded)
@@ -77,7 +79,7 @@ def invoke(arguments: Sequence[str]) -> int:
     words = [word for word in arguments if not word.startswith("-")]
     verb, below = (*words, None, None)[:2]
     try:
-        result = build_app(verb, below)(list(arguments), prog_name="ostler", standalone_mode=False)
+        result = _run(arguments, verb, below)
         return result if isinstance(result, int) else 0
     except GuestError as error:
         return _fail(str(error), GUEST_FAILED)
@@ -85,20 +87,43 @@ def invoke(arguments: Sequence[str]) -> int:
         return _fail(str(error), GUEST_FAILED)
     except OstlerError as error:
         return _fail(str(error), BAD_INPUT)
-    except (typer.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except typer.TyperException as error:
-        return _usage(error, verb)
+    except BrokenPipeError:
+        return output_closed()
     except SystemExit as ended:
         # That is how typer ends when nobody reads on, `| head` say: ours is the code of SIGPIPE.
         if not isinstance(ended.__context__, BrokenPipeError):
             raise
         return output_closed()
     except Exception as error:
+        if (code := _said_by_typer(error, verb)) is not None:
+            return code
         if os.environ.get(DEBUG_VARIABLE):
             raise
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         return _fail(f"defect: {what}; please report it with {DEBUG_VARIABLE}=1's output", DEFECT)
+
+
+def _run(arguments: Sequence[str], verb: str | None, below: str | None) -> Any:
+    """What the verb returns. `ostler image` is used by scripts, many times: it starts fast."""
+    if arguments and arguments[0] == "image":
+        from ostler.cli.image import quick
+
+        if (act := quick(arguments[1:])) is not None:
+            return act()
+    app = build_app(verb, below)
+    return app(list(arguments), prog_name="ostler", standalone_mode=False)
+
+
+def _said_by_typer(error: Exception, verb: str | None) -> int | None:
+    """The exit code for what typer raises; `None` for all else. It is loaded if it raised."""
+    typer = sys.modules.get("typer")
+    if typer is None:
+        return None
+    if isinstance(error, typer.Abort):
+        return _fail("interrupted", 130)
+    return _usage(error, verb) if isinstance(error, typer.TyperException) else None
 
 
 def output_closed() -> int:
@@ -112,22 +137,27 @@ def main() -> None:
     sys.exit(invoke(sys.argv[1:]))
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"ostler {__version__}")
-        raise typer.Exit
+def _main_options() -> Any:
+    """What stands before the verb, as typer takes it."""
+    import typer
 
+    def print_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"ostler {__version__}")
+            raise typer.Exit
 
-def _options(
-    version: bool = typer.Option(
-        False,
-        "--version",
-        help="Print the version and exit.",
-        callback=_print_version,
-        is_eager=True,
-    ),
-) -> None:
-    """What stands before the verb."""
+    def options(
+        version: bool = typer.Option(
+            False,
+            "--version",
+            help="Print the version and exit.",
+            callback=print_version,
+            is_eager=True,
+        ),
+    ) -> None:
+        """What stands before the verb."""
+
+    return options
 
 
 def _not_loaded() -> None:
@@ -137,7 +167,7 @@ def _not_loaded() -> None:
 def _usage(error: typer.TyperException, verb: str | None) -> int:
     """What was typed does not parse; a verb that needs more gets its help text."""
     if type(error).__name__ == "NoArgsIsHelpError":
-        typer.echo(error.format_message(), err=True)
+        sys.stderr.write(error.format_message() + "\n")
         return BAD_INPUT
     from ostler.cli.usage import explain
 

@@ -6,10 +6,16 @@ What they do is in `ostler.block`, which each loads when it runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from ostler.cli.declare import for_typer
+from ostler.cli.quick import NUMBER, read
+
+if TYPE_CHECKING:
+    import typer
 
 VERBS = {
     "create": "create",
@@ -36,21 +42,46 @@ TAKES_MINUS = ("create", "resize")
 """Verbs that have a size among their arguments, -5G say."""
 
 
+def quick(words: Sequence[str]) -> Callable[[], Any] | None:
+    """The verb that a plain command line names, with its arguments; `None` if it is not plain."""
+    if not words or words[0] not in VERBS:
+        return None
+    verb = _load(words[0])
+    arguments = read(verb, words[1:])
+    return None if arguments is None else partial(verb, **arguments)
+
+
 def build_app(verb: str | None = None) -> typer.Typer:
     """The verbs; only `verb`, if there is one of that name, so that no other is loaded."""
+    import typer
+
     app = typer.Typer(help="Make, inspect and change disk images.", no_args_is_help=True)
     app.callback()(_options)
     for name in [verb] if verb in VERBS else VERBS:
         assert name is not None
-        function = getattr(import_module(f"ostler.cli.image.{name}"), VERBS[name])
-        app.command(name, cls=_command(name))(function)
+        app.command(name, cls=_command(name))(for_typer(_load(name)))
     return app
+
+
+def _load(name: str) -> Callable[..., Any]:
+    verb: Callable[..., Any] = getattr(import_module(f"ostler.cli.image.{name}"), VERBS[name])
+    return verb
 
 
 def _command(name: str) -> Any:
     if name not in TAKES_MINUS:
         return None
-    from ostler.cli.image.options import SignedCommand
+    from typer.core import TyperCommand
+
+    from ostler.cli.image.options import MINUS
+
+    class SignedCommand(TyperCommand):
+        """A command that takes `-5G` for an argument, not for the option -5."""
+
+        def parse_args(self, context: Any, args: list[str]) -> list[str]:
+            """Mark what begins with a minus and a digit."""
+            marked = [MINUS + text[1:] if NUMBER.match(text) else text for text in args]
+            return super().parse_args(context, marked)
 
     return SignedCommand
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from ostler.cli.declare import Argument
 from ostler.cli.image import options as opt
 from ostler.errors import ConfigError, DiskError
 
 
 def amend(
-    filename: Annotated[str | None, typer.Argument(metavar="FILE", help="The image.")] = None,
+    filename: Annotated[str | None, Argument(metavar="FILE", help="The image.")] = None,
     options: opt.ImageOptions = None,
     format: opt.Format = None,
     progress: opt.Progress = False,

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
 from ostler.errors import ConfigError
 
 
 def bench(
-    filename: Annotated[str, typer.Argument(metavar="FILE", help="The image.")],
-    count: Annotated[int, typer.Option("-c", metavar="N", help="How many requests.")] = 75000,
-    depth: Annotated[int, typer.Option("-d", metavar="N", help="How many at once.")] = 64,
+    filename: Annotated[str, Argument(metavar="FILE", help="The image.")],
+    count: Annotated[int, Option("-c", metavar="N", help="How many requests.")] = 75000,
+    depth: Annotated[int, Option("-d", metavar="N", help="How many at once.")] = 64,
     format: opt.Format = None,
-    size: Annotated[str, typer.Option("-s", metavar="SIZE", help="Of a request.")] = "4k",
-    step: Annotated[
-        str | None, typer.Option("-S", metavar="SIZE", help="From one to the next.")
-    ] = None,
-    offset: Annotated[str, typer.Option("-o", metavar="OFFSET", help="Of the first.")] = "0",
-    write: Annotated[bool, typer.Option("-w", help="Write: this destroys what is there.")] = False,
-    pattern: Annotated[int, typer.Option("--pattern", help="The byte that is written.")] = 0,
+    size: Annotated[str, Option("-s", metavar="SIZE", help="Of a request.")] = "4k",
+    step: Annotated[str | None, Option("-S", metavar="SIZE", help="From one to the next.")] = None,
+    offset: Annotated[str, Option("-o", metavar="OFFSET", help="Of the first.")] = "0",
+    write: Annotated[bool, Option("-w", help="Write: this destroys what is there.")] = False,
+    pattern: Annotated[int, Option("--pattern", help="The byte that is written.")] = 0,
     flush: Annotated[
-        int, typer.Option("--flush-interval", metavar="N", help="Flush after so many requests.")
+        int, Option("--flush-interval", metavar="N", help="Flush after so many requests.")
     ] = 0,
     quiet: opt.Quiet = False,
     shared: opt.Shared = False,
@@ -51,7 +48,7 @@ def bench(
     ) as image:
         if not quiet:
             kind = "write" if write else "read"
-            typer.echo(f"Sending {count} {kind} requests, {length} bytes each, {depth} in parallel")
+            echo(f"Sending {count} {kind} requests, {length} bytes each, {depth} in parallel")
         seconds = bench(
             image,
             count=count,
@@ -63,5 +60,5 @@ def bench(
             depth=depth,
         )
     if not quiet:
-        typer.echo(f"Run completed in {seconds:.3f} seconds.")
+        echo(f"Run completed in {seconds:.3f} seconds.")
     return 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
+from ostler.errors import ConfigError
 
 if TYPE_CHECKING:
     from ostler.block.formats.qcow2.check import CheckResult
@@ -15,12 +15,12 @@ SOUND, FAILED, CORRUPT, LEAKS, UNSUPPORTED = 0, 1, 2, 3, 63
 
 
 def check(
-    filename: Annotated[str, typer.Argument(metavar="FILE", help="The image.")],
+    filename: Annotated[str, Argument(metavar="FILE", help="The image.")],
     format: opt.Format = None,
     output: opt.Output = "human",
     repair: Annotated[
         str | None,
-        typer.Option("-r", "--repair", metavar="WHAT", help="Repair `leaks`, or `all` damage."),
+        Option("-r", "--repair", metavar="WHAT", help="Repair `leaks`, or `all` damage."),
     ] = None,
     quiet: opt.Quiet = False,
     shared: opt.Shared = False,
@@ -39,7 +39,7 @@ def check(
     opt.is_unsafe(source_cache, "-T")
     as_json = opt.is_json(output)
     if repair not in (None, "leaks", "all"):
-        raise typer.BadParameter(f"-r {repair}: give leaks or all")
+        raise ConfigError(f"-r {repair}: give leaks or all")
     try:
         image = open_image(
             filename,
@@ -51,13 +51,11 @@ def check(
             secret=opt.secret_of(key_file),
         )
     except OstlerError as error:
-        typer.echo(f"ostler: {error}", err=True)
+        echo(f"ostler: {error}", err=True)
         return FAILED
     with image:
         if not isinstance(image, Qcow2Image):
-            typer.echo(
-                f"ostler: {filename}: images of format {image.format} have no checks", err=True
-            )
+            echo(f"ostler: {filename}: images of format {image.format} have no checks", err=True)
             return UNSUPPORTED
         result = image.check(repair)
     _show(filename, result, as_json, quiet)
@@ -76,7 +74,7 @@ def _show(filename: str, result: CheckResult, as_json: bool, quiet: bool) -> Non
     if as_json:
         opt.print_json(_facts(filename, result))
     elif not quiet:
-        typer.echo(_human(result))
+        echo(_human(result))
 
 
 def _facts(filename: str, result: CheckResult) -> dict[str, Any]:

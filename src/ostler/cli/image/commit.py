@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
 from ostler.errors import DiskError
 
 
 def commit(
-    filename: Annotated[str, typer.Argument(metavar="FILE", help="The overlay.")],
+    filename: Annotated[str, Argument(metavar="FILE", help="The overlay.")],
     format: opt.Format = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            "-b", metavar="FILE", help="The image of the chain to write to; else the next."
-        ),
+        Option("-b", metavar="FILE", help="The image of the chain to write to; else the next."),
     ] = None,
-    drop: Annotated[bool, typer.Option("-d", help="Do not empty the overlay afterwards.")] = False,
+    drop: Annotated[bool, Option("-d", help="Do not empty the overlay afterwards.")] = False,
     progress: opt.Progress = False,
     quiet: opt.Quiet = False,
-    rate: Annotated[str, typer.Option("-r", metavar="RATE", help="Bytes a second at most.")] = "0",
+    rate: Annotated[str, Option("-r", metavar="RATE", help="Bytes a second at most.")] = "0",
     cache: opt.Cache = "writeback",
     key_file: opt.KeyFile = None,
 ) -> int:
@@ -41,5 +38,5 @@ def commit(
         job = commit(image, base, drop=drop, limit_bytes_s=opt.size_option(rate, "-r"))
         opt.finish(job, progress=progress)
     if not quiet:
-        typer.echo("Image committed.")
+        echo("Image committed.")
     return 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
 from ostler.errors import OstlerError
 
@@ -13,15 +12,15 @@ SAME, DIFFERENT, FAILED = 0, 1, 2
 
 
 def compare(
-    one: Annotated[str, typer.Argument(metavar="FILE1", help="The first image.")],
-    other: Annotated[str, typer.Argument(metavar="FILE2", help="The second image.")],
+    one: Annotated[str, Argument(metavar="FILE1", help="The first image.")],
+    other: Annotated[str, Argument(metavar="FILE2", help="The second image.")],
     format: opt.Format = None,
     other_format: Annotated[
-        str | None, typer.Option("-F", metavar="FMT", help="The format of the second image.")
+        str | None, Option("-F", metavar="FMT", help="The format of the second image.")
     ] = None,
     strict: Annotated[
         bool,
-        typer.Option("-s", help="Different sizes are a difference, even if only zeroes follow."),
+        Option("-s", help="Different sizes are a difference, even if only zeroes follow."),
     ] = False,
     progress: opt.Progress = False,
     quiet: opt.Quiet = False,
@@ -51,7 +50,7 @@ def compare(
         try:
             at = opt.finish(compare(first, second), progress=progress and not quiet)
         except OstlerError as error:
-            typer.echo(f"ostler: {error}", err=True)
+            echo(f"ostler: {error}", err=True)
             return FAILED + 1
     if at is None:
         _say("Images are identical.", quiet)
@@ -62,4 +61,4 @@ def compare(
 
 def _say(text: str, quiet: bool) -> None:
     if not quiet:
-        typer.echo(text)
+        echo(text)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Annotated, Any
 
-import typer
-
+from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
 from ostler.errors import ConfigError
 
@@ -14,53 +13,51 @@ from ostler.errors import ConfigError
 def convert(
     filenames: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FILE... TARGET", help="What to read, then the target."),
+        Argument(metavar="FILE... TARGET", help="What to read, then the target."),
     ] = None,
     format: opt.Format = None,
     target_format: Annotated[
-        str, typer.Option("-O", "--target-format", metavar="FMT", help="The target's format.")
+        str, Option("-O", "--target-format", metavar="FMT", help="The target's format.")
     ] = "raw",
     options: opt.ImageOptions = None,
     objects: opt.Objects = None,
     key_file: opt.KeyFile = None,
-    compress: Annotated[bool, typer.Option("-c", help="Keep the data compressed (qcow2).")] = False,
+    compress: Annotated[bool, Option("-c", help="Keep the data compressed (qcow2).")] = False,
     backing: Annotated[
-        str | None, typer.Option("-B", metavar="FILE", help="The target is an overlay over this.")
+        str | None, Option("-B", metavar="FILE", help="The target is an overlay over this.")
     ] = None,
     backing_format: Annotated[
-        str | None, typer.Option("-F", metavar="FMT", help="The format of the backing file.")
+        str | None, Option("-F", metavar="FMT", help="The format of the backing file.")
     ] = None,
     sparse: Annotated[
-        str, typer.Option("-S", metavar="SIZE", help="Zeroes to leave out; 0 writes everything.")
+        str, Option("-S", metavar="SIZE", help="Zeroes to leave out; 0 writes everything.")
     ] = "4k",
     snapshot: Annotated[
         str | None,
-        typer.Option("-l", "--snapshot", metavar="NAME", help="Read this internal snapshot."),
+        Option("-l", "--snapshot", metavar="NAME", help="Read this internal snapshot."),
     ] = None,
-    no_create: Annotated[
-        bool, typer.Option("-n", help="Do not make the target: it is there.")
-    ] = False,
+    no_create: Annotated[bool, Option("-n", help="Do not make the target: it is there.")] = False,
     target_is_zero: Annotated[
-        bool, typer.Option("--target-is-zero", help="With -n: the target reads as zeroes.")
+        bool, Option("--target-is-zero", help="With -n: the target reads as zeroes.")
     ] = False,
     parallel: Annotated[
         int,
-        typer.Option("-m", metavar="N", help="How many threads work on it; 0 is as many as fit."),
+        Option("-m", metavar="N", help="How many threads work on it; 0 is as many as fit."),
     ] = 0,
     salvage: Annotated[
         bool,
-        typer.Option("--salvage", help="What cannot be read is zero in the target; it is told."),
+        Option("--salvage", help="What cannot be read is zero in the target; it is told."),
     ] = False,
     bitmaps: Annotated[
-        bool, typer.Option("--bitmaps", help="Copy the persistent bitmaps, too (qcow2).")
+        bool, Option("--bitmaps", help="Copy the persistent bitmaps, too (qcow2).")
     ] = False,
     skip_broken: Annotated[
         bool,
-        typer.Option("--skip-broken-bitmaps", help="Leave out bitmaps that were not saved."),
+        Option("--skip-broken-bitmaps", help="Leave out bitmaps that were not saved."),
     ] = False,
-    unordered: Annotated[bool, typer.Option("-W", help="Out of order: always the case.")] = False,
+    unordered: Annotated[bool, Option("-W", help="Out of order: always the case.")] = False,
     rate: Annotated[
-        str, typer.Option("-r", metavar="RATE", help="At most so many bytes a second: 10M.")
+        str, Option("-r", metavar="RATE", help="At most so many bytes a second: 10M.")
     ] = "0",
     progress: opt.Progress = False,
     quiet: opt.Quiet = False,
@@ -119,7 +116,7 @@ def convert(
         )
         lost = opt.finish(job, progress=progress and not quiet)
     if lost and not quiet:
-        typer.echo(f"ostler: {target}: {lost} bytes could not be read; zero in it", err=True)
+        echo(f"ostler: {target}: {lost} bytes could not be read; zero in it", err=True)
     return 0
 
 

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
+from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
 from ostler.errors import ConfigError
 
 
 def create(
-    filename: Annotated[
-        str | None, typer.Argument(metavar="FILE", help="Where the image goes.")
-    ] = None,
+    filename: Annotated[str | None, Argument(metavar="FILE", help="Where the image goes.")] = None,
     size: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[SIZE]", help="Of the disk: 10G. With -b that of the backing file."
-        ),
+        Argument(metavar="[SIZE]", help="Of the disk: 10G. With -b that of the backing file."),
     ] = None,
     format: Annotated[
-        str, typer.Option("-f", "--format", metavar="FMT", help="The format of the new image.")
+        str, Option("-f", "--format", metavar="FMT", help="The format of the new image.")
     ] = "qcow2",
     backing: Annotated[
-        str | None, typer.Option("-b", metavar="FILE", help="Make an overlay over this image.")
+        str | None, Option("-b", metavar="FILE", help="Make an overlay over this image.")
     ] = None,
     backing_format: Annotated[
-        str | None, typer.Option("-F", metavar="FMT", help="The format of the backing file.")
+        str | None, Option("-F", metavar="FMT", help="The format of the backing file.")
     ] = None,
     unsafe: Annotated[
-        bool, typer.Option("-u", help="Do not look at the backing file; SIZE is needed.")
+        bool, Option("-u", help="Do not look at the backing file; SIZE is needed.")
     ] = False,
     options: opt.ImageOptions = None,
     objects: opt.Objects = None,
@@ -60,7 +55,7 @@ def create(
     create_image(filename, size_bytes, format=format, **given)
     if not quiet:
         shown = " ".join(f"{name}={value}" for name, value in given.items() if name != "secret")
-        typer.echo(f"Formatting '{filename}', fmt={format} size={size_bytes} {shown}".rstrip())
+        echo(f"Formatting '{filename}', fmt={format} size={size_bytes} {shown}".rstrip())
     return 0
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from ostler.cli.declare import Argument, Option
 from ostler.cli.image import options as opt
 from ostler.errors import ConfigError
 
@@ -15,11 +14,11 @@ PIECE_BYTES = 1 << 20
 def dd(
     operands: Annotated[
         list[str],
-        typer.Argument(metavar="if=FILE of=FILE [bs=N] [count=N] [skip=N]", help="As dd has them."),
+        Argument(metavar="if=FILE of=FILE [bs=N] [count=N] [skip=N]", help="As dd has them."),
     ],
     format: opt.Format = None,
     target_format: Annotated[
-        str, typer.Option("-O", "--target-format", metavar="FMT", help="The target's format.")
+        str, Option("-O", "--target-format", metavar="FMT", help="The target's format.")
     ] = "raw",
     shared: opt.Shared = False,
     key_file: opt.KeyFile = None,

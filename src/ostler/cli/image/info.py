@@ -6,8 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
 
 if TYPE_CHECKING:
@@ -15,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def info(
-    filename: Annotated[str, typer.Argument(metavar="FILE", help="The image.")],
+    filename: Annotated[str, Argument(metavar="FILE", help="The image.")],
     format: opt.Format = None,
     output: opt.Output = "human",
     chain: Annotated[
-        bool, typer.Option("--backing-chain", help="Also show the images behind it.")
+        bool, Option("--backing-chain", help="Also show the images behind it.")
     ] = False,
     shared: opt.Shared = False,
     key_file: opt.KeyFile = None,
@@ -44,7 +43,7 @@ def info(
     if as_json:
         opt.print_json(facts if chain else facts[0])
     else:
-        typer.echo("\n\n".join(_human(each) for each in facts))
+        echo("\n\n".join(_human(each) for each in facts))
     return 0
 
 

@@ -5,33 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from ostler.cli.declare import Option, echo
 from ostler.errors import ConfigError
 from ostler.image import COMPRESSIONS, Initramfs, ModuleTree
 
 
 def initramfs(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT", help="Where the image goes.")
-    ],
+    output: Annotated[Path, Option("-o", "--output", metavar="OUT", help="Where the image goes.")],
     directory: Annotated[
         list[Path] | None,
-        typer.Option("--dir", metavar="DIR", help="Add all that is under DIR. Repeatable."),
+        Option("--dir", metavar="DIR", help="Add all that is under DIR. Repeatable."),
     ] = None,
     file: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--file", metavar="SRC:DST", help="Add the file SRC as DST, /bin/tool say. Repeatable."
         ),
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option("--init", metavar="SCRIPT", help="Make SCRIPT the first program, /init."),
+        Option("--init", metavar="SCRIPT", help="Make SCRIPT the first program, /init."),
     ] = None,
     modules: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--modules",
             metavar="NAME,...",
             help="Add kernel modules and all they need; their order is listed in "
@@ -40,7 +37,7 @@ def initramfs(
     ] = None,
     kernel_modules: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--kernel-modules",
             metavar="DIR",
             help="Where --modules are looked up, /lib/modules/VERSION say.",
@@ -48,7 +45,7 @@ def initramfs(
     ] = None,
     compression: Annotated[
         str,
-        typer.Option("--compress", metavar="HOW", help=f"One of {', '.join(COMPRESSIONS)}."),
+        Option("--compress", metavar="HOW", help=f"One of {', '.join(COMPRESSIONS)}."),
     ] = "gzip",
 ) -> None:
     """Write an initramfs (newc cpio) from files, directories and kernel modules.
@@ -69,10 +66,10 @@ def initramfs(
     if modules is not None:
         built.add_modules(_tree(kernel_modules), filter(None, modules.split(",")))
     size = built.write(output, compression)
-    typer.echo(f"{output}: {size / 1024:.0f} KiB, {compression}")
+    echo(f"{output}: {size / 1024:.0f} KiB, {compression}")
     problem = built.problem()
     if problem is not None:
-        typer.echo(f"ostler: warning: {output}: {problem}", err=True)
+        echo(f"ostler: warning: {output}: {problem}", err=True)
 
 
 def _split_pair(pair: str) -> tuple[Path, str]:

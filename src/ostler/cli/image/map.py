@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
 
 if TYPE_CHECKING:
@@ -14,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def map_image(
-    filename: Annotated[str, typer.Argument(metavar="FILE", help="The image.")],
+    filename: Annotated[str, Argument(metavar="FILE", help="The image.")],
     format: opt.Format = None,
     output: opt.Output = "human",
     start: Annotated[
-        str, typer.Option("--start-offset", "-s", metavar="OFFSET", help="Where to begin.")
+        str, Option("--start-offset", "-s", metavar="OFFSET", help="Where to begin.")
     ] = "0",
     length: Annotated[
-        str | None, typer.Option("--max-length", "-l", metavar="LENGTH", help="How much to show.")
+        str | None, Option("--max-length", "-l", metavar="LENGTH", help="How much to show.")
     ] = None,
     shared: opt.Shared = False,
     key_file: opt.KeyFile = None,
@@ -63,17 +62,17 @@ def _line(run: Mapped) -> str:
 
 
 def _print_json(runs: Any) -> None:
-    typer.echo("[" + ",\n".join(map(_line, runs)) + "]")
+    echo("[" + ",\n".join(map(_line, runs)) + "]")
 
 
 def _print_table(filename: str, runs: Any) -> int:
     """The runs as the file has them; like qemu-img it ends with 1 at one that is kept otherwise."""
-    typer.echo(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File")
+    echo(f"{'Offset':<16}{'Length':<16}{'Mapped to':<16}File")
     for run in runs:
         if not run.data or run.zero:
             continue
         if run.offset is None:
-            typer.echo(
+            echo(
                 f"ostler: {filename}: the table cannot show compressed or encrypted clusters, of"
                 f" {run.name} at {run.start:#x} say; give --output json",
                 err=True,
@@ -82,5 +81,5 @@ def _print_table(filename: str, runs: Any) -> int:
         places = (
             f"{number:#x}" if number else "0" for number in (run.start, run.length, run.offset)
         )
-        typer.echo("".join(f"{place:<16}" for place in places) + run.name)
+        echo("".join(f"{place:<16}" for place in places) + run.name)
     return 0

@@ -5,24 +5,23 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Annotated
 
-import typer
-
+from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
 from ostler.errors import ConfigError
 
 
 def measure(
     filename: Annotated[
-        str | None, typer.Argument(metavar="[FILE]", help="The image that would be converted.")
+        str | None, Argument(metavar="[FILE]", help="The image that would be converted.")
     ] = None,
     format: opt.Format = None,
     target_format: Annotated[
-        str, typer.Option("-O", "--target-format", metavar="FMT", help="The target's format.")
+        str, Option("-O", "--target-format", metavar="FMT", help="The target's format.")
     ] = "raw",
     options: opt.ImageOptions = None,
     objects: opt.Objects = None,
     size: Annotated[
-        str | None, typer.Option("--size", metavar="SIZE", help="Of an empty disk, without FILE.")
+        str | None, Option("--size", metavar="SIZE", help="Of an empty disk, without FILE.")
     ] = None,
     output: opt.Output = "human",
     shared: opt.Shared = False,
@@ -58,5 +57,5 @@ def measure(
     if as_json:
         opt.print_json({"required": required, "fully-allocated": full})
     else:
-        typer.echo(f"required size: {required}\nfully allocated size: {full}")
+        echo(f"required size: {required}\nfully allocated size: {full}")
     return 0

@@ -9,9 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-import typer
-from typer.core import TyperCommand
-
+from ostler.cli.declare import Option, echo
 from ostler.config.options import split_options
 from ostler.config.size import parse_size
 from ostler.errors import ConfigError
@@ -23,19 +21,19 @@ T = TypeVar("T")
 
 Format = Annotated[
     str | None,
-    typer.Option("-f", "--format", metavar="FMT", help="The image's format; guessed if left out."),
+    Option("-f", "--format", metavar="FMT", help="The image's format; guessed if left out."),
 ]
-Output = Annotated[str, typer.Option("--output", metavar="HOW", help="human (for people) or json.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
+Output = Annotated[str, Option("--output", metavar="HOW", help="human (for people) or json.")]
+Quiet = Annotated[bool, Option("-q", "--quiet", help="Print nothing but errors.")]
 Shared = Annotated[
     bool,
-    typer.Option(
+    Option(
         "-U", "--force-share", help="Read even while another program writes: may be inconsistent."
     ),
 ]
 KeyFile = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--key-file",
         metavar="PATH",
         help="An encrypted image's passphrase: the whole content of this file.",
@@ -43,22 +41,20 @@ KeyFile = Annotated[
 ]
 Objects = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--object",
         metavar="secret,id=NAME,file=PATH",
         help="A passphrase by name, for -o key_secret=NAME.",
     ),
 ]
-Progress = Annotated[bool, typer.Option("-p", "--progress", help="Show how far it is.")]
+Progress = Annotated[bool, Option("-p", "--progress", help="Show how far it is.")]
 ImageOptions = Annotated[
     list[str] | None,
-    typer.Option(
-        "-o", metavar="NAME=VALUE,...", help="Options of the format; `-o help` lists them."
-    ),
+    Option("-o", metavar="NAME=VALUE,...", help="Options of the format; `-o help` lists them."),
 ]
 Cache = Annotated[
     str,
-    typer.Option(
+    Option(
         "-t",
         "--cache",
         metavar="MODE",
@@ -67,23 +63,13 @@ Cache = Annotated[
 ]
 SourceCache = Annotated[
     str,
-    typer.Option(
+    Option(
         "-T", "--source-cache", metavar="MODE", help="As -t; what is read does not depend on it."
     ),
 ]
 
 
-class SignedCommand(TyperCommand):
-    """A command that takes `-5G` for an argument, not for the option -5."""
-
-    def parse_args(self, context: Any, args: list[str]) -> list[str]:
-        """Mark what begins with a minus and a digit."""
-        marked = [MINUS + text[1:] if SIGNED.match(text) else text for text in args]
-        return super().parse_args(context, marked)
-
-
 FRACTION = re.compile(r"([0-9]*\.[0-9]+)([kmgt])(?:ib?|b)?", re.IGNORECASE)
-SIGNED = re.compile(r"-\.?[0-9]")
 MINUS = "\N{MINUS SIGN}"
 """Stands for the minus of a number until it is read as one."""
 
@@ -183,9 +169,9 @@ def show_options(format: str) -> int:
 
 def show_fields(format: str, options: Any) -> int:
     """Print what options there are."""
-    typer.echo(f"Options of {format}:")
+    echo(f"Options of {format}:")
     for name, kind, default in _written(options) if options else ():
-        typer.echo(f"  {name}=<{kind}>" + (default and f" (default {default})"))
+        echo(f"  {name}=<{kind}>" + (default and f" (default {default})"))
     return 0
 
 
@@ -261,7 +247,7 @@ def human_size(size: int) -> str:
 
 def print_json(value: Any) -> None:
     """The value as QEMU prints it."""
-    typer.echo(json.dumps(value, indent=4, ensure_ascii=False))
+    echo(json.dumps(value, indent=4, ensure_ascii=False))
 
 
 def finish(job: Job[T], *, progress: bool) -> T:

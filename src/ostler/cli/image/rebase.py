@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from ostler.cli.declare import Argument, Option
 from ostler.cli.image import options as opt
 from ostler.errors import DiskError
 
 
 def rebase(
-    filename: Annotated[str, typer.Argument(metavar="FILE", help="The overlay.")],
+    filename: Annotated[str, Argument(metavar="FILE", help="The overlay.")],
     backing: Annotated[
-        str, typer.Option("-b", metavar="FILE", help="The new backing file; empty for none.")
+        str, Option("-b", metavar="FILE", help="The new backing file; empty for none.")
     ],
     backing_format: Annotated[
-        str | None, typer.Option("-F", metavar="FMT", help="The format of the backing file.")
+        str | None, Option("-F", metavar="FMT", help="The format of the backing file.")
     ] = None,
     format: opt.Format = None,
     unsafe: Annotated[
         bool,
-        typer.Option("-u", help="Only write the name: the old and new backing file are alike."),
+        Option("-u", help="Only write the name: the old and new backing file are alike."),
     ] = False,
     progress: opt.Progress = False,
     quiet: opt.Quiet = False,

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
 from ostler.errors import ConfigError, DiskError
 
 
 def resize(
-    filename: Annotated[str, typer.Argument(metavar="FILE", help="The image.")],
+    filename: Annotated[str, Argument(metavar="FILE", help="The image.")],
     size: Annotated[
-        str, typer.Argument(metavar="[+|-]SIZE", help="The new size, or by how much to change it.")
+        str, Argument(metavar="[+|-]SIZE", help="The new size, or by how much to change it.")
     ],
     format: opt.Format = None,
     shrink: Annotated[
-        bool, typer.Option("--shrink", help="Allow a smaller disk: what is cut off is lost.")
+        bool, Option("--shrink", help="Allow a smaller disk: what is cut off is lost.")
     ] = False,
     preallocation: Annotated[
-        str, typer.Option("--preallocation", metavar="HOW", help="off, metadata, falloc or full.")
+        str, Option("--preallocation", metavar="HOW", help="off, metadata, falloc or full.")
     ] = "off",
     quiet: opt.Quiet = False,
     key_file: opt.KeyFile = None,
@@ -48,7 +47,7 @@ def resize(
 
             preallocate(image, old, new - old, preallocation)
     if not quiet:
-        typer.echo("Image resized.")
+        echo("Image resized.")
     return 0
 
 

@@ -10,8 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
-import typer
-
+from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
 from ostler.errors import ConfigError
 
@@ -20,49 +19,45 @@ if TYPE_CHECKING:
 
 
 def serve(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image: a file or a URL.")],
+    image: Annotated[str, Argument(metavar="IMAGE", help="The image: a file or a URL.")],
     socket: Annotated[
         Path | None,
-        typer.Option("-k", "--socket", metavar="PATH", help="Listen on this Unix socket."),
+        Option("-k", "--socket", metavar="PATH", help="Listen on this Unix socket."),
     ] = None,
     bind: Annotated[
         str | None,
-        typer.Option("-b", "--bind", metavar="HOST", help="Listen on this host's addresses."),
+        Option("-b", "--bind", metavar="HOST", help="Listen on this host's addresses."),
     ] = None,
     port: Annotated[
-        int, typer.Option("-p", "--port", metavar="N", help="The port with --bind; 0: any free.")
+        int, Option("-p", "--port", metavar="N", help="The port with --bind; 0: any free.")
     ] = 10809,
     export_name: Annotated[
-        str, typer.Option("-x", "--export-name", metavar="NAME", help="What clients ask for.")
+        str, Option("-x", "--export-name", metavar="NAME", help="What clients ask for.")
     ] = "",
     description: Annotated[
-        str, typer.Option("-D", "--description", metavar="TEXT", help="What lists say of it.")
+        str, Option("-D", "--description", metavar="TEXT", help="What lists say of it.")
     ] = "",
     format: Annotated[
-        str | None, typer.Option("-f", "--format", metavar="NAME", help="The image's format.")
+        str | None, Option("-f", "--format", metavar="NAME", help="The image's format.")
     ] = None,
-    read_only: Annotated[
-        bool, typer.Option("-r", "--read-only", help="Let clients read only.")
-    ] = False,
-    once: Annotated[
-        bool, typer.Option("--once", help="End when the last client has left.")
-    ] = False,
+    read_only: Annotated[bool, Option("-r", "--read-only", help="Let clients read only.")] = False,
+    once: Annotated[bool, Option("--once", help="End when the last client has left.")] = False,
     clients: Annotated[
-        int, typer.Option("-e", "--shared", metavar="N", help="Clients at the same time.")
+        int, Option("-e", "--shared", metavar="N", help="Clients at the same time.")
     ] = 32,
     tls_certs: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="DIR",
             help="Speak TLS only, with server-cert.pem and server-key.pem; clients need a"
             " certificate of ca-cert.pem.",
         ),
     ] = None,
     tls_verify_peer: Annotated[
-        bool, typer.Option(help="With TLS: whether clients need a certificate.")
+        bool, Option(help="With TLS: whether clients need a certificate.")
     ] = True,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen for other hosts without TLS.")
+        bool, Option("--insecure", help="Listen for other hosts without TLS.")
     ] = False,
     key_file: opt.KeyFile = None,
 ) -> None:
@@ -92,11 +87,11 @@ def serve(
             if socket is not None:
                 server.listen_unix(socket)
                 where = quote(str(socket.resolve()))
-                typer.echo(f"nbd{suffix}+unix:///{name}?socket={where}")
+                echo(f"nbd{suffix}+unix:///{name}?socket={where}")
             if bind is not None or socket is None:
                 host = "localhost" if bind is None else bind
                 port = server.listen_tcp(host, port)
-                typer.echo(f"nbd{suffix}://{_in_url(host)}:{port}/{name}")
+                echo(f"nbd{suffix}://{_in_url(host)}:{port}/{name}")
             with _signals(server):
                 server.wait(once=once)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
 from ostler.errors import ConfigError, DiskError
 
@@ -13,17 +12,15 @@ Name = str | None
 
 
 def snapshot(
-    filename: Annotated[str, typer.Argument(metavar="FILE", help="The image.")],
+    filename: Annotated[str, Argument(metavar="FILE", help="The image.")],
     show: Annotated[
-        bool, typer.Option("-l", "--list", help="List them; what happens by default.")
+        bool, Option("-l", "--list", help="List them; what happens by default.")
     ] = False,
     create: Annotated[
-        Name, typer.Option("-c", metavar="NAME", help="Keep the disk as it is now.")
+        Name, Option("-c", metavar="NAME", help="Keep the disk as it is now.")
     ] = None,
-    apply: Annotated[
-        Name, typer.Option("-a", metavar="NAME", help="Go back to a snapshot.")
-    ] = None,
-    delete: Annotated[Name, typer.Option("-d", metavar="NAME", help="Forget a snapshot.")] = None,
+    apply: Annotated[Name, Option("-a", metavar="NAME", help="Go back to a snapshot.")] = None,
+    delete: Annotated[Name, Option("-d", metavar="NAME", help="Forget a snapshot.")] = None,
     format: opt.Format = None,
     quiet: opt.Quiet = False,
     shared: opt.Shared = False,
@@ -60,5 +57,5 @@ def snapshot(
             image.delete_snapshot(delete)
         elif image.snapshots:
             facts = [snapshot_facts(each) for each in image.snapshots]
-            typer.echo(f"Snapshot list:\n{snapshot_table(facts)}")
+            echo(f"Snapshot list:\n{snapshot_table(facts)}")
     return 0
