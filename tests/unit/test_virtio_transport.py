@@ -365,6 +365,12 @@ def test_access_window_reads_and_writes_through_to_the_bar(rng: Driver) -> None:
     rng.set_config(at + 16, 1, ACKNOWLEDGE)
     assert rng.status == ACKNOWLEDGE
     assert rng.config(at + 16, 1) == ACKNOWLEDGE
+    # A load that is narrower than the window gets as much as it asks for.
+    rng.set_config(at + 8, 4, 12)
+    rng.set_config(at + 12, 4, 4)
+    rng.set_config(at + 16, 4, 0x44332211)
+    loaded = [rng.config(at + 16 + byte, size) for byte, size in ((0, 1), (1, 2), (3, 1), (0, 4))]
+    assert loaded == [0x11, 0x3322, 0x44, 0x44332211]
     rng.set_config(at + 8, 4, 0x3000)
     rng.set_config(at + 12, 4, 2)
     rng.set_config(at + 16, 2, 0)

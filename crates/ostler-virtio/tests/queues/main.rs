@@ -2,6 +2,7 @@
 
 mod blk;
 mod driver;
+mod frames;
 mod host;
 mod hostile;
 mod net;

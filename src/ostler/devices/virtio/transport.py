@@ -331,7 +331,10 @@ class VirtioPci(PciDevice[VirtioPciState]):
         """A load from configuration space; the access window reads through to the BAR."""
         if self._in_window(offset):
             bar, start, length = self._window()
-            return self.bar_read(bar, start, length) if length in (1, 2, 4) else 0
+            value = self.bar_read(bar, start, length) if length in (1, 2, 4) else 0
+            behind = offset - self._window_offset - CAP_DATA_OFFSET
+            # Whatever the window's width, a load gets as much as it asks for.
+            return value >> 8 * behind & ((1 << 8 * size) - 1)
         return super().read(offset, size)
 
     def write(self, offset: int, size: int, value: int) -> None:

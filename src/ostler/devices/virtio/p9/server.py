@@ -58,7 +58,17 @@ class Server:
             self._clunk(number)
 
     def answer(self, request: bytes, room: int) -> bytes:
-        """The reply to one request, at most `room` bytes; a mistake gets an error number."""
+        """The reply to one request, at most `room` bytes; a mistake gets an error number.
+
+        So does a request that leaves no room for its reply, after it was done.
+        """
+        tag, answer = self._reply(request, room)
+        if len(answer) > room:
+            answer = self._error(tag, errno.EMSGSIZE)[:room]
+        return answer
+
+    def _reply(self, request: bytes, room: int) -> tuple[int, bytes]:
+        """The request's tag, and the reply."""
         tag = 0
         try:
             size, kind, tag = HEADER.unpack_from(request)
@@ -70,10 +80,10 @@ class Server:
             limit = min(room, self._message_bytes)
             body = handler(self, Fields(request[HEADER.size : size]), limit)
         except (Malformed, struct.error):
-            return self._error(tag, errno.EINVAL)
+            return tag, self._error(tag, errno.EINVAL)
         except OSError as error:
-            return self._error(tag, error.errno or errno.EIO)
-        return reply(kind, tag, body)
+            return tag, self._error(tag, error.errno or errno.EIO)
+        return tag, reply(kind, tag, body)
 
     def _error(self, tag: int, number: int) -> bytes:
         return reply(T.LERROR, tag, struct.pack("<I", number))
