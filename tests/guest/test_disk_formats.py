@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from stock import Boot, process, start_shell
+from stock import END_S, Boot, process, start_shell
 
 from guests.fetch import Kernel
+from guests.images import initrd
 from ostler.block import create_image, open_image
 from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.jobs.convert import convert
@@ -80,3 +82,29 @@ def test_qcow2_after_sigkill_has_what_was_synced_and_is_sound(
     vm = start_shell(boot, cloud, disks=[qcow2])
     vm.serial.run("mount /dev/vda /mnt")
     assert vm.serial.run("sha256sum /mnt/data").split()[0] == digest
+
+
+@pytest.mark.parametrize("bus", ["virtio", "scsi"])
+def test_guest_sees_its_disk_grow_while_it_is_mounted(
+    boot: Boot, cloud: Kernel, qcow2: Path, bus: str
+) -> None:
+    name = "vda" if bus == "virtio" else "sda"
+    image = initrd(cloud, drivers=() if bus == "virtio" else ("virtio_scsi", "sd_mod"))
+    vm = start_shell(boot, cloud, initrd=image, disks=[f"{qcow2},bus={bus}"], net="none")
+    vm.serial.run(f"until [ -b /dev/{name} ]; do sleep 0.1; done", timeout=END_S)
+    before = vm.disks[0].disk.size_bytes
+    vm.serial.run(f"mount /dev/{name} /mnt")
+    vm.disks[0].resize(before + (64 << 20))
+    sectors = (before >> 9) + (64 << 11)
+    until = f"until [ $(cat /sys/block/{name}/size) = {sectors} ]; do sleep 0.1; done"
+    vm.serial.run(until, timeout=END_S)
+    copy = f"dd if=/dev/urandom of=/dev/{name} bs=1M seek={before >> 20} count=64 conv=fsync"
+    vm.serial.run(copy)
+    digest = vm.serial.run(
+        f"dd if=/dev/{name} bs=1M skip={before >> 20} count=64 2>/dev/null | sha256sum"
+    ).split()[0]
+    vm.serial.run("umount /mnt")
+    vm.stop()
+    check(qcow2)
+    with open_image(qcow2, readonly=True) as disk:
+        assert hashlib.sha256(disk.read(before, 64 << 20)).hexdigest() == digest

@@ -354,6 +354,93 @@ def test_internal_snapshot_of_a_disk_in_use_is_what_it_was(tmp_path: Path) -> No
     check_and_compare(source, before)
 
 
+def test_snapshot_is_deleted_while_the_disk_is_in_use_and_not_applied(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    truth = filled(source)
+    with opened(source) as live:
+        live.snapshot("one")
+        with Writer(live, truth):
+            two = live.snapshot("two")
+            live.delete_snapshot("one")
+            live.snapshot("three")
+            live.delete_snapshot(two.id)
+        assert [snapshot.name for snapshot in live.snapshots] == ["three"]
+        with pytest.raises(DiskError, match="stop the machine, run: ostler image snapshot -a"):
+            live.apply_snapshot("three")
+        with pytest.raises(DiskError, match="there is no snapshot 'one'; there is: three"):
+            live.delete_snapshot("one")
+    check_and_compare(source, truth)
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2", "overlay"])
+def test_disk_that_grows_under_its_user_has_zeroes_behind_and_tells_him(
+    tmp_path: Path, format: str
+) -> None:
+    source, longer = tmp_path / "source", SIZE + (9 << 20)
+    if format == "overlay":
+        # What the base has behind the overlay's end does not show up.
+        base = tmp_path / "base"
+        with open(base, "wb") as file:
+            file.write(b"base" * ((SIZE + (1 << 20)) // 4))
+        truth = filled(source, backing_file=str(base), backing_fmt="raw")
+    else:
+        truth = filled(source, format)
+    told: list[int] = []
+    with opened(source, "raw" if format == "raw" else "qcow2") as live:
+        live.tell_size = lambda: told.append(live.disk.size_bytes)
+        with Writer(live, truth):
+            live.resize(longer)
+        assert told == [longer]
+        assert live.disk.read(SIZE, longer - SIZE) == bytes(longer - SIZE)
+        live.disk.write(longer - BLOCK, pattern(3))
+        live.mirror(tmp_path / "copy", pivot=False).wait()
+    truth += bytes(longer - SIZE - BLOCK) + pattern(3)
+    if format == "raw":
+        assert source.read_bytes() == truth
+    else:
+        check_and_compare(source, truth)
+    check_and_compare(tmp_path / "copy", truth)
+
+
+def test_disk_that_grows_keeps_what_its_bitmap_marks(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    filled(source)
+    qemu("bitmap", "--add", source, "daily")
+    with opened(source) as live:
+        live.disk.write(1 << 20, pattern(1))
+        live.resize(SIZE * 2)
+        live.disk.write(SIZE * 2 - BLOCK, pattern(2))
+        job = live.backup(tmp_path / "part", bitmap="daily")
+        job.wait()
+        assert job.total_bytes == 2 << 16
+
+
+def test_resize_that_cannot_be_changes_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    truth = filled(source)
+    with opened(source) as live:
+        for size, why in (
+            (SIZE - 512, "cannot shrink"),
+            (SIZE + 1, "not a multiple of 512"),
+            (1 << 60, "raise cluster_size"),
+        ):
+            with pytest.raises(DiskError, match=why):
+                live.resize(size)
+        assert live.disk.size_bytes == SIZE
+        job = live.mirror(tmp_path / "copy", limit_bytes_s=1 << 20)
+        with pytest.raises(DiskError, match="mirror is not finished"):
+            live.resize(SIZE * 2)
+        job.cancel()
+    check_and_compare(source, truth)
+    create_image(tmp_path / "luks", SIZE, format="luks", secret=SECRET, iter_time=1)
+    how = Opening(secret=SECRET)
+    with (
+        LiveImage(open_with(str(tmp_path / "luks"), "luks", how), how) as live,
+        pytest.raises(DiskError, match="format luks keep their size while"),
+    ):
+        live.resize(SIZE * 2)
+
+
 SECRET = b"a long one"
 
 

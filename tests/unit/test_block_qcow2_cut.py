@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 from qcow2_oracle import needs_qemu, qemu
 
-from ostler.block import open_image
+from ostler.block import create_image, open_image
 from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.errors import DiskError
 
@@ -91,3 +92,27 @@ def test_lost_l2_table_is_an_error_not_zeroes(tmp_path: Path) -> None:
         with pytest.raises(DiskError, match="cut off"):
             image.read(0, 4096)
         assert image.check().corruptions
+
+
+def test_header_cut_anywhere_is_an_error_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    create_image(path, MIB)
+    for length in range(160, 20, -1):
+        os.truncate(path, length)
+        with pytest.raises(DiskError):
+            open_image(path, format="qcow2", readonly=True)
+
+
+def test_snapshot_whose_id_is_no_text_is_listed_and_checked(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    create_image(path, MIB)
+    with open_image(path) as image:
+        assert isinstance(image, Qcow2Image)
+        image.snapshot("one")
+        at = image.header.snapshots_offset
+    content = path.read_bytes()
+    ident = content.index(b"1one", at)
+    path.write_bytes(content[:ident] + b"\x97" + content[ident + 1 :])
+    with open_image(path, readonly=True) as image:
+        assert isinstance(image, Qcow2Image)
+        assert image.check().is_sound

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,9 +56,9 @@ def test_disk_on_a_file_system_without_direct_requests_says_so() -> None:
 
 
 def test_disk_has_the_queues_that_were_asked_for() -> None:
-    image: Any = None
+    image: Any = SimpleNamespace(size_bytes=1 << 20)
     config = machine("disk,queues=4,bps=10M,iops=500")
-    board = draw(config, [GuestDisk(image, image, 1 << 20, False, 4096)])
+    board = draw(config, [GuestDisk(image, image, False, 4096)])
     try:
         disk: Any = board.devices["disk0"]
         assert len(disk.device.queue_sizes) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,8 +71,8 @@ def test_units_that_come_and_go_are_told_to_the_driver() -> None:
 
 def units(*texts: str) -> set[tuple[int, int]]:
     config = MachineConfig(kernel=Path("k"), disks=tuple(map(DiskConfig.parse, texts)), nets=())
-    image: Any = None
-    board = draw(config, [GuestDisk(image, image, 1 << 20, False, 4096) for _ in texts])
+    image: Any = SimpleNamespace(size_bytes=1 << 20)
+    board = draw(config, [GuestDisk(image, image, False, 4096) for _ in texts])
     try:
         host: Any = board.devices["scsi"]
         assert isinstance(host.device, VirtioScsi)

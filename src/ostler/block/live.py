@@ -27,6 +27,7 @@ from ostler.block.image import (
     Closing,
     Image,
     Opening,
+    Resizable,
     Snapshot,
     Snapshotting,
     create_image,
@@ -54,6 +55,8 @@ class LiveImage(Closing):
         self.disk = LiveDisk(image.name, disk_of(image))
         self.job: Job[Any] | None = None
         """What is being done, or was done last."""
+        self.tell_size: Callable[[], object] = lambda: None
+        """Set by the board: tells the guest's driver that the disk has another size."""
 
     @property
     def name(self) -> str:
@@ -93,14 +96,60 @@ class LiveImage(Closing):
     def snapshot(self, name: str) -> Snapshot:
         """Keep the disk as it is now inside its image; no memory of the machine is kept."""
         self._refuse_two_jobs()
+        image = self._snapshotting()
+        with self.held():
+            return image.snapshot(name)
+
+    @property
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """The internal snapshots of the image."""
+        return self.image.snapshots if isinstance(self.image, Snapshotting) else ()
+
+    def delete_snapshot(self, name: str) -> None:
+        """Forget an internal snapshot, by its name or id, and free what only it needed."""
+        self._refuse_two_jobs()
+        image = self._snapshotting()
+        with self.held():
+            image.delete_snapshot(name)
+
+    def apply_snapshot(self, name: str) -> None:
+        """Refused: a guest that runs holds in memory what is on its disk."""
+        raise DiskError(
+            f"{self.name}: a guest that runs would mix what it remembers of the disk with snapshot"
+            f" {name!r}; stop the machine, run: ostler image snapshot -a, and start it again"
+        )
+
+    def _snapshotting(self) -> Snapshotting:
         image = self.image
         if not isinstance(image, Snapshotting):
             raise DiskError(
                 f"{image.name}: images of format {image.format} keep no snapshots; go on in an"
                 " overlay instead"
             )
+        return image
+
+    def resize(self, size_bytes: int) -> None:
+        """Make the disk longer, and tell the guest; what is new reads as zeroes."""
+        self._refuse_change()
+        image, old = self.image, self.disk.size_bytes
+        # A LUKS file is grown by writing all that is new: a guest cannot wait for that.
+        if not isinstance(image, Resizable) or image.format == "luks":
+            raise DiskError(
+                f"{image.name}: images of format {image.format} keep their size while they are"
+                " used; stop the machine and run: ostler image resize"
+            )
+        if size_bytes < old:
+            raise DiskError(
+                f"{image.name}: a disk in use cannot shrink below its {old} bytes; shrink the"
+                " guest's file systems, stop the machine and run: ostler image resize --shrink"
+            )
         with self.held():
-            return image.snapshot(name)
+            try:
+                image.resize(size_bytes)
+            finally:
+                # What grew before something failed can be used.
+                self.use(image)
+        self.tell_size()
 
     def commit(self, base: str | None = None, *, limit_bytes_s: int = 0) -> Job[None]:
         """Write what is in front of `base` into it, and go on in it; by default the next image."""

@@ -26,10 +26,14 @@ class GuestDisk:
 
     live: LiveImage
     disk: BlockDisk
-    size_bytes: int
     readonly: bool
     block_bytes: int
     """What the host writes without reading first."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Whole sectors; more when the disk has grown."""
+        return self.disk.size_bytes // SECTOR_BYTES * SECTOR_BYTES
 
 
 @contextmanager
@@ -49,11 +53,10 @@ def open_disks(config: MachineConfig) -> Iterator[list[GuestDisk]]:
 
 def _guest_disk(live: LiveImage) -> GuestDisk:
     image = live.image
-    size = image.size_bytes // SECTOR_BYTES * SECTOR_BYTES
-    if size == 0:
+    disk = GuestDisk(live, live.disk, image.readonly, getattr(image, "block_bytes", BLOCK_BYTES))
+    if disk.size_bytes == 0:
         raise DiskError(f"--disk {image.name}: the disk has no sectors; resize it")
-    block = getattr(image, "block_bytes", BLOCK_BYTES)
-    return GuestDisk(live, live.disk, size, image.readonly, block)
+    return disk
 
 
 def _open(disk: DiskConfig) -> LiveImage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 
 from ostler.config import MachineConfig
@@ -37,6 +38,7 @@ def scsi_host(config: MachineConfig, host: Host) -> VirtioScsi | None:
             )
         except ConfigError as error:
             raise ConfigError(f"--disk {disk.path}: {error}") from error
+        host.images[number].live.tell_size = partial(scsi.capacity_changed, target, disk.lun)
     return scsi
 
 

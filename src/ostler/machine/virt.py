@@ -173,6 +173,7 @@ class VirtBoard(Board):
             limits=(parse_size(config.bps, "bps"), config.iops),
         )
         self.plug_virtio(f"disk{number}", device, packed=config.packed)
+        image.live.tell_size = device.announce_config
 
     def _add_net(self, number: int) -> NetDevice:
         cable = self.host.cables[number]

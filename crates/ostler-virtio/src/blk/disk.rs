@@ -17,7 +17,6 @@ pub const SERIAL_BYTES: usize = 20;
 #[derive(Debug)]
 pub struct Disk {
     image: Arc<dyn Image>,
-    bytes: u64,
     readonly: bool,
     serial: [u8; SERIAL_BYTES],
     writeback: AtomicBool,
@@ -53,9 +52,7 @@ impl Disk {
     /// A disk of whatever an image holds.
     pub fn over(image: Arc<dyn Image>, readonly: bool, serial: [u8; SERIAL_BYTES]) -> Self {
         let (writeback, host_errors) = (AtomicBool::new(true), AtomicU64::new(0));
-        // The guest is told of sectors only.
-        let bytes = image.size() / SECTOR_BYTES * SECTOR_BYTES;
-        Self { image, bytes, readonly, serial, writeback, host_errors }
+        Self { image, readonly, serial, writeback, host_errors }
     }
 
     /// Whether a write may be answered before it is on stable storage.
@@ -110,7 +107,9 @@ impl Disk {
     fn offset(&self, sector: u64, len: u64) -> Result<u64, Failure> {
         let offset = sector.checked_mul(SECTOR_BYTES).ok_or(Failure::Refused)?;
         let end = offset.checked_add(len).ok_or(Failure::Refused)?;
-        if end <= self.bytes && len.is_multiple_of(SECTOR_BYTES) { Ok(offset) } else { Err(Failure::Refused) }
+        // The guest is told of whole sectors only, and of more of them when the disk grows.
+        let bytes = self.image.size() / SECTOR_BYTES * SECTOR_BYTES;
+        if end <= bytes && len.is_multiple_of(SECTOR_BYTES) { Ok(offset) } else { Err(Failure::Refused) }
     }
 
     fn write(&self, map: &GuestMap, sector: u64, from: &Buffer) -> Result<(), Failure> {

@@ -250,7 +250,7 @@ def _parse_v3(name: str, raw: bytes, header: Header) -> int:
     header.incompatible = Incompatible(incompatible)
     header.compatible, header.autoclear = Compatible(compatible), Autoclear(autoclear)
     header.refcount_order = order
-    header.compression = raw[V3_BYTES] if length > V3_BYTES else 0
+    header.compression = raw[V3_BYTES] if min(length, len(raw)) > V3_BYTES else 0
     if header.compression >= len(COMPRESSION_TYPES):
         raise _wrong(name, "compression_type", header.compression, "0 (zlib) or 1 (zstd)")
     return int(length)
@@ -258,12 +258,14 @@ def _parse_v3(name: str, raw: bytes, header: Header) -> int:
 
 def _parse_extensions(name: str, raw: bytes, at: int, end: int) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
+    # A file may be cut off anywhere.
+    end = min(end, len(raw))
     while at + EXTENSION.size <= end:
         kind, length = EXTENSION.unpack_from(raw, at)
         at += EXTENSION.size
         if kind == END:
             break
-        if length > end - at or at + length > len(raw):
+        if length > end - at:
             raise DiskError(
                 f"{name}: header extension {kind:#x} of {length} bytes does not fit; it is damaged"
             )

@@ -320,6 +320,10 @@ class Qcow2Image(Closing):
         """Forget a snapshot and free what only it needed."""
         snapshots.delete(self, self._snapshots, name)
 
+    def drop_state(self) -> None:
+        """Forget what applying a snapshot left of a machine's state; the snapshot keeps it."""
+        snapshots.drop_state(self, self._snapshots)
+
     def view_snapshot(self, name: str) -> Qcow2Image:
         """The disk as it was when the snapshot was made, to be read; it is closed on its own."""
         wanted = snapshots.find(self, self._snapshots, name)

@@ -21,11 +21,15 @@ def resize(image: Qcow2Image, size_bytes: int) -> None:
             f"{image.name}: {size_bytes} bytes is not a multiple of {SECTOR_BYTES};"
             f" give {size_bytes + -size_bytes % SECTOR_BYTES}"
         )
+    # What no table can hold is refused before anything changes.
+    l1_entries(image.name, image.header, size_bytes)
     old = image.size_bytes
     if image.recording is not None:
         image.recording.resize(size_bytes)
     if size_bytes < old:
         _cut_off(image, size_bytes)
+    elif size_bytes > old:
+        image.drop_state()
     _set_size(image, size_bytes)
     if image.data_file is not None:
         image.data_file.truncate(size_bytes)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ostler.block.formats.qcow2.header import Header
+from ostler.block.formats.qcow2.header import Header, l1_entries
 from ostler.block.image import ImageFile, Snapshot, check_writable
 from ostler.errors import DiskError
 
@@ -59,7 +59,7 @@ class Entry:
         """The entry, padded to a multiple of 8 bytes."""
         icount = NO_ICOUNT if self.icount is None else self.icount
         extra = EXTRA.pack(self.vm_state_bytes, self.disk_bytes, icount) + self.extra
-        ident, name = self.id.encode(), self.name.encode("utf-8", "surrogateescape")
+        ident, name = (text.encode("utf-8", "surrogateescape") for text in (self.id, self.name))
         seconds, nanoseconds = divmod(self.date_ns, 10**9)
         fixed = FIXED.pack(
             self.l1_offset,
@@ -186,6 +186,19 @@ def apply(image: Qcow2Image, entries: list[Entry], name: str) -> None:
     old = image.disk.l1
     l1 = image.disk.read_l1(wanted.l1_offset, wanted.l1_entries)
     _exchange(image, entries, l1=l1, size_bytes=wanted.disk_bytes, gone=old)
+
+
+def drop_state(image: Qcow2Image, entries: list[Entry]) -> None:
+    """Forget the state of a machine that applying a snapshot left behind the disk's end.
+
+    A longer disk would show it; the snapshot keeps it.
+    """
+    image.disk.settle()
+    l1 = image.disk.l1
+    needed = l1_entries(image.name, image.header, image.size_bytes)
+    if any(l1[needed:]):
+        shorter = l1[:needed] + [0] * (len(l1) - needed)
+        _exchange(image, entries, l1=shorter, gone=l1)
 
 
 def _exchange(
