@@ -69,6 +69,7 @@ class VirtualMachine:
         *,
         soft_jit: str = "on",
         dirty_ring: int | None = None,
+        split_irqchip: bool = False,
     ) -> Self: ...
     @property
     def accelerator(self) -> str: ...

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from stock import BOOT_S, END_S, FLAVOURS, GREETING, READY, Boot, start_shell
+from stock import ACCELERATOR, BOOT_S, END_S, FLAVOURS, GREETING, READY, Boot, start_shell
 
 import ostler
 from guests.fetch import Kernel, kernel
@@ -120,7 +120,9 @@ def test_two_cpus_both_come_up_and_work(boot: Boot, cloud: Kernel) -> None:
     vm = start_shell(boot, cloud, cpus=2)
     assert vm.serial.run("nproc").strip() == "2"
     # The sha256sum below is placed on the idle CPU by a store to the line that it waits for.
-    assert "using mwait in idle threads" in vm.serial.run("dmesg | grep idle")
+    if ACCELERATOR == "soft":
+        # KVM offers MWAIT to no guest unasked: it would keep the host's CPU.
+        assert "using mwait in idle threads" in vm.serial.run("dmesg | grep idle")
     sums = vm.serial.run(
         "for i in 1 2; do (dd if=/dev/zero bs=64k count=32 2>/dev/null | sha256sum) & done; wait",
         timeout=120,

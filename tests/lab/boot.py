@@ -1,4 +1,4 @@
-"""Run inside the lab: `boot.py KERNEL INITRD CPUS` boots a stock kernel under `kvm`, looks around.
+"""Run inside the lab: `boot.py KERNEL INITRD CPUS ACCEL` boots a stock kernel, looks around.
 
 Prints one line for each thing seen, and fails where the guest does not come up.
 """
@@ -17,10 +17,11 @@ COMMANDS = {
     "clock": "cat /sys/devices/system/clocksource/clocksource0/current_clocksource",
     "entropy": "dd if=/dev/hwrng bs=64 count=4 2>/dev/null | wc -c",
     "hypervisor": "dmesg | grep 'Hypervisor detected'",
+    "interrupts": "grep -c IO-APIC /proc/interrupts",
 }
 
 
-def main(kernel: str, initrd: str, cpus: str) -> int:
+def main(kernel: str, initrd: str, cpus: str, accelerator: str) -> int:
     """Boot, ask, power off; the exit code of the guest."""
     begun = time.monotonic()
     with ostler.VM(
@@ -30,7 +31,7 @@ def main(kernel: str, initrd: str, cpus: str) -> int:
         memory="256M",
         cpus=int(cpus),
         devices=["virtio-rng"],
-        accelerator="kvm",
+        accelerator=accelerator,
     ) as vm:
         vm.serial.wait_for("ostler: ready", timeout=BOOT_S)
         print(f"guest {cpus}: ready after {time.monotonic() - begun:.1f} s", flush=True)

@@ -20,7 +20,7 @@ pytestmark = [
 
 ENGINE = (
     "bus", "memory", "vcpu", "threads", "interrupts", "snapshot", "irqfd", "dirty_ring",
-    "state_breadth",
+    "state_breadth", "split_irqchip",
 )  # fmt: skip
 # QEMU's CPU addresses 40 bits of memory, and does not give INT3 to a hypervisor that intercepts it.
 BEYOND_QEMU = (
@@ -47,7 +47,7 @@ def test_engine_passes_its_tests_on_the_genuine_kvm_without_a_skip() -> None:
 def test_stock_kernel_boots_to_its_shell_on_one_and_two_cpus() -> None:
     stock = kernel("cloud")
     guest = shlex.join([str(stock.image), str(initrd(stock))])
-    done = lab.run(*(f"{lab.PYTHON} tests/lab/boot.py {guest} {cpus}" for cpus in (1, 2)))
+    done = lab.run(*(f"{lab.PYTHON} tests/lab/boot.py {guest} {cpus} kvm" for cpus in (1, 2)))
     assert done.code == 0, done.output[-6000:]
     for cpus in (1, 2):
         said = [line for line in done.output.splitlines() if line.startswith(f"guest {cpus}: ")]
@@ -55,6 +55,19 @@ def test_stock_kernel_boots_to_its_shell_on_one_and_two_cpus() -> None:
         assert f"guest {cpus}: clock kvm-clock" in said
         assert f"guest {cpus}: entropy 256" in said  # by a doorbell, a worker and a message
         assert any("Hypervisor detected: KVM" in line for line in said)
+
+
+def test_stock_kernel_boots_with_the_chips_in_this_process() -> None:
+    stock = kernel("cloud")
+    guest = shlex.join([str(stock.image), str(initrd(stock))])
+    done = lab.run(f"{lab.PYTHON} tests/lab/boot.py {guest} 2 kvm,kernel-irqchip=split")
+    assert done.code == 0, done.output[-6000:]
+    said = done.output.splitlines()
+    assert "guest 2: cpus 2" in said
+    assert "guest 2: entropy 256" in said  # by a message of the device
+    interrupts = re.search(r"^guest 2: interrupts (\d+)", done.output, re.MULTILINE)
+    assert interrupts is not None
+    assert int(interrupts[1]) >= 3  # the serial port's among them, which brought the commands
 
 
 def test_guest_killed_finds_what_it_synced() -> None:

@@ -45,8 +45,9 @@ RUST_LAYERS = {
     "ostler-block": {"ostler-crypto"},
     "ostler-virtio": {"ostler-block", "ostler-memory", "ostler-engine"},
     "ostler-nic": {"ostler-memory", "ostler-engine", "ostler-virtio"},
-    "ostler-x86": {"ostler-memory", "ostler-engine"},
-    "ostler-kvm": {"ostler-memory", "ostler-engine"},
+    "ostler-irqchip": {"ostler-engine"},
+    "ostler-x86": {"ostler-memory", "ostler-engine", "ostler-irqchip"},
+    "ostler-kvm": {"ostler-memory", "ostler-engine", "ostler-irqchip"},
     "ostler-python": {
         "ostler-block", "ostler-memory", "ostler-crypto", "ostler-engine", "ostler-virtio",
         "ostler-nic",

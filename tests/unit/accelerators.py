@@ -22,3 +22,17 @@ def accelerator(request: pytest.FixtureRequest) -> Iterator[str]:
     before, engine_guest.accelerator = engine_guest.accelerator, name
     yield name
     engine_guest.accelerator = before
+
+
+@pytest.fixture(params=["soft", "kvm", "kvm-split"])
+def irqchip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As `accelerator`; `kvm` with its chips in the kernel, and with all but local APICs here."""
+    name: str = request.param
+    accelerator, _, split = name.partition("-")
+    try:
+        VirtualMachine(accelerator, split_irqchip=bool(split))
+    except HostError as error:
+        engine_guest.lacks(f"cannot be used: {error}")
+    monkeypatch.setattr(engine_guest, "accelerator", accelerator)
+    monkeypatch.setattr(engine_guest, "split_irqchip", bool(split))
+    return name

@@ -22,11 +22,12 @@ UD2 = bytes.fromhex("0f0b")  # ud2: a triple fault where there is no IDT
 
 # What `machine` makes machines of; the fixture of the same name sets it.
 accelerator = "soft"
+split_irqchip = False
 
 
 def machine() -> VirtualMachine:
     """A VM of the accelerator under test."""
-    return VirtualMachine(accelerator)
+    return VirtualMachine(accelerator, split_irqchip=split_irqchip)
 
 
 def lacks(what: str) -> NoReturn:

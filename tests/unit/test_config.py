@@ -116,9 +116,30 @@ def test_accelerator_unknown_lists_what_there_is() -> None:
 def test_accelerator_list_keeps_its_order_and_auto_is_no_part_of_one() -> None:
     assert AcceleratorChoice.parse("kvm,soft").candidates == ("kvm", "soft")
     assert AcceleratorChoice.parse("auto").is_auto
+    split = AcceleratorChoice.parse("kvm,kernel-irqchip=split,dirty-ring-size=4096")
+    assert split.candidates == ("kvm",)
+    assert (split.kvm.split_irqchip, split.kvm.dirty_ring) == (True, 4096)
+    assert AcceleratorChoice.parse("auto,kernel-irqchip=on") == AcceleratorChoice()
     for text in ("kvm,auto", "kvm,", "soft,soft"):
         with pytest.raises(ConfigError, match="--accel"):
             AcceleratorChoice.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kvm,kernel-irqchip=off", "kernel-irqchip is on"),
+        ("kvm,irqchip=split", "'irqchip' is none of kernel-irqchip and dirty-ring-size"),
+        ("kvm,kernel-irqchip=on,kernel-irqchip=split", "says kernel-irqchip twice"),
+        ("kvm,dirty-ring-size=many", "is a number of entries, 4096 say"),
+        ("kvm,dirty-ring-size=3000", "power of two from 1024 to 65536"),
+        ("soft,kernel-irqchip=split", "are for kvm; add it"),
+        ("kernel-irqchip=split", "begin with kvm"),
+    ],
+)
+def test_option_of_kvm_that_cannot_be_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        AcceleratorChoice.parse(text)
 
 
 def test_machine_with_a_writable_disk_twice_is_refused() -> None:

@@ -19,7 +19,7 @@ from engine_guest import (
 from ostler.engine import DescriptorTable, Exit, Hlt, LapicState, Vcpu, VirtualMachine
 
 pytest_plugins = ["accelerators"]
-pytestmark = pytest.mark.usefixtures("accelerator")
+pytestmark = pytest.mark.usefixtures("irqchip")
 
 VECTOR = 0x51
 HANDLER = 0x2000

@@ -13,7 +13,7 @@ from ostler.engine import DescriptorTable, Exit, LapicState, Threads, VirtualMac
 from ostler.errors import ConfigError, StateError
 
 pytest_plugins = ["accelerators"]
-pytestmark = pytest.mark.usefixtures("accelerator")
+pytestmark = pytest.mark.usefixtures("irqchip")
 
 PATIENCE_S = 60.0
 MESSAGE, OTHER, LINE = 0x51, 0x61, 0x71

@@ -28,6 +28,15 @@ pub struct KvmAccelerator {
     host: Arc<Host>,
 }
 
+/// How VMs are to be made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Writes are logged in a ring of so many entries for each vCPU, in place of a bitmap.
+    pub dirty_ring: Option<u32>,
+    /// Only local APICs are in the kernel; PIC, IOAPIC and PIT are in this process.
+    pub split_irqchip: bool,
+}
+
 /// What the VMs of one accelerator share.
 #[derive(Debug)]
 pub struct Host {
@@ -36,8 +45,7 @@ pub struct Host {
     pub cpuid: Vec<CpuidEntry>,
     /// What it may get at most.
     pub possible_cpuid: Vec<CpuidEntry>,
-    /// Entries of each vCPU's dirty ring; `None` where the log is a bitmap.
-    pub dirty_ring: Option<u32>,
+    pub options: Options,
     /// The MSRs that KVM says are part of a vCPU's state.
     pub msrs: Vec<u32>,
 }
@@ -49,12 +57,17 @@ impl Debug for KvmAccelerator {
 }
 
 impl KvmAccelerator {
-    /// Opens the device as [`KvmAccelerator::open`] does; its VMs log writes in a ring of that many entries for
-    /// each vCPU, in place of a bitmap.
-    pub fn open_with_dirty_ring(path: &Path, entries: Option<u32>) -> Result<Self> {
+    /// Opens the device as [`KvmAccelerator::open`] does; its VMs are made as `options` say.
+    pub fn open_with(path: &Path, options: Options) -> Result<Self> {
         let mut opened = Self::open(path)?;
+        if options.split_irqchip && !opened.host.capabilities.split_irqchip {
+            let shown = path.display();
+            return Err(AccelError::Unavailable(format!(
+                "{shown} lacks KVM_CAP_SPLIT_IRQCHIP; leave kernel-irqchip=split out"
+            )));
+        }
         if let Some(host) = Arc::get_mut(&mut opened.host) {
-            host.dirty_ring = entries;
+            host.options = options;
         }
         Ok(opened)
     }
@@ -87,7 +100,7 @@ impl KvmAccelerator {
             capabilities: Capabilities::of(&kvm),
             cpuid: cpuid::by_default(&possible_cpuid),
             possible_cpuid,
-            dirty_ring: None,
+            options: Options::default(),
             msrs: kvm.get_msr_index_list().map_err(host("KVM_GET_MSR_INDEX_LIST"))?.as_slice().to_vec(),
         };
         Ok(Self { kvm, host: Arc::new(host) })

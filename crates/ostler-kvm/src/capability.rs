@@ -60,6 +60,7 @@ pub struct Capabilities {
     pub identity_map: bool,
     pub kvmclock_ctrl: bool,
     pub triple_fault_event: bool,
+    pub split_irqchip: bool,
 }
 
 impl Capabilities {
@@ -80,6 +81,7 @@ impl Capabilities {
             identity_map: has(KVM_CAP_SET_IDENTITY_MAP_ADDR),
             kvmclock_ctrl: has(KVM_CAP_KVMCLOCK_CTRL),
             triple_fault_event: has(KVM_CAP_X86_TRIPLE_FAULT_EVENT),
+            split_irqchip: has(KVM_CAP_SPLIT_IRQCHIP),
         }
     }
 }

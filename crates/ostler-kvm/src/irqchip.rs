@@ -1,4 +1,4 @@
-//! PIC, IOAPIC and PIT in the kernel: their wiring and their state.
+//! PIC, IOAPIC and PIT in the kernel: their wiring and their state. [`crate::split`] is the other way.
 
 use kvm_bindings::*;
 use kvm_ioctls::VmFd;
@@ -33,7 +33,12 @@ pub fn create(vm: &VmFd) -> Result<()> {
 pub fn set_routing(vm: &VmFd, messages: &[kvm_irq_routing_entry]) -> Result<()> {
     let mut entries = wires();
     entries.extend(messages);
-    let table = KvmIrqRouting::from_entries(&entries)
+    set_table(vm, &entries)
+}
+
+/// Replaces the routing table by `entries`.
+pub fn set_table(vm: &VmFd, entries: &[kvm_irq_routing_entry]) -> Result<()> {
+    let table = KvmIrqRouting::from_entries(entries)
         .map_err(|_| AccelError::Unavailable("KVM routes 4096 interrupts, and all are in use".into()))?;
     vm.set_gsi_routing(&table).map_err(host("KVM_SET_GSI_ROUTING"))
 }

@@ -4,7 +4,8 @@
 //!
 //! * [`accelerator`]: opens the device and refuses, with a reason, a host that lacks what is needed;
 //! * [`slots`] and [`dirty`]: memory slots follow `GuestRam`, and KVM's dirty log is added to its own;
-//! * [`vm`] and [`irqchip`]: interrupt controllers in the kernel, their routing and their state;
+//! * [`vm`] and [`irqchip`]: interrupt controllers in the kernel, their routing and their state; [`split`]: all but the
+//!   local APICs in this process instead;
 //! * [`vcpu`], [`run`] and [`kick`]: a vCPU, its exits, and what interrupts it;
 //! * [`cpuid`], [`msr`], [`regs`]: what a vCPU is and what it holds.
 
@@ -20,9 +21,10 @@ mod regs;
 mod ring;
 mod run;
 mod slots;
+mod split;
 mod vcpu;
 mod vm;
 
-pub use accelerator::{DEVICE, KvmAccelerator};
+pub use accelerator::{DEVICE, KvmAccelerator, Options};
 pub use vcpu::KvmVcpu;
 pub use vm::KvmVm;

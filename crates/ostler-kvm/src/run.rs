@@ -7,6 +7,7 @@ use ostler_engine::accel::Result;
 use ostler_engine::{AccelError, Exit, IoHandler};
 
 use crate::ioctl::host;
+use crate::split::Split;
 use crate::vcpu::KvmVcpu;
 
 /// Where a vCPU stands between two calls of `KVM_RUN`.
@@ -46,16 +47,21 @@ impl Access {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(index as usize * self.size), self.size) }
     }
 
-    /// Has `io` answer element `index`; false when it is not its.
-    fn ask(&mut self, io: &dyn IoHandler, index: u32) -> bool {
+    /// Has the chips or `io` answer element `index`; false when it is neither's.
+    fn ask(&mut self, chips: Option<&Split>, io: &dyn IoHandler, index: u32) -> bool {
         let (place, is_write) = (self.place, self.is_write);
         let data = self.element(index);
-        match (place, is_write) {
-            (Place::Port(port), false) => io.io_read(port, data),
-            (Place::Port(port), true) => io.io_write(port, data),
-            (Place::Gpa(gpa), false) => io.mmio_read(gpa, data),
-            (Place::Gpa(gpa), true) => io.mmio_write(gpa, data),
-        }
+        let at_chips = chips.is_some_and(|chips| match place {
+            Place::Port(port) => chips.port(port, data, is_write),
+            Place::Gpa(gpa) => chips.memory(gpa, data, is_write),
+        });
+        at_chips
+            || match (place, is_write) {
+                (Place::Port(port), false) => io.io_read(port, data),
+                (Place::Port(port), true) => io.io_write(port, data),
+                (Place::Gpa(gpa), false) => io.mmio_read(gpa, data),
+                (Place::Gpa(gpa), true) => io.mmio_write(gpa, data),
+            }
     }
 
     /// Element `index` as an exit. A read that nobody answers gives ones.
@@ -111,10 +117,13 @@ impl KvmVcpu {
     /// One `KVM_RUN`; `None` when there is nothing to return for.
     fn enter(&mut self) -> Result<Option<Exit>> {
         self.kick.begins();
+        // After it is known that we are inside: who has an interrupt from now on gets us out again.
+        let offered = self.offer_external();
         let result = self.fd.run().map(drop);
         self.kick.ends();
+        offered?;
         match result {
-            Ok(()) => {}
+            Ok(()) => self.external_taken(),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 self.interrupted();
                 return Ok(None);
@@ -128,6 +137,13 @@ impl KvmVcpu {
             KVM_EXIT_IO | KVM_EXIT_MMIO => self.stage = Stage::Access { done: 0, asked: false },
             KVM_EXIT_HLT => return Ok(Some(Exit::Hlt)),
             KVM_EXIT_IRQ_WINDOW_OPEN | KVM_EXIT_INTR => {}
+            KVM_EXIT_IOAPIC_EOI => {
+                // SAFETY: the member that belongs to this reason.
+                let vector = unsafe { run.__bindgen_anon_1.eoi.vector };
+                if let Some(split) = self.vm.split() {
+                    split.chips.end_of_interrupt(vector);
+                }
+            }
             KVM_EXIT_DIRTY_RING_FULL => self.vm.take_rings()?,
             KVM_EXIT_SHUTDOWN => self.shutdown = true,
             KVM_EXIT_DEBUG => {
@@ -179,7 +195,7 @@ impl KvmVcpu {
     fn answer(&mut self, io: &dyn IoHandler, mut done: u32) -> Result<Option<Exit>> {
         let mut access = self.access();
         while done < access.count {
-            if !access.ask(io, done) {
+            if !access.ask(self.vm.split(), io, done) {
                 let exit = access.exit(done);
                 self.stage = Stage::Access { done, asked: true };
                 if access.is_write {

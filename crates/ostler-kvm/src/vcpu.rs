@@ -40,6 +40,8 @@ pub struct KvmVcpu {
     pub(crate) halted: bool,
     /// An external interrupt that the guest could not take yet, in a VM without irqchip.
     waiting: Option<u8>,
+    /// A vector of the PIC that KVM was given, and where the guest stood; until it has certainly taken it.
+    handed: Option<(u8, u64)>,
     /// How often the VM's clock had been set when this vCPU last ran.
     clock_sets: u64,
 }
@@ -71,6 +73,7 @@ impl KvmVcpu {
             shutdown: false,
             halted: false,
             waiting: None,
+            handed: None,
             clock_sets: 0,
         })
     }
@@ -108,6 +111,39 @@ impl KvmVcpu {
         }
         run.request_interrupt_window = 1;
         Ok(())
+    }
+
+    /// Gives KVM the vector of the PIC's request if the guest can take it now, or has KVM come back when it can. The
+    /// boot processor alone is wired to the PIC.
+    pub(crate) fn offer_external(&mut self) -> Result<()> {
+        let vm = Arc::clone(&self.vm);
+        let Some(split) = vm.split().filter(|_| self.id == 0) else { return Ok(()) };
+        if split.chips.external_pending() && self.handed.is_none() && self.is_ready_for_injection() {
+            let rip = self.fd.get_regs().map_err(host("KVM_GET_REGS"))?.rip;
+            if let Some(vector) = split.chips.acknowledge(|| {}) {
+                self.handed = Some((vector, rip));
+                ioctl::interrupt(&self.fd, vector).map_err(host("KVM_INTERRUPT"))?;
+            }
+        }
+        self.fd.get_kvm_run().request_interrupt_window = split.chips.external_pending().into();
+        Ok(())
+    }
+
+    fn is_ready_for_injection(&mut self) -> bool {
+        // Where an access is unfinished, the guest stands at the next instruction only after KVM_RUN.
+        self.stage == Stage::Between && self.fd.get_kvm_run().ready_for_interrupt_injection != 0
+    }
+
+    /// The guest ran: the vector it was given is in its hands.
+    pub(crate) fn external_taken(&mut self) {
+        self.handed = None;
+    }
+
+    /// The vector of the PIC that KVM holds, and says nothing of: the guest stands where it was given.
+    fn held_external(&self) -> Result<Option<u8>> {
+        let Some((vector, rip)) = self.handed else { return Ok(None) };
+        let stands = self.fd.get_regs().map_err(host("KVM_GET_REGS"))?.rip == rip;
+        Ok(stands.then_some(vector))
     }
 
     /// Has KVM point the processor at the guest's memory again. AMD's KVM clears the VMCB in a shutdown,
@@ -310,7 +346,8 @@ impl Vcpu for KvmVcpu {
 
     fn events(&self) -> Result<Events> {
         let events = self.fd.get_vcpu_events().map_err(host("KVM_GET_VCPU_EVENTS"))?;
-        Ok(regs::events(&events, self.waiting))
+        let waiting = self.waiting.or(self.held_external()?);
+        Ok(regs::events(&events, waiting))
     }
 
     fn set_events(&mut self, events: &Events) -> Result<()> {

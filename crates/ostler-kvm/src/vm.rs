@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt::{self, Debug};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use kvm_bindings::{
     KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_clock_data,
@@ -13,8 +13,10 @@ use kvm_bindings::{
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VcpuFd, VmFd};
 use ostler_engine::accel::Result;
 use ostler_engine::irq::{self, IrqFd, MsiRouteEntry};
-use ostler_engine::regs::IrqchipState;
+use ostler_engine::regs::{IoapicState, IrqchipState};
 use ostler_engine::{AccelError, Msi, Space, Vcpu, Vm};
+use ostler_irqchip::Processors;
+use ostler_irqchip::message::Message;
 use ostler_memory::GuestRam;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -22,6 +24,7 @@ use crate::accelerator::Host;
 use crate::ioctl::host;
 use crate::kick::KvmKick;
 use crate::slots::Slots;
+use crate::split::Split;
 use crate::vcpu::KvmVcpu;
 use crate::{dirty, irqchip};
 
@@ -42,12 +45,21 @@ pub struct Shared {
     memory: Arc<GuestRam>,
     slots: Mutex<Slots>,
     dirty: dirty::Log,
-    irqchip: AtomicBool,
+    irqchip: OnceLock<Chips>,
+    /// Of the boot processor, which takes the PIC's interrupts.
+    boot_kick: OnceLock<Arc<KvmKick>>,
     vcpus: Mutex<BTreeSet<u32>>,
     /// What KVM holds, to be named when it shall let go.
     irqfds: Mutex<Vec<(u32, EventFd)>>,
     /// Counts how often the clock was set: a guest may ask whether it was stopped.
     clock_sets: AtomicU64,
+}
+
+/// Where PIC, IOAPIC and PIT are.
+#[derive(Debug)]
+enum Chips {
+    InKernel,
+    Split(Split),
 }
 
 impl Debug for Shared {
@@ -62,7 +74,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub fn has_irqchip(&self) -> bool {
-        self.irqchip.load(Ordering::Acquire)
+        self.irqchip.get().is_some()
+    }
+
+    /// The chips of this process, where they are not the kernel's.
+    pub fn split(&self) -> Option<&Split> {
+        match self.irqchip.get() {
+            Some(Chips::Split(split)) => Some(split),
+            _ => None,
+        }
+    }
+
+    /// Sends a message; false when no local APIC takes it.
+    fn signal_msi(&self, msi: Msi) -> bool {
+        self.fd.signal_msi(irqchip::kvm_msi_of(msi)).is_ok_and(|delivered| delivered > 0)
     }
 
     pub fn clock_sets(&self) -> u64 {
@@ -103,17 +128,37 @@ impl Shared {
     }
 }
 
+impl Processors for Shared {
+    fn deliver(&self, message: &Message) -> bool {
+        self.signal_msi(message.to_msi())
+    }
+
+    /// The boot processor comes out of the guest, and takes it when it can.
+    fn external(&self, _rose: bool) {
+        if let Some(kick) = self.boot_kick.get() {
+            kick.interrupt();
+        }
+    }
+
+    fn routed(&self, ioapic: &IoapicState) {
+        if let Some(split) = self.split() {
+            split.set_pins(&self.fd, ioapic);
+        }
+    }
+}
+
 impl KvmVm {
     pub(crate) fn new(fd: VmFd, memory: Arc<GuestRam>, host: Arc<Host>) -> Result<Self> {
         prepare(&fd, &host)?;
-        let dirty = dirty::Log::new(&fd, &host.capabilities, host.dirty_ring)?;
+        let dirty = dirty::Log::new(&fd, &host.capabilities, host.options.dirty_ring)?;
         let shared = Shared {
             fd,
             host,
             memory,
             slots: Mutex::default(),
             dirty,
-            irqchip: AtomicBool::new(false),
+            irqchip: OnceLock::new(),
+            boot_kick: OnceLock::new(),
             vcpus: Mutex::default(),
             irqfds: Mutex::default(),
             clock_sets: AtomicU64::new(0),
@@ -181,7 +226,12 @@ impl Vm for KvmVm {
         let fd = self.shared.fd.create_vcpu(id.into()).map_err(host("KVM_CREATE_VCPU"))?;
         vcpus.insert(id);
         drop(vcpus);
-        Ok(Box::new(KvmVcpu::new(id, fd, Arc::clone(&self.shared))?))
+        let vcpu = KvmVcpu::new(id, fd, Arc::clone(&self.shared))?;
+        if id == 0 {
+            // The number was free, so there was no other one.
+            let _first = self.shared.boot_kick.set(Arc::clone(&vcpu.kick));
+        }
+        Ok(Box::new(vcpu))
     }
 
     fn create_irqchip(&self) -> Result<()> {
@@ -192,21 +242,29 @@ impl Vm for KvmVm {
         if !vcpus.is_empty() {
             return Err(AccelError::VcpusExist);
         }
-        irqchip::create(&self.shared.fd)?;
-        self.shared.irqchip.store(true, Ordering::Release);
+        let chips = if self.shared.host.options.split_irqchip {
+            let processors: Weak<Shared> = Arc::downgrade(&self.shared);
+            Chips::Split(Split::create(&self.shared.fd, self.clock_ns(), processors)?)
+        } else {
+            irqchip::create(&self.shared.fd)?;
+            Chips::InKernel
+        };
+        // Nobody else can have been faster: we hold the lock of the vCPUs.
+        let _was_none = self.shared.irqchip.set(chips);
         Ok(())
     }
 
     fn set_irq_line(&self, gsi: u32, level: bool) {
-        if self.shared.has_irqchip() && irqchip::has_line(gsi) {
+        if let Some(split) = self.shared.split() {
+            split.chips.set_irq_line(gsi, level);
+        } else if self.shared.has_irqchip() && irqchip::has_line(gsi) {
             // The line is one of those that `create_irqchip` wired: there is nothing to refuse.
             let _level = self.shared.fd.set_irq_line(gsi, level);
         }
     }
 
     fn signal_msi(&self, msi: Msi) -> bool {
-        let delivered = |number| number > 0;
-        self.shared.has_irqchip() && self.shared.fd.signal_msi(irqchip::kvm_msi_of(msi)).is_ok_and(delivered)
+        self.shared.has_irqchip() && self.shared.signal_msi(msi)
     }
 
     fn bind_doorbell(&self, space: Space, address: u64, eventfd: &EventFd) -> bool {
@@ -220,6 +278,9 @@ impl Vm for KvmVm {
 
     fn set_msi_routes(&self, routes: &[MsiRouteEntry]) -> Result<()> {
         irq::check_routes(routes)?;
+        if let Some(split) = self.shared.split() {
+            return split.set_messages(&self.shared.fd, routes);
+        }
         let messages: Vec<_> = routes.iter().map(irqchip::message).collect();
         irqchip::set_routing(self.irqchip()?, &messages)
     }
@@ -227,6 +288,9 @@ impl Vm for KvmVm {
     fn bind_irqfd(&self, irqfd: IrqFd) -> Result<()> {
         irq::check_irqfd(&irqfd)?;
         let vm = self.irqchip()?;
+        if let (Some(split), ..irq::FIRST_MESSAGE) = (self.shared.split(), irqfd.gsi) {
+            return split.chips.bind_irqfd(irqfd);
+        }
         let IrqFd { gsi, event, resample } = irqfd;
         let (event, resample) = (eventfd(event), resample.map(eventfd));
         match &resample {
@@ -239,6 +303,9 @@ impl Vm for KvmVm {
     }
 
     fn unbind_irqfd(&self, gsi: u32) -> bool {
+        if let (Some(split), ..irq::FIRST_MESSAGE) = (self.shared.split(), gsi) {
+            return split.chips.unbind_irqfd(gsi);
+        }
         let mut irqfds = lock(&self.shared.irqfds);
         let before = irqfds.len();
         irqfds.retain(|(bound, event)| {
@@ -253,11 +320,17 @@ impl Vm for KvmVm {
     }
 
     fn irqchip_state(&self) -> Result<IrqchipState> {
-        irqchip::state(self.irqchip()?, self.clock_ns())
+        match self.shared.split() {
+            Some(split) => Ok(split.state()),
+            None => irqchip::state(self.irqchip()?, self.clock_ns()),
+        }
     }
 
     fn set_irqchip_state(&self, state: &IrqchipState) -> Result<()> {
-        irqchip::set_state(self.irqchip()?, state)
+        match self.shared.split() {
+            Some(split) => split.set_state(state, self.clock_ns()),
+            None => irqchip::set_state(self.irqchip()?, state),
+        }
     }
 
     fn clock_ns(&self) -> u64 {
@@ -270,5 +343,8 @@ impl Vm for KvmVm {
         // As above.
         let _set = self.shared.fd.set_clock(&clock);
         self.shared.clock_sets.fetch_add(1, Ordering::AcqRel);
+        if let Some(split) = self.shared.split() {
+            split.set_clock_ns(ns);
+        }
     }
 }

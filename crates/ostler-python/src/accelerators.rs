@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ostler_engine::Accelerator;
-use ostler_kvm::KvmAccelerator;
+use ostler_kvm::{KvmAccelerator, Options};
 use ostler_x86::{SoftAccelerator, Translate};
 use pyo3::prelude::*;
 
@@ -12,11 +12,11 @@ use crate::error::{Kind, raise};
 const NAMES: &[&str] = &["kvm", "soft"];
 
 /// The accelerator called `name`, or what to say to whoever asked for it.
-pub fn by_name(name: &str, soft_jit: &str, dirty_ring: Option<u32>) -> PyResult<Arc<dyn Accelerator>> {
+pub fn by_name(name: &str, soft_jit: &str, options: Options) -> PyResult<Arc<dyn Accelerator>> {
     match name {
         "kvm" => Ok({
             let device = ostler_kvm::DEVICE.as_ref();
-            Arc::new(KvmAccelerator::open_with_dirty_ring(device, dirty_ring).map_err(raise)?)
+            Arc::new(KvmAccelerator::open_with(device, options).map_err(raise)?)
         }),
         "soft" => Ok(Arc::new(SoftAccelerator { translate: translate(soft_jit)? })),
         _ => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ostler_engine::irq::{IrqFd, MsiRouteEntry};
 use ostler_engine::regs::IrqchipState;
 use ostler_engine::{Accelerator, Msi, Vm, VmClock};
+use ostler_kvm::Options;
 use ostler_memory::GuestRam;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -37,9 +38,16 @@ pub struct VirtualMachine {
 #[pymethods]
 impl VirtualMachine {
     #[new]
-    #[pyo3(signature = (accelerator="soft", *, soft_jit="on", dirty_ring=None))]
-    fn new(py: Python<'_>, accelerator: &str, soft_jit: &str, dirty_ring: Option<u32>) -> PyResult<Self> {
-        let accelerator = accelerators::by_name(accelerator, soft_jit, dirty_ring)?;
+    #[pyo3(signature = (accelerator="soft", *, soft_jit="on", dirty_ring=None, split_irqchip=false))]
+    fn new(
+        py: Python<'_>,
+        accelerator: &str,
+        soft_jit: &str,
+        dirty_ring: Option<u32>,
+        split_irqchip: bool,
+    ) -> PyResult<Self> {
+        let options = Options { dirty_ring, split_irqchip };
+        let accelerator = accelerators::by_name(accelerator, soft_jit, options)?;
         let vm = accelerator.create_vm(Arc::new(GuestRam::new())).map_err(raise)?;
         let clock = Arc::new(VmClock::new(Arc::clone(&vm)));
         Ok(Self {

@@ -5,10 +5,9 @@
 //! * [`isa`]: the instruction table; [`decode`]: blocks; [`exec`]: what instructions do;
 //! * [`jit`]: hot blocks as host code;
 //! * [`cpu`]: registers; [`mmu`]: memory; [`msr`], [`cpuid`], [`debug`]: the rest of the state;
-//! * [`irqchip`]: interrupt controllers and timers; [`clock`]: time; [`vm`]: what vCPUs share.
+//! * [`irqchip`]: local APICs, and the board's chips; [`vm`]: what vCPUs share.
 
 pub mod accel;
-pub mod clock;
 pub mod cpu;
 pub mod cpuid;
 pub mod debug;

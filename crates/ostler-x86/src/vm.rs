@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak};
 use ostler_engine::AccelError;
 use ostler_memory::{GuestRam, Waiter};
 
-use crate::clock::GuestClock;
 use crate::irqchip::Irqchip;
 use crate::jit::Translate;
 use crate::signals::{Signals, signal};
+use ostler_irqchip::GuestClock;
 
 /// Another vCPU, as far as its siblings have to know it.
 #[derive(Debug)]

@@ -186,10 +186,11 @@ def run(
     accel: Annotated[
         str,
         typer.Option(
-            metavar="NAME",
+            metavar="NAME[,OPTION=...]",
             help="What runs the guest's instructions: kvm (the host's CPU), soft (the software"
             " CPU), auto (kvm if it runs at the speed of a CPU, else soft), or a list of which the"
-            " first that works is taken. Example: --accel kvm,soft",
+            " first that works is taken. Options for kvm: kernel-irqchip=split (PIC, IOAPIC and PIT"
+            " in this process), dirty-ring-size=N. Example: --accel kvm,soft",
         ),
     ] = "auto",
     soft_jit: Annotated[

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ostler.config import AcceleratorChoice
+from ostler.config.accelerator import KVM, KvmOptions
 from ostler.engine import VirtualMachine
 from ostler.errors import HostError
 from ostler.host.accelerator import Chooser, Decision
 from ostler.host.cache import SpeedCache, directory
 from ostler.host.view import HostView, cpu_mhz
+
+AS_USUAL = KvmOptions()
 
 
 def choose(choice: AcceleratorChoice) -> Decision:
@@ -18,13 +23,25 @@ def choose(choice: AcceleratorChoice) -> Decision:
     """
     host = HostView()
     cache = SpeedCache(host, directory())
-    return Chooser(why_not, kernel_mode_mips, cache, lambda: cpu_mhz(host)).choose(choice)
+    cannot = partial(why_not, options=choice.kvm)
+    return Chooser(cannot, kernel_mode_mips, cache, lambda: cpu_mhz(host)).choose(choice)
 
 
-def why_not(accelerator: str) -> str | None:
+def new_machine(
+    accelerator: str, options: KvmOptions = AS_USUAL, soft_jit: str = "on"
+) -> VirtualMachine:
+    """A machine of `accelerator`, with what is asked of `kvm` where it is that."""
+    if accelerator != KVM:
+        return VirtualMachine(accelerator, soft_jit=soft_jit)
+    return VirtualMachine(
+        accelerator, dirty_ring=options.dirty_ring, split_irqchip=options.split_irqchip
+    )
+
+
+def why_not(accelerator: str, options: KvmOptions = AS_USUAL) -> str | None:
     """Why this host cannot make machines of `accelerator`: cause and cure; `None` if it can."""
     try:
-        VirtualMachine(accelerator).close()
+        new_machine(accelerator, options).close()
     except HostError as error:
         return str(error)
     return None

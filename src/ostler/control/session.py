@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ostler.config import CpuConfig, MachineConfig, VirtioConsoleConfig
+from ostler.control.accelerator import new_machine
 from ostler.control.console import SerialConsole
 from ostler.control.pipes import ConsolePipes
 from ostler.control.ports import Ends, PortEnds
@@ -63,7 +64,7 @@ class Session:
         self.config, self.console = config, outside.serial
         self.printed_before = self.console.position()
         plan = plan_boot(config)
-        self.vm = VirtualMachine(accelerator, soft_jit=config.cpu.soft_jit.value)
+        self.vm = new_machine(accelerator, config.accelerator.kvm, config.cpu.soft_jit.value)
         self.timers = TimerThread(self.vm.clock)
         workers = VirtioWorkers(self.vm.memory)
         wants_hvc = any(isinstance(device, VirtioConsoleConfig) for device in config.devices)

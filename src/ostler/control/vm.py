@@ -88,9 +88,10 @@ class VM:
     models of `ostler.config`; `disks` takes paths, too; `net="none"` is no network, by default
     there is a user mode one where the host has passt; `consoles="agent"` is `vm.console["agent"]`.
     `memory` is `512M`, `4G` or bytes; `cpu` a model with features on and off, `x86-64-v3,-avx2`.
-    With `reboot` false, a reset ends the machine. Each of `plug` is called with the board at every
-    boot, to add devices of your own to it. `ConfigError` and `HostError` come from `start`, or from
-    here where a value alone is wrong.
+    `accelerator` is what follows `--accel`: `kvm,kernel-irqchip=split`. With `reboot` false, a
+    reset ends the machine. Each of `plug` is called with the board at every boot, to add devices of
+    your own to it. `ConfigError` and `HostError` come from `start`, or from here where a value
+    alone is wrong.
 
     `serial` is the first serial port, `hvc` the console of a `virtio-console` device, `console` has
     its named ports, `balloon` is the memory balloon of a `virtio-balloon`, `hotplug` the room of a

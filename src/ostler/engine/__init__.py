@@ -184,6 +184,7 @@ class VirtualMachine(_native.VirtualMachine):
     never, `eager` for everything. `dirty_ring` has `kvm` log writes in a ring of so many entries
     for each vCPU, a power of two from 1024 on, in place of a bitmap: `memory.dirty_log` gives the
     same, at a cost by what was written and not by the size of memory; `soft` has no use for one.
+    `split_irqchip` has `kvm` leave PIC, IOAPIC and PIT to this process, where `soft` has them.
     `ConfigError` when there is no such accelerator.
     """
 

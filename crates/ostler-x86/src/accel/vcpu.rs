@@ -9,12 +9,12 @@ use ostler_engine::regs::{
 use ostler_engine::{AccelError, Exit, IoHandler, Kick, Vcpu};
 
 use crate::accel::xsave;
-use crate::clock::TSC_KHZ;
 use crate::cpu::{Cpu, attention};
 use crate::cpuid::CpuidTable;
 use crate::irqchip::Lapic;
 use crate::msr;
 use crate::signals::{Signals, signal};
+use ostler_irqchip::clock::TSC_KHZ;
 
 /// One virtual CPU.
 #[derive(Debug)]

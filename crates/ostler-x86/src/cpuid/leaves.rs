@@ -6,10 +6,10 @@ pub use ostler_engine::cpuid::leaf::{FEATURES, XSAVE};
 use ostler_engine::regs::CpuidEntry;
 use ostler_memory::LINE_BYTES;
 
-use crate::clock::{TSC_HZ, TSC_KHZ};
 use crate::cpuid::{XSAVE_AVX_BYTES, XSAVE_BYTES};
 use crate::isa;
 use crate::mmu::walk::PHYSICAL_BITS;
+use ostler_irqchip::clock::{TSC_HZ, TSC_KHZ};
 
 pub const EXTENDED_TOPOLOGY: u32 = 0xb;
 /// Leaf 1, ECX: CR4.OSXSAVE.

@@ -6,7 +6,7 @@ use std::sync::{MutexGuard, PoisonError};
 
 use super::Lapic;
 use super::registers::reg;
-use crate::irqchip::timer::{MIN_PERIOD_NS, Timed};
+use ostler_irqchip::timer::{MIN_PERIOD_NS, Timed};
 
 /// The timer mode field of the LVT entry; 3 is reserved and never expires.
 const MODE_SHIFT: u32 = 17;

@@ -16,12 +16,12 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use super::Irqchip;
-use super::message::{Delivery, EVERYONE, Message};
-use super::timer::{Deadlines, Slot};
-use crate::clock::GuestClock;
 use crate::signals::{Signals, signal};
 use countdown::Countdown;
 use msr::Mode;
+use ostler_irqchip::message::{Delivery, EVERYONE, Message};
+use ostler_irqchip::timer::{Deadlines, Slot};
+use ostler_irqchip::{GuestClock, Processors};
 use registers::{Page, bank, error, lvt, reg};
 
 pub use msr::{APIC_BASE_MSR, TSC_DEADLINE_MSR};

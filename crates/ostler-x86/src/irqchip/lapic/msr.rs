@@ -3,8 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use super::registers::{ICR_WRITABLE, SVR_WRITABLE, lvt, lvt_writable, reg};
-use super::{EVERYONE, Lapic, Message};
-use crate::irqchip::message::Delivery;
+use ostler_irqchip::message::{EVERYONE, Message};
+
+use super::Lapic;
+use ostler_irqchip::message::Delivery;
 
 /// `IA32_APIC_BASE`.
 pub const APIC_BASE_MSR: u32 = 0x1B;

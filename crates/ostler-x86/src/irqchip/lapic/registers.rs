@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use ostler_engine::regs::LapicState;
 
 use super::Lapic;
-use crate::irqchip::message::EVERYONE;
+use ostler_irqchip::message::EVERYONE;
 
 /// Offsets of the registers.
 pub(super) mod reg {

@@ -14,8 +14,8 @@ mod x2apic;
 use std::sync::Arc;
 
 use super::{Irqchip, Lapic};
-use crate::clock::GuestClock;
 use crate::signals::{Signals, signal};
+use ostler_irqchip::GuestClock;
 
 /// An irqchip with local APICs, and what their vCPUs would see.
 struct Board {

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use ostler_engine::Msi;
 
-use crate::clock::GuestClock;
 use crate::irqchip::Irqchip;
 use crate::signals::{Signals, signal};
+use ostler_irqchip::GuestClock;
 
 #[test]
 fn deadline_wakes_a_sleeping_vcpu_in_time() {

@@ -7,7 +7,7 @@
 use ostler_engine::AccelError;
 use ostler_engine::regs::IoapicState;
 
-use super::message::{Delivery, Message};
+use crate::message::{Delivery, Message};
 
 /// Where the chip's 4 KiB page lies.
 pub const IOAPIC_BASE: u64 = 0xFEC0_0000;
@@ -22,7 +22,7 @@ mod offset {
 }
 
 /// Whether a write at `offset` of the page ends the interrupts of a vector.
-pub(super) fn is_end_of_interrupt(offset: u64) -> bool {
+pub fn is_end_of_interrupt(offset: u64) -> bool {
     offset & 0xFF == offset::EOI
 }
 
@@ -40,7 +40,7 @@ mod entry {
 }
 
 /// Sends a message to the local APICs; false when none accepted it.
-pub(super) type Deliver<'a> = &'a dyn Fn(&Message) -> bool;
+pub type Deliver<'a> = &'a dyn Fn(&Message) -> bool;
 
 /// After so many interrupts of one pin whose line did not fall in between, the next one waits.
 ///
@@ -49,17 +49,17 @@ pub(super) type Deliver<'a> = &'a dyn Fn(&Message) -> bool;
 /// would never get any further. KVM does the same, by the same numbers.
 const STORM: u32 = 10_000;
 /// How long it waits.
-pub(super) const STORM_PAUSE_NS: u64 = 10_000_000;
+pub const STORM_PAUSE_NS: u64 = 10_000_000;
 
 #[derive(Debug)]
-pub(super) struct Ioapic {
+pub struct Ioapic {
     state: IoapicState,
     /// Interrupts of each pin since its line was last seen not to be asserted at their end.
     successive: [u32; PINS as usize],
 }
 
 impl Ioapic {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         let redirtbl = [entry::MASKED; PINS as usize];
         Self {
             state: IoapicState { base_address: IOAPIC_BASE, redirtbl, ..IoapicState::default() },
@@ -68,7 +68,7 @@ impl Ioapic {
     }
 
     /// Sets the level of `pin`; pins the chip does not have are ignored.
-    pub(super) fn set_pin(&mut self, pin: u32, level: bool, deliver: Deliver<'_>) {
+    pub fn set_pin(&mut self, pin: u32, level: bool, deliver: Deliver<'_>) {
         if pin >= PINS {
             return;
         }
@@ -85,7 +85,7 @@ impl Ioapic {
     }
 
     /// The level-triggered pins that send `vector`, one bit each.
-    pub(super) fn level_pins(&self, vector: u8) -> u32 {
+    pub fn level_pins(&self, vector: u8) -> u32 {
         let sends = |pin: &usize| self.state.redirtbl[*pin] as u8 == vector && self.is_level(*pin);
         (0..self.state.redirtbl.len()).filter(sends).fold(0, |pins, pin| pins | 1 << pin)
     }
@@ -93,7 +93,7 @@ impl Ioapic {
     /// A local APIC broadcasts the end of a level-triggered interrupt. True when one that is due has
     /// to wait, for `send_all_asserted` after [`STORM_PAUSE_NS`].
     #[must_use]
-    pub(super) fn end_of_interrupt(&mut self, vector: u8, deliver: Deliver<'_>) -> bool {
+    pub fn end_of_interrupt(&mut self, vector: u8, deliver: Deliver<'_>) -> bool {
         let mut waits = false;
         for pin in 0..self.state.redirtbl.len() {
             if self.state.redirtbl[pin] as u8 == vector && self.is_level(pin) {
@@ -116,14 +116,14 @@ impl Ioapic {
     }
 
     /// Sends the interrupts of level-triggered pins that have waited.
-    pub(super) fn send_all_asserted(&mut self, deliver: Deliver<'_>) {
+    pub fn send_all_asserted(&mut self, deliver: Deliver<'_>) {
         for pin in 0..self.state.redirtbl.len() {
             self.send_if_asserted(pin, deliver);
         }
     }
 
     /// Reads the register at `offset` of the page; what lies between registers reads as zeros.
-    pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
         let value = match offset & 0xFF {
             offset::SELECT => self.state.ioregsel,
             offset::WINDOW => self.read_selected(),
@@ -135,8 +135,10 @@ impl Ioapic {
         }
     }
 
-    /// All but the ends of interrupts: those concern more than this chip.
-    pub(super) fn write(&mut self, offset: u64, data: &[u8], deliver: Deliver<'_>) {
+    /// All but the ends of interrupts: those concern more than this chip. The pin whose redirection entry was
+    /// written, which has to be sent if it is asserted.
+    #[must_use]
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<usize> {
         let mut bytes = [0; 4];
         for (byte, &written) in bytes.iter_mut().zip(data) {
             *byte = written;
@@ -144,17 +146,18 @@ impl Ioapic {
         let value = u32::from_le_bytes(bytes);
         match offset & 0xFF {
             offset::SELECT => self.state.ioregsel = value & 0xFF,
-            offset::WINDOW => self.write_selected(value, deliver),
+            offset::WINDOW => return self.write_selected(value),
             _ => {}
         }
+        None
     }
 
-    pub(super) fn state(&self) -> IoapicState {
+    pub fn state(&self) -> IoapicState {
         self.state
     }
 
     /// Takes a state over as it is. Nothing is delivered: what was, is in the local APICs' states.
-    pub(super) fn set_state(&mut self, state: &IoapicState) {
+    pub fn set_state(&mut self, state: &IoapicState) {
         self.state = *state;
     }
 
@@ -167,14 +170,15 @@ impl Ioapic {
         }
     }
 
-    fn write_selected(&mut self, value: u32, deliver: Deliver<'_>) {
+    fn write_selected(&mut self, value: u32) -> Option<usize> {
         let select = self.state.ioregsel;
         if select == 0 {
             self.state.id = value >> 24 & 0xF;
-        } else if let Some((pin, shift)) = self.entry(select) {
-            self.write_entry(pin, u64::from(value) << shift, shift);
-            self.send_if_asserted(pin, deliver);
+            return None;
         }
+        let (pin, shift) = self.entry(select)?;
+        self.write_entry(pin, u64::from(value) << shift, shift);
+        Some(pin)
     }
 
     /// The redirection entry that indirect register `select` is a half of, and where the half starts.
@@ -198,7 +202,7 @@ impl Ioapic {
     }
 
     /// Sends a level-triggered pin's interrupt when its line is still asserted.
-    fn send_if_asserted(&mut self, pin: usize, deliver: Deliver<'_>) {
+    pub fn send_if_asserted(&mut self, pin: usize, deliver: Deliver<'_>) {
         if self.is_level(pin) && self.state.irr & 1 << pin != 0 {
             self.send(pin, deliver);
         }
@@ -227,8 +231,15 @@ fn decode(bits: u64) -> Message {
     }
 }
 
+/// The pins whose interrupts are level-triggered, and the message of each: whoever ends one has to tell the chip.
+/// Masked ones are among them, as their last interrupt may still be in service.
+pub fn level_messages(state: &IoapicState) -> Vec<(u32, Message)> {
+    let messages = (0..).zip(state.redirtbl.map(decode));
+    messages.filter(|(_, message)| message.level).collect()
+}
+
 /// Refuses a state the chip cannot be in.
-pub(super) fn check(state: &IoapicState) -> Result<(), AccelError> {
+pub fn check(state: &IoapicState) -> Result<(), AccelError> {
     let bad = |what, value| Err(AccelError::BadState { what, value });
     if state.base_address != IOAPIC_BASE {
         return bad("IOAPIC base_address", state.base_address);

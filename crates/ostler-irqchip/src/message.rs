@@ -3,11 +3,11 @@
 use ostler_engine::Msi;
 
 /// Addresses every local APIC, in any mode.
-pub(super) const EVERYONE: u32 = 0xFFFF_FFFF;
+pub const EVERYONE: u32 = 0xFFFF_FFFF;
 
 /// The delivery mode field that ICR, LVT, redirection entries and MSI data share (SDM 3A 11.5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Delivery {
+pub enum Delivery {
     Fixed,
     LowestPriority,
     Smi,
@@ -20,7 +20,7 @@ pub(super) enum Delivery {
 
 impl Delivery {
     /// Decodes the low three bits of `field`.
-    pub(super) fn decode(field: u32) -> Self {
+    pub fn decode(field: u32) -> Self {
         match field & 7 {
             0 => Self::Fixed,
             1 => Self::LowestPriority,
@@ -34,14 +34,14 @@ impl Delivery {
     }
 
     /// Whether the message's vector ends up in IRR.
-    pub(super) fn has_vector(self) -> bool {
+    pub fn has_vector(self) -> bool {
         matches!(self, Self::Fixed | Self::LowestPriority)
     }
 }
 
 /// One interrupt on its way to local APICs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Message {
+pub struct Message {
     /// An APIC id, or a set of logical ids; [`EVERYONE`], and 0xFF for xAPICs, are broadcasts.
     pub destination: u32,
     pub logical: bool,
@@ -54,7 +54,7 @@ pub(super) struct Message {
 impl Message {
     /// Decodes an MSI (SDM 3A 11.11), with the destination bits 8..15 of `KVM_FEATURE_MSI_EXT_DEST_ID`
     /// in address bits 5..12. `None` when the address is not one of local APICs.
-    pub(super) fn from_msi(msi: Msi) -> Option<Self> {
+    pub fn from_msi(msi: Msi) -> Option<Self> {
         if msi.address >> 20 != 0xFEE {
             return None;
         }
@@ -71,6 +71,16 @@ impl Message {
             vector: msi.data as u8,
             level: msi.data & 1 << 15 != 0,
         })
+    }
+
+    /// The MSI that [`Message::from_msi`] decodes to this.
+    pub fn to_msi(&self) -> Msi {
+        const BASE: u64 = 0xFEE0_0000;
+        const ASSERT: u32 = 1 << 14;
+        let destination = u64::from(self.destination);
+        let address = BASE | (destination & 0xFF) << 12 | (destination >> 8 & 0x7F) << 5 | u64::from(self.logical) << 2;
+        let trigger = if self.level { 1 << 15 | ASSERT } else { 0 };
+        Msi { address, data: u32::from(self.vector) | (self.delivery as u32) << 8 | trigger }
     }
 }
 
@@ -96,6 +106,14 @@ mod tests {
     fn msi_with_redirection_hint_goes_to_the_lowest_priority() {
         let message = Message::from_msi(Msi { address: 0xFEE0_000C, data: 0x30 }).expect("an APIC address");
         assert_eq!(message.delivery, Delivery::LowestPriority);
+    }
+
+    #[test]
+    fn message_becomes_the_msi_it_came_from() {
+        for (address, data) in [(0xFEE0_3004, 0xC141), (0xFEE0_1020, 0x30), (0xFEEF_F000, 0x400), (0xFEE0_0FE0, 0x20)] {
+            let msi = Msi { address, data };
+            assert_eq!(Message::from_msi(msi).expect("an APIC address").to_msi(), msi);
+        }
     }
 
     #[test]

@@ -15,21 +15,21 @@ use crate::clock::GuestClock;
 
 /// The shortest time between two expirations of a periodic timer. Periods below it are coalesced,
 /// as KVM does by `min_timer_period_us`, so that no guest can keep the host's timer thread busy.
-pub(super) const MIN_PERIOD_NS: u64 = 200_000;
+pub const MIN_PERIOD_NS: u64 = 200_000;
 
 const NEVER: u64 = u64::MAX;
 /// A sleep's length is bounded so that no deadline can overflow the host's time.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
 /// Something that asked to be told when the clock reaches a deadline.
-pub(super) trait Timed: Send + Sync {
+pub trait Timed: Send + Sync {
     /// The clock shows `now_ns`, and a deadline was set that is not later.
     fn expire(&self, now_ns: u64);
 }
 
 /// Which deadline of [`Deadlines`] belongs to a timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Slot(usize);
+pub struct Slot(usize);
 
 struct Entry {
     due_ns: u64,
@@ -44,7 +44,7 @@ struct Inner {
 }
 
 /// The deadlines of all timers of a VM.
-pub(super) struct Deadlines {
+pub struct Deadlines {
     clock: Arc<GuestClock>,
     inner: Mutex<Inner>,
     changed: Condvar,
@@ -58,20 +58,24 @@ impl std::fmt::Debug for Deadlines {
 }
 
 impl Deadlines {
-    pub(super) fn new(clock: Arc<GuestClock>) -> Self {
+    pub fn new(clock: Arc<GuestClock>) -> Self {
         let inner = Inner { entries: Vec::new(), wakes_ns: 0, stopping: false };
         Self { clock, inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
+    pub fn clock(&self) -> &Arc<GuestClock> {
+        &self.clock
+    }
+
     /// A new slot, without a deadline.
-    pub(super) fn add(&self, timed: Weak<dyn Timed>) -> Slot {
+    pub fn add(&self, timed: Weak<dyn Timed>) -> Slot {
         let mut inner = self.lock();
         inner.entries.push(Entry { due_ns: NEVER, timed });
         Slot(inner.entries.len() - 1)
     }
 
     /// Replaces the deadline of `slot`.
-    pub(super) fn set(&self, slot: Slot, deadline_ns: Option<u64>) {
+    pub fn set(&self, slot: Slot, deadline_ns: Option<u64>) {
         let due_ns = deadline_ns.unwrap_or(NEVER);
         let mut inner = self.lock();
         inner.entries[slot.0].due_ns = due_ns;
@@ -81,13 +85,13 @@ impl Deadlines {
     }
 
     /// Makes the thread look at a clock that was set, stopped or started.
-    pub(super) fn clock_changed(&self) {
+    pub fn clock_changed(&self) {
         drop(self.lock());
         self.changed.notify_one();
     }
 
     /// Tells every timer whose deadline has come, and clears these deadlines.
-    pub(super) fn expire_due(&self) {
+    pub fn expire_due(&self) {
         let now_ns = self.clock.now_ns();
         let due: Vec<_> = (self.lock().entries.iter_mut())
             .filter(|entry| entry.due_ns <= now_ns)
@@ -135,15 +139,31 @@ impl Deadlines {
     }
 }
 
+/// The timers of one VM, and the thread that lets them expire.
+#[derive(Debug)]
+pub struct Timers {
+    pub deadlines: Arc<Deadlines>,
+    _thread: TimerThread,
+}
+
+impl Timers {
+    /// Fails when the host has no thread left for them.
+    pub fn start(clock: Arc<GuestClock>) -> Result<Self, AccelError> {
+        let deadlines = Arc::new(Deadlines::new(clock));
+        let thread = TimerThread::start(Arc::clone(&deadlines))?;
+        Ok(Self { deadlines, _thread: thread })
+    }
+}
+
 /// The running thread; ends when dropped.
 #[derive(Debug)]
-pub(super) struct TimerThread {
+struct TimerThread {
     deadlines: Arc<Deadlines>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl TimerThread {
-    pub(super) fn start(deadlines: Arc<Deadlines>) -> Result<Self, AccelError> {
+    fn start(deadlines: Arc<Deadlines>) -> Result<Self, AccelError> {
         let shared = Arc::clone(&deadlines);
         let run = move || {
             sleep_precisely();

@@ -9,7 +9,7 @@
 use ostler_engine::AccelError;
 use ostler_engine::regs::PitChannelState;
 
-use super::timer::MIN_PERIOD_NS;
+use crate::timer::MIN_PERIOD_NS;
 
 /// The PC's timer clock, 14.31818 MHz / 12.
 const FREQUENCY_HZ: u128 = 1_193_182;
@@ -36,7 +36,7 @@ mod speaker {
 }
 
 #[derive(Debug)]
-pub(super) struct Pit {
+pub struct Pit {
     channels: [PitChannelState; 3],
     speaker: u8,
     /// When counter 0's output rises next. Kept, so that a rise that is due cannot get lost.
@@ -44,7 +44,7 @@ pub(super) struct Pit {
 }
 
 impl Pit {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         let channel = |gate| PitChannelState {
             mode: 3,
             rw_mode: access::WORD,
@@ -57,7 +57,7 @@ impl Pit {
     }
 
     /// Reads port 0x40 + `offset`.
-    pub(super) fn read(&mut self, offset: u16, now_ns: u64) -> u8 {
+    pub fn read(&mut self, offset: u16, now_ns: u64) -> u8 {
         match self.channels.get_mut(usize::from(offset)) {
             Some(channel) => read_counter(channel, now_ns),
             // The control word cannot be read.
@@ -65,7 +65,7 @@ impl Pit {
         }
     }
 
-    pub(super) fn write(&mut self, offset: u16, value: u8, now_ns: u64) {
+    pub fn write(&mut self, offset: u16, value: u8, now_ns: u64) {
         match self.channels.get_mut(usize::from(offset)) {
             Some(channel) => write_counter(channel, value, now_ns),
             None => self.write_control(value, now_ns),
@@ -77,24 +77,24 @@ impl Pit {
         }
     }
 
-    pub(super) fn read_speaker(&self, now_ns: u64) -> u8 {
+    pub fn read_speaker(&self, now_ns: u64) -> u8 {
         let refresh = if (now_ns / speaker::REFRESH_NS).is_multiple_of(2) { 0 } else { speaker::REFRESH };
         let out = if output(&self.channels[2], now_ns) { speaker::OUT } else { 0 };
         self.speaker | refresh | out
     }
 
-    pub(super) fn write_speaker(&mut self, value: u8, now_ns: u64) {
+    pub fn write_speaker(&mut self, value: u8, now_ns: u64) {
         self.speaker = value & speaker::WRITABLE;
         set_gate(&mut self.channels[2], value & speaker::GATE, now_ns);
     }
 
     /// When [`Pit::take_rise`] has to be called next.
-    pub(super) fn rise_ns(&self) -> Option<u64> {
+    pub fn rise_ns(&self) -> Option<u64> {
         self.rise_ns
     }
 
     /// Whether the output of counter 0 has risen since the last call; several times count once.
-    pub(super) fn take_rise(&mut self, now_ns: u64) -> bool {
+    pub fn take_rise(&mut self, now_ns: u64) -> bool {
         if self.rise_ns.is_none_or(|rise_ns| rise_ns > now_ns) {
             return false;
         }
@@ -124,11 +124,11 @@ impl Pit {
         Some((load_ns.max(0) as u64).saturating_add(ns_from_ticks(ticks)))
     }
 
-    pub(super) fn state(&self) -> ([PitChannelState; 3], u8) {
+    pub fn state(&self) -> ([PitChannelState; 3], u8) {
         (self.channels, self.speaker)
     }
 
-    pub(super) fn set_state(&mut self, channels: &[PitChannelState; 3], speaker: u8, now_ns: u64) {
+    pub fn set_state(&mut self, channels: &[PitChannelState; 3], speaker: u8, now_ns: u64) {
         self.channels = *channels;
         self.rise_ns = self.next_rise_ns(now_ns);
         self.speaker = speaker & speaker::WRITABLE;
@@ -160,7 +160,7 @@ impl Pit {
 }
 
 /// Refuses a state no counter can be in.
-pub(super) fn check(channel: &PitChannelState) -> Result<(), AccelError> {
+pub fn check(channel: &PitChannelState) -> Result<(), AccelError> {
     let fields = [
         ("PIT count", channel.count, 0x1_0000),
         ("PIT mode", u32::from(channel.mode), 5),

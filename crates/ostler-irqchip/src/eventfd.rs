@@ -8,11 +8,12 @@ use ostler_engine::irq::{IrqFd, MsiRouteEntry};
 use ostler_engine::pump::{Pump, signal};
 use ostler_engine::{AccelError, Msi};
 
-use super::{Irqchip, TIMER_GSI, TIMER_PIN, lock};
+use crate::chips::{Chips, TIMER_GSI, TIMER_PIN, lock};
+use crate::message::Message;
 
 /// The eventfds of one VM, and where they lead.
 #[derive(Debug, Default)]
-pub(super) struct EventFds {
+pub struct EventFds {
     /// Made for the first eventfd.
     pump: Mutex<Option<Pump>>,
     routes: RwLock<BTreeMap<u32, Msi>>,
@@ -26,7 +27,7 @@ struct Resampler {
     event: Arc<OwnedFd>,
 }
 
-impl Irqchip {
+impl Chips {
     /// Replaces the messages that interrupts from 24 on lead to.
     pub fn set_msi_routes(&self, routes: &[MsiRouteEntry]) {
         let routes = routes.iter().map(|route| (route.gsi, route.msi)).collect();
@@ -76,7 +77,7 @@ impl Irqchip {
         let route = self.eventfds.routes.read().unwrap_or_else(PoisonError::into_inner).get(&gsi).copied();
         if let Some(msi) = route {
             // A message to no processor is lost, as it is on the real bus.
-            let _delivered = self.signal_msi(msi);
+            let _delivered = Message::from_msi(msi).is_some_and(|message| self.deliver(&message));
             return;
         }
         self.set_irq_line(gsi, true);
@@ -87,7 +88,7 @@ impl Irqchip {
 
     /// The guest has ended the interrupts of these level-triggered pins: their lines fall, and whoever still
     /// wants attention raises his again.
-    pub(super) fn resample(&self, pins: u32) {
+    pub(crate) fn resample(&self, pins: u32) {
         let pin_of = |gsi| if gsi == TIMER_GSI { TIMER_PIN } else { gsi };
         let told: Vec<_> = lock(&self.eventfds.resamplers)
             .iter()

@@ -26,23 +26,23 @@ mod expects {
 
 /// Master and slave.
 #[derive(Debug)]
-pub(super) struct PicPair {
+pub struct PicPair {
     chips: [PicState; 2],
 }
 
 impl PicPair {
     /// All inputs are masked until somebody initializes the chips: before, they have no vectors.
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         Self { chips: ELCR_MASKS.map(|elcr_mask| PicState { elcr_mask, imr: 0xFF, ..PicState::default() }) }
     }
 
     /// The INTR output of the master.
-    pub(super) fn output(&self) -> bool {
+    pub fn output(&self) -> bool {
         request(&self.chips[0], true).is_some()
     }
 
     /// Sets the level of input `irq` of 0..16; the cascade input has no line of its own.
-    pub(super) fn set_line(&mut self, irq: u8, level: bool) {
+    pub fn set_line(&mut self, irq: u8, level: bool) {
         if irq != CASCADE && irq < 16 {
             set_input(&mut self.chips[usize::from(irq >> 3)], irq & 7, level);
             self.update_cascade();
@@ -51,7 +51,7 @@ impl PicPair {
 
     /// INTA: accepts the request with the highest priority and returns its vector. Without a
     /// request, the answer is input 7's vector, as the chip gives it.
-    pub(super) fn acknowledge(&mut self) -> u8 {
+    pub fn acknowledge(&mut self) -> u8 {
         let [master, slave] = &mut self.chips;
         let vector = match request(master, true) {
             Some(CASCADE) => {
@@ -71,7 +71,7 @@ impl PicPair {
     }
 
     /// Reads port 0x20 + `offset` of chip 0, or 0xA0 + `offset` of chip 1.
-    pub(super) fn read(&mut self, chip: usize, offset: u16) -> u8 {
+    pub fn read(&mut self, chip: usize, offset: u16) -> u8 {
         let pic = &mut self.chips[chip & 1];
         if pic.poll != 0 {
             pic.poll = 0;
@@ -87,7 +87,7 @@ impl PicPair {
         }
     }
 
-    pub(super) fn write(&mut self, chip: usize, offset: u16, value: u8) {
+    pub fn write(&mut self, chip: usize, offset: u16, value: u8) {
         let pic = &mut self.chips[chip & 1];
         if offset & 1 != 0 {
             write_data(pic, value);
@@ -101,11 +101,11 @@ impl PicPair {
         self.update_cascade();
     }
 
-    pub(super) fn read_elcr(&self, chip: usize) -> u8 {
+    pub fn read_elcr(&self, chip: usize) -> u8 {
         self.chips[chip & 1].elcr
     }
 
-    pub(super) fn write_elcr(&mut self, chip: usize, value: u8) {
+    pub fn write_elcr(&mut self, chip: usize, value: u8) {
         let pic = &mut self.chips[chip & 1];
         pic.elcr = value & pic.elcr_mask;
         // An input that becomes level-triggered requests exactly while its line is high.
@@ -113,11 +113,11 @@ impl PicPair {
         self.update_cascade();
     }
 
-    pub(super) fn state(&self) -> [PicState; 2] {
+    pub fn state(&self) -> [PicState; 2] {
         self.chips
     }
 
-    pub(super) fn set_state(&mut self, states: &[PicState; 2]) {
+    pub fn set_state(&mut self, states: &[PicState; 2]) {
         self.chips = *states;
         for (pic, elcr_mask) in self.chips.iter_mut().zip(ELCR_MASKS) {
             pic.elcr_mask = elcr_mask;
@@ -138,7 +138,7 @@ impl PicPair {
 }
 
 /// Refuses a state no 8259A can be in.
-pub(super) fn check(state: &PicState) -> Result<(), AccelError> {
+pub fn check(state: &PicState) -> Result<(), AccelError> {
     let bad = |what, value: u8| Err(AccelError::BadState { what, value: u64::from(value) });
     if state.init_state > expects::ICW2_SINGLE {
         return bad("PIC init_state", state.init_state);
