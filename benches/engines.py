@@ -17,7 +17,8 @@ from guests.fetch import busybox
 MEMORY = "512M"
 APPEND = "console=ttyS0 quiet run=/bin/bench"
 USERLAND = "ostler: userland"
-LINE = re.compile(r"bench (\w+) ([\d.]+) (\S+)")
+# The unit is the rest of the line, and may have spaces.
+LINE = re.compile(r"bench (\w+) ([\d.]+) (\S.*?)\s*$")
 TIMEOUT_S = 600
 
 
