@@ -92,6 +92,8 @@ pub struct PageLog {
     dirty: SparseWords,
     lines: SparseWords,
     monitored: SparseWords,
+    /// Not 0 for pages of which [`PageLog::spare_lines`] gave lines away.
+    spared: SparseWords,
     watch: Arc<WriteWatch>,
 }
 
@@ -107,6 +109,7 @@ impl PageLog {
             dirty: SparseWords::new(pages.div_ceil(64))?,
             lines: SparseWords::new(pages)?,
             monitored: SparseWords::new(pages)?,
+            spared: SparseWords::new(pages)?,
             watch,
         })
     }
@@ -152,15 +155,33 @@ impl PageLog {
         if page < self.pages { self.lines.load(page) } else { 0 }
     }
 
-    /// Watches `lines` of `page`; true when the page had no watched line before.
+    /// Watches `lines` of `page`; true when somebody may still store to one of them unnoticed.
     pub fn watch_lines(&self, page: u64, lines: u64) -> bool {
-        page < self.pages && self.lines.or(page, lines) == 0
+        page < self.pages && self.add_lines(&self.lines, page, lines)
     }
 
-    /// Announces writes to `lines` of `page` to [`WriteWatch::monitors`] from now on; true when the page had no such
-    /// line before. That is for good: who waited there once will do so again.
+    fn add_lines(&self, to: &SparseWords, page: u64, lines: u64) -> bool {
+        let before = to.or(page, lines);
+        // Against [`PageLog::spare_lines`]: one of the two sees what the other wrote.
+        fence(Ordering::SeqCst);
+        before == 0 || lines & !before != 0 && self.spared.take(page) != 0
+    }
+
+    /// Allows stores to lines of `page` that are not noted here: to all but those returned, until
+    /// [`PageLog::watch_lines`] or [`PageLog::monitor_lines`] says true of the page. `None` where every write is noted.
+    pub fn spare_lines(&self, page: u64) -> Option<u64> {
+        if page >= self.pages {
+            return None;
+        }
+        self.spared.or(page, 1);
+        fence(Ordering::SeqCst);
+        (!self.is_enabled()).then(|| self.watched_lines(page) | self.monitored_lines(page))
+    }
+
+    /// Announces writes to `lines` of `page` to [`WriteWatch::monitors`] from now on; true as for
+    /// [`PageLog::watch_lines`]. That is for good: who waited there once will do so again.
     pub fn monitor_lines(&self, page: u64, lines: u64) -> bool {
-        page < self.pages && self.monitored.or(page, lines) == 0
+        page < self.pages && self.add_lines(&self.monitored, page, lines)
     }
 
     fn monitored_lines(&self, page: u64) -> u64 {
@@ -285,6 +306,26 @@ mod tests {
         assert!(log.note_write(line - 1, 2));
         let (position, news) = log.watch.since(0);
         assert_eq!((position, news), (1, Some(vec![WatchedWrite { gpa: 0x10_0000 + line - 1, len: 2 }])));
+    }
+
+    #[test]
+    fn line_watched_on_a_page_with_spared_lines_is_news_to_who_stores_there() {
+        let log = log(2);
+        assert!(log.watch_lines(1, 1 << 3) && log.monitor_lines(1, 1 << 9));
+        assert!(!log.watch_lines(1, 1 << 4), "every store to the page is noted");
+        assert_eq!(log.spare_lines(1), Some(1 << 3 | 1 << 4 | 1 << 9));
+        assert!(!log.watch_lines(1, 1 << 4), "it is watched already");
+        assert!(log.watch_lines(1, 1 << 5));
+        assert!(!log.watch_lines(1, 1 << 6), "who stored there was told");
+        assert_eq!(log.spare_lines(1), Some(0b1111 << 3 | 1 << 9));
+        assert!(log.monitor_lines(1, 1));
+    }
+
+    #[test]
+    fn no_line_is_spared_of_a_slot_whose_dirty_pages_are_logged() {
+        let log = log(2);
+        log.set_enabled(true);
+        assert_eq!((log.spare_lines(0), log.spare_lines(2)), (None, None));
     }
 
     #[test]

@@ -22,6 +22,8 @@ use crate::signals::signal;
 
 /// Bytes looked at for one block.
 const BLOCK_BYTES: usize = 512;
+/// Pages that are looked for in the TLB; with more, all of it is forgotten.
+const FORGOTTEN_ONE_BY_ONE: usize = 8;
 
 impl Cpu {
     /// Runs until an exit that neither the CPU nor `io` can finish.
@@ -343,36 +345,40 @@ impl Cpu {
 
     /// Asks to be told of writes to `len` bytes at `gpa`, which are in one page.
     pub fn watch_code(&mut self, gpa: u64, len: usize) {
+        if self.code.hold(gpa & PAGE_MASK) {
+            self.vm.hold_code(gpa & PAGE_MASK);
+        }
         self.announce_writes(gpa, |log, page| log.watch_lines(page, lines_of(gpa % PAGE_BYTES, len as u64)));
     }
 
     /// Stops watching pages that have no code any more, so that stores to them are fast again. Only where nobody else
-    /// can have code there.
+    /// has code there.
     #[cold]
     fn unwatch_emptied(&mut self) {
-        let emptied = self.code.take_emptied();
-        let vm = Arc::clone(&self.vm);
-        vm.if_alone(|| {
-            for page in emptied {
+        let mut unwatched = Vec::new();
+        for page in self.code.take_emptied() {
+            self.vm.release_code(page, || {
                 if let Some(place) = self.mmu.physical.find(page) {
                     place.log.unwatch_page(place.offset / PAGE_BYTES);
-                    self.mmu.tlb.forget_physical(page);
+                    unwatched.push(page);
                 }
-            }
-        });
+            });
+        }
+        if unwatched.len() > FORGOTTEN_ONE_BY_ONE {
+            return self.mmu.tlb.flush();
+        }
+        unwatched.into_iter().for_each(|page| self.mmu.tlb.forget_physical(page));
     }
 
     /// Has writes to the page of `gpa` announced to its log from now on. `request` asks for that, with the index of the
-    /// page, and says whether it was the first to do so.
+    /// page, and says whether somebody may still store there unnoticed.
     pub fn announce_writes(&mut self, gpa: u64, request: impl FnOnce(&PageLog, u64) -> bool) {
         let Some(place) = self.mmu.physical.find(gpa) else { return };
         let vm = Arc::clone(&self.vm);
         let watching = vm.begin_watching(gpa & PAGE_MASK);
-        if request(place.log, place.offset / PAGE_BYTES) {
+        // Who was first on this page may still be waiting for the others.
+        if request(place.log, place.offset / PAGE_BYTES) || watching.is_contended() {
             self.mmu.tlb.forbid_writes(gpa);
-            self.synchronize_siblings();
-        } else if watching.is_contended() {
-            // Who was first on this page may still be waiting for the others.
             self.synchronize_siblings();
         }
     }

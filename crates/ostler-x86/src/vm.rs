@@ -1,5 +1,6 @@
 //! What the vCPUs of one VM share.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, Weak};
 
@@ -102,6 +103,8 @@ pub struct VmShared {
     epoch: AtomicU64,
     /// The page of each [`Watching`].
     watching: Mutex<Vec<u64>>,
+    /// How many vCPUs may have code in a page; none for those that are not there.
+    holders: Mutex<HashMap<u64, u32>>,
 }
 
 impl VmShared {
@@ -116,6 +119,7 @@ impl VmShared {
             alone: AtomicU64::new(NOBODY),
             epoch: AtomicU64::new(0),
             watching: Mutex::default(),
+            holders: Mutex::default(),
         }
     }
 
@@ -142,12 +146,24 @@ impl VmShared {
         self.siblings.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
-    /// Calls `work` if there is only one vCPU, before there can be another.
-    pub fn if_alone(&self, work: impl FnOnce()) {
-        let siblings = self.siblings.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if siblings.len() <= 1 {
-            work();
+    /// One vCPU more has code in the physical `page`; before it is watched.
+    pub fn hold_code(&self, page: u64) {
+        *self.holders().entry(page).or_default() += 1;
+    }
+
+    /// One vCPU less has code in `page`; calls `last` when it was the last one, before there can be another.
+    pub fn release_code(&self, page: u64, last: impl FnOnce()) {
+        let mut holders = self.holders();
+        let Some(count) = holders.get_mut(&page) else { return };
+        *count -= 1;
+        if *count == 0 {
+            holders.remove(&page);
+            last();
         }
+    }
+
+    fn holders(&self) -> MutexGuard<'_, HashMap<u64, u32>> {
+        self.holders.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Registers a vCPU; `None` when `id` is taken.

@@ -18,6 +18,11 @@ const CODE: u64 = 0x4000;
 
 /// A CPU in 64-bit mode without paging, which translates everything, and has run `write`'s code up to its HLT.
 fn after(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Cpu {
+    after_in(|_| {}, write)
+}
+
+/// As [`after`], in a VM that was prepared.
+fn after_in(prepare: impl FnOnce(&VmShared), write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Cpu {
     let ram = Arc::new(GuestRam::new());
     ram.set_slot(SlotConfig { size: 0x10000, ..SlotConfig::default() }).expect("a slot");
     let mut assembler = CodeAssembler::new(64).expect("64 bits");
@@ -25,6 +30,7 @@ fn after(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Cpu
     assembler.hlt().expect("hlt");
     ram.write(CODE, &assembler.assemble(CODE).expect("code")).expect("guest memory");
     let vm = Arc::new(VmShared::new(ram, Translate::Eagerly));
+    prepare(&vm);
     let (running, acknowledged) = (AtomicBool::new(false), AtomicU64::new(0));
     let sibling = Arc::new(Sibling { id: 0, signals: Arc::default(), running, acknowledged });
     let mut cpu = Cpu::new(vm, sibling, None);
@@ -60,18 +66,75 @@ fn watched_lines(cpu: &Cpu, gpa: u64) -> u64 {
     place.log.watched_lines(place.offset / 0x1000)
 }
 
+/// Makes code at [`FUNCTION`], runs it, and overwrites it.
+fn overwrite(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(rsp, 0x8000_u64)?;
+    // ret
+    a.mov(byte_ptr(FUNCTION), 0xc3)?;
+    a.call(FUNCTION)?;
+    a.mov(rax, qword_ptr(FUNCTION))?;
+    a.mov(qword_ptr(FUNCTION), 0)?;
+    a.nop()
+}
+
 #[test]
 fn page_whose_code_was_overwritten_is_not_watched_any_more() {
-    let cpu = after(|a| {
-        a.mov(rsp, 0x8000_u64)?;
-        // ret
-        a.mov(byte_ptr(FUNCTION), 0xc3)?;
-        a.call(FUNCTION)?;
-        a.mov(rax, qword_ptr(FUNCTION))?;
-        a.mov(qword_ptr(FUNCTION), 0)?;
-        a.nop()
-    });
+    let cpu = after(overwrite);
     assert_eq!(cpu.regs.get(0), 0xc3);
     assert_ne!(watched_lines(&cpu, CODE), 0);
     assert_eq!(watched_lines(&cpu, FUNCTION), 0);
+}
+
+#[test]
+fn page_is_watched_until_the_last_vcpu_has_no_code_there() {
+    let cpu = after_in(|vm| vm.hold_code(FUNCTION), overwrite);
+    assert_ne!(watched_lines(&cpu, FUNCTION), 0, "another vCPU has code there");
+    let cpu = after_in(|vm| drop(vm.add_sibling(1, Arc::default())), overwrite);
+    assert_eq!(watched_lines(&cpu, FUNCTION), 0, "the other vCPU has none");
+}
+
+/// Stores to the page of [`FUNCTION`], `offset` bytes into it, and calls the RET there, 1000 times.
+fn store_and_call(a: &mut CodeAssembler, offset: u64) -> Result<(), IcedError> {
+    let mut again = a.create_label();
+    a.mov(rsp, 0x8000_u64)?;
+    a.mov(byte_ptr(FUNCTION), 0xc3)?;
+    a.mov(ebx, 1000)?;
+    a.set_label(&mut again)?;
+    a.mov(qword_ptr(FUNCTION + offset), rbx)?;
+    a.add(rax, qword_ptr(FUNCTION + offset))?;
+    a.call(FUNCTION)?;
+    a.dec(ebx)?;
+    a.jne(again)
+}
+
+#[test]
+fn stores_beside_code_stay_in_translated_code() {
+    if !host_is_fit() {
+        return;
+    }
+    let cpu = after(|a| store_and_call(a, 0x800));
+    assert_eq!(cpu.regs.get(0), 500_500);
+    assert!(cpu.jit.statistics.call_outs < 50, "{:?}", cpu.jit.statistics);
+    let cpu = after(|a| store_and_call(a, 0x38));
+    assert_eq!(cpu.regs.get(0), 500_500);
+    assert!(cpu.jit.statistics.call_outs >= 1000, "the line has code: {:?}", cpu.jit.statistics);
+}
+
+#[test]
+fn store_that_reaches_into_a_line_with_code_is_noted() {
+    let cpu = after(|a| {
+        let mut again = a.create_label();
+        store_and_call(a, 0x800)?;
+        // add ecx, 1; ret: at the beginning of a line, where no code was so far.
+        a.mov(dword_ptr(FUNCTION + 0x840), 0xc301_c183_u32 as i32)?;
+        a.mov(ebx, 100)?;
+        a.set_label(&mut again)?;
+        a.call(FUNCTION + 0x840)?;
+        // Four bytes before the line, and the immediate of what it begins with: add ecx, 0x10.
+        a.mov(rdx, 0xc310_c183_0000_0000_u64)?;
+        a.mov(qword_ptr(FUNCTION + 0x83c), rdx)?;
+        a.dec(ebx)?;
+        a.jne(again)
+    });
+    assert_eq!(cpu.regs.get(1), 1 + 99 * 0x10);
 }

@@ -130,8 +130,10 @@ pub struct CodeCache {
     blocks: usize,
     /// Pages that the rest of a crossing instruction was read from.
     second_pages: AddressMap<u64, ()>,
-    /// Pages that lost their last block to a write.
+    /// Pages that lost their last block.
     emptied: Vec<u64>,
+    /// Pages that are watched for this vCPU.
+    held: AddressMap<u64, ()>,
     /// Blocks that were invalidated but may still be running: they must not move.
     #[expect(clippy::vec_box, reason = "jumps and the running block point to them")]
     retired: Vec<Box<Block>>,
@@ -159,6 +161,7 @@ impl CodeCache {
             blocks: 0,
             second_pages: AddressMap::default(),
             emptied: Vec::new(),
+            held: AddressMap::default(),
             retired: Vec::new(),
             tags: Tags { generation: 1, ..Tags::default() },
             fetched: PageSet::default(),
@@ -311,15 +314,25 @@ impl CodeCache {
         self.tags.forget();
     }
 
+    /// Notes that `page` is watched for this vCPU; false when it was already.
+    pub fn hold(&mut self, page: u64) -> bool {
+        self.held.insert(page, ()).is_none()
+    }
+
     /// The pages that need not be watched for this vCPU any more.
     pub fn take_emptied(&mut self) -> Vec<u64> {
         let mut emptied = std::mem::take(&mut self.emptied);
-        emptied.retain(|page| !self.pages.contains_key(page) && !self.second_pages.contains_key(page));
+        emptied.retain(|page| {
+            let in_use = self.pages.contains_key(page) || self.second_pages.contains_key(page);
+            !in_use && self.held.remove(page).is_some()
+        });
         emptied
     }
 
     /// Drops every block.
     pub fn forget_all(&mut self) {
+        self.emptied.extend(self.pages.keys().chain(self.second_pages.keys()));
+        self.second_pages.clear();
         self.retired.extend(self.pages.drain().flat_map(|(_, blocks)| blocks.into_values()));
         self.blocks = 0;
         self.tags.forget();

@@ -50,6 +50,7 @@ impl Translator<'_> {
             self.find_target();
             self.jump_to_target();
         }
+        // The instruction jumps in Rust, too, so it never comes back here.
         self.flush_misses();
     }
 
@@ -66,15 +67,7 @@ impl Translator<'_> {
     /// Looks T up; a miss runs the instruction in Rust.
     fn find_target(&mut self) {
         let miss = look_up_jump(&mut self.code, self.around.key.bank());
-        self.misses.push(miss);
-    }
-
-    fn flush_misses(&mut self) {
-        if !self.misses.is_empty() {
-            // The instruction jumps in Rust, too, so it never comes back here.
-            let resume = self.code.here();
-            self.cold.push(Cold::CallOut { from: std::mem::take(&mut self.misses), op: self.op, resume });
-        }
+        self.misses.jumps.push(miss);
     }
 
     fn conditional(&mut self, target: i64, condition: u8) {

@@ -53,6 +53,20 @@ pub struct JumpBank {
     pub entry: [u64; JUMP_ENTRIES],
 }
 
+/// Pages of a bank that translated code may store to although some of their lines are watched; by the low bits of
+/// the page number.
+pub const SPARED: usize = 64;
+
+/// See [`crate::mmu::spared`].
+#[derive(Debug)]
+#[repr(C)]
+pub struct SparedBank {
+    /// The linear page.
+    pub page: [u64; SPARED],
+    /// Its lines that may not be stored to.
+    pub lines: [u64; SPARED],
+}
+
 /// Operands of PEXT: parts of a register that is an offset in a string of bits.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -96,6 +110,7 @@ pub struct Context {
     pub flags: u64,
     pub resume: u64,
     pub saved_rax: u64,
+    pub saved_t: u64,
     /// Instructions retired since translated code was entered.
     pub count: u64,
     /// RIP after an exit.
@@ -116,6 +131,7 @@ pub struct Context {
     pub counts: [u64; COUNTS],
     pub tlb: [TlbBank; TLB_BANKS],
     pub jumps: [JumpBank; super::BANKS],
+    pub spared: [SparedBank; super::BANKS],
 }
 
 #[repr(C, align(64))]
@@ -141,6 +157,12 @@ pub fn tlb_write(bank: usize) -> i32 {
 }
 pub fn tlb_addend(bank: usize) -> i32 {
     (offset_of!(Context, tlb) + bank * size_of::<TlbBank>() + offset_of!(TlbBank, addend) - BIAS) as i32
+}
+pub fn spared_page(bank: usize) -> i32 {
+    (offset_of!(Context, spared) + bank * size_of::<SparedBank>() + offset_of!(SparedBank, page) - BIAS) as i32
+}
+pub fn spared_lines(bank: usize) -> i32 {
+    (offset_of!(Context, spared) + bank * size_of::<SparedBank>() + offset_of!(SparedBank, lines) - BIAS) as i32
 }
 pub fn jump_target(bank: usize) -> i32 {
     (offset_of!(Context, jumps) + bank * size_of::<JumpBank>() + offset_of!(JumpBank, target) - BIAS) as i32

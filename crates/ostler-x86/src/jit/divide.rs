@@ -61,7 +61,7 @@ impl Translator<'_> {
 
     fn miss(&mut self) {
         let miss = self.code.jump_later();
-        self.misses.push(miss);
+        self.misses.jumps.push(miss);
     }
 
     fn miss_if_rcx_zero(&mut self) {

@@ -6,7 +6,7 @@ use crate::jit::code::Memory;
 use crate::jit::context::{field, tlb_addend, tlb_read, tlb_write};
 use crate::jit::registers::{C, Home, T, home};
 use crate::jit::stubs::table;
-use crate::jit::translate::Translator;
+use crate::jit::translate::{StoreMiss, Translator};
 
 /// What an access asks of the TLB.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +24,11 @@ impl Wanted {
 
     pub fn write(bytes: u8) -> Self {
         Self { bytes, write: true, aligned: 1 }
+    }
+
+    /// Whether a store to a page with watched lines may go on.
+    fn may_be_spared(self) -> bool {
+        self.write && self.aligned == 1 && self.bytes.is_power_of_two()
     }
 }
 
@@ -111,7 +116,14 @@ impl Translator<'_> {
                 self.code.page_number(C);
             }
         }
-        self.miss_unless_rcx_zero();
+        self.code.skip_jump_if_rcx_zero();
+        let end = self.code.jump_later();
+        if wanted.may_be_spared() {
+            let (size, resume) = (wanted.bytes.trailing_zeros() as usize, self.code.here());
+            self.misses.stores.push(StoreMiss { end, address, size, resume });
+        } else {
+            self.misses.jumps.push(end);
+        }
         self.load_of_page(address, tlb_addend(bank));
     }
 

@@ -1,7 +1,7 @@
 //! The code that every block shares: into translated code, out of it, and to Rust and back.
 
 use crate::jit::code::{Code, Memory, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RSP};
-use crate::jit::context::{field, jump_entry, jump_target};
+use crate::jit::context::{SPARED, field, jump_entry, jump_target, spared_lines, spared_page, tlb_read};
 use crate::jit::registers::{C, SLOTS, T, held, slot};
 use crate::jit::{BANKS, exit};
 
@@ -18,7 +18,13 @@ pub struct Stubs {
     pub jump: [u64; BANKS],
     /// Loads the guest's vector registers.
     pub load_vector: u64,
+    /// By bank and log2 of the bytes: may they be stored at C, though the TLB does not say so? Returns where it was
+    /// called from, or five bytes further on if not. Only C changes.
+    pub spared: [[u64; SIZES]; BANKS],
 }
+
+/// Operands of 1 to 32 bytes.
+pub const SIZES: usize = 6;
 
 const SAVED: [u8; 6] = [RBX, RBP, R12, R13, R14, R15];
 
@@ -44,8 +50,63 @@ pub fn emit(code: &mut Code) -> Stubs {
     code.put32(0);
     code.byte(0xc3);
     code.align(16);
+    for bank in 0..BANKS {
+        for size in 0..SIZES {
+            stubs.spared[bank][size] = code.here();
+            spared(code, bank, 1 << size);
+            code.align(16);
+        }
+    }
     stubs
 }
+
+/// See [`Stubs::spared`]. The return address is on the stack, so fields are 8 bytes further on.
+fn spared(code: &mut Code, bank: usize, bytes: i32) {
+    let in_table = |index: u8, offset: i32| Memory { base: Some(RSP), index: Some((index, 3)), disp: offset + 8 };
+    code.store(field!(saved_rax) + 8, RAX);
+    // lahf; seto al
+    code.put(&[0x9f, 0x0f, 0x90, 0xc0]);
+    code.store(field!(flags) + 8, RAX);
+    code.store(field!(saved_t) + 8, T);
+    // RAX = the offset in the page, if the page can be read
+    code.rotate(T, C, 12);
+    code.low_16(RAX, T);
+    code.load_from(RAX, in_table(RAX, tlb_read(bank)));
+    code.lea(RAX, Memory::indexed(RAX, C));
+    // cmp rax, 4096 - bytes; ja
+    code.put(&[0x48, 0x3d]);
+    code.put32(0x1000 - bytes as u32);
+    let no_page = code.branch_later(7);
+    // and r11d, SPARED - 1; sub rcx, rax; cmp rcx, [page]; jne
+    code.put(&[0x41, 0x83, 0xe3, SPARED as u8 - 1, 0x48, 0x29, 0xc1]);
+    code.with_memory(true, &[0x3b], C, in_table(T, spared_page(bank)));
+    let not_spared = code.branch_later(5);
+    code.load_from(T, in_table(T, spared_lines(bank)));
+    code.lea(C, Memory::at(RAX, bytes - 1));
+    // shr eax, 6; shr ecx, 6; bt r11, rax; jc; bt r11, rcx; jc
+    code.put(&[0xc1, 0xe8, 6, 0xc1, 0xe9, 6]);
+    code.put(&[0x49, 0x0f, 0xa3, 0xc3]);
+    let first_watched = code.branch_later(2);
+    code.put(&[0x49, 0x0f, 0xa3, 0xcb]);
+    let last_watched = code.branch_later(2);
+    return_from_spared(code);
+    let here = code.here();
+    [no_page, not_spared, first_watched, last_watched].into_iter().for_each(|end| code.fix(end, here));
+    // add qword [rsp], 5
+    code.put(&[0x48, 0x83, 0x04, 0x24, 5]);
+    return_from_spared(code);
+}
+
+fn return_from_spared(code: &mut Code) {
+    code.load(T, field!(saved_t) + 8);
+    code.load(RAX, field!(flags) + 8);
+    // add al, 0x7f; sahf
+    code.put(&[0x04, 0x7f, 0x9e]);
+    code.load(RAX, field!(saved_rax) + 8);
+    code.byte(0xc3);
+}
+
+const _: () = assert!(SPARED == 64, "its mask is a byte's");
 
 fn push(code: &mut Code, reg: u8) {
     if reg >= 8 {

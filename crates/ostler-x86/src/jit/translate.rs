@@ -29,11 +29,42 @@ pub struct Site {
     pub target: u64,
 }
 
+/// What of an instruction's code leads to its [`Cold::CallOut`].
+#[derive(Debug, Default)]
+pub(super) struct Misses {
+    /// Where the displacements of jumps end.
+    pub jumps: Vec<u64>,
+    pub stores: Vec<StoreMiss>,
+}
+
+/// A store that the TLB does not allow, but that may be to a spared line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StoreMiss {
+    /// Where the displacement of the jump ends that is taken.
+    pub end: u64,
+    /// The register with the address, and log2 of the operand's bytes.
+    pub address: u8,
+    pub size: usize,
+    /// Where it goes on after all.
+    pub resume: u64,
+}
+
+impl Misses {
+    fn is_empty(&self) -> bool {
+        self.jumps.is_empty() && self.stores.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.jumps.clear();
+        self.stores.clear();
+    }
+}
+
 /// Code that is placed behind the block.
 #[derive(Debug)]
 pub(super) enum Cold {
     /// Runs instruction `op` in Rust and goes on at `resume`.
-    CallOut { from: Vec<u64>, op: usize, resume: u64 },
+    CallOut { from: Misses, op: usize, resume: u64 },
     /// The taken side of a conditional jump.
     Taken { from: u64, op: usize, target: i64 },
     /// A jump that was not linked yet.
@@ -59,7 +90,7 @@ pub(super) struct Translator<'a> {
     pub offset: i64,
     /// The instruction under way, and the jumps of its code that lead to its [`Cold::CallOut`].
     pub op: usize,
-    pub misses: Vec<u64>,
+    pub misses: Misses,
     pub cold: Vec<Cold>,
     pub sites: Vec<Site>,
     /// The guest's vector registers are known to be in the host's.
@@ -89,7 +120,7 @@ pub fn translate(block: &Block, around: Surroundings, start: u64, factory: &mut 
         block,
         offset: (block.gpa & 0xfff) as i64,
         op: 0,
-        misses: Vec::new(),
+        misses: Misses::default(),
         cold: Vec::new(),
         sites: Vec::new(),
         vector_loaded: false,
@@ -128,10 +159,7 @@ impl Translator<'_> {
             if !native {
                 self.call_out();
             }
-            let resume = self.code.here();
-            if !self.misses.is_empty() {
-                self.cold.push(Cold::CallOut { from: std::mem::take(&mut self.misses), op: index, resume });
-            }
+            self.flush_misses();
             if index + 1 == count && !self.ended {
                 // What ends a block without jumping may have changed what follows.
                 self.end(!native);
@@ -213,7 +241,15 @@ impl Translator<'_> {
     pub fn miss_unless_rcx_zero(&mut self) {
         self.code.skip_jump_if_rcx_zero();
         let miss = self.code.jump_later();
-        self.misses.push(miss);
+        self.misses.jumps.push(miss);
+    }
+
+    /// Has what missed so far run the instruction in Rust, and go on here.
+    pub fn flush_misses(&mut self) {
+        if !self.misses.is_empty() {
+            let resume = self.code.here();
+            self.cold.push(Cold::CallOut { from: std::mem::take(&mut self.misses), op: self.op, resume });
+        }
     }
 
     /// Runs the instruction in Rust.
@@ -310,7 +346,10 @@ impl Translator<'_> {
         let here = self.code.here();
         match cold {
             Cold::CallOut { from, op, resume } => {
-                from.into_iter().for_each(|end| self.code.fix(end, here));
+                let mut jumps = from.jumps;
+                jumps.extend(from.stores.into_iter().map(|miss| self.store_miss(miss)));
+                let here = self.code.here();
+                jumps.into_iter().for_each(|end| self.code.fix(end, here));
                 let site = self.site_of_op(op);
                 self.code.set32(C, site);
                 self.code.call(self.around.stubs.call_out);
@@ -323,6 +362,16 @@ impl Translator<'_> {
             }
             Cold::Unlinked { site } => self.unlinked(site),
         }
+    }
+
+    /// Where the displacement of the jump ends that is made when the store has to be noted.
+    fn store_miss(&mut self, miss: StoreMiss) -> u64 {
+        let here = self.code.here();
+        self.code.fix(miss.end, here);
+        self.code.copy(C, miss.address);
+        self.code.call(self.around.stubs.spared[self.around.key.bank()][miss.size]);
+        self.code.jump(miss.resume);
+        self.code.jump_later()
     }
 
     fn unlinked(&mut self, index: usize) {

@@ -302,9 +302,25 @@ impl Cpu {
         if access != Access::Fetch
             && let Some(gpa) = self.mmu.tlb.physical(privilege, linear, access == Access::Write)
         {
+            if access == Access::Write && self.mmu.tlb.spares_next() {
+                self.spare_lines(linear, gpa);
+            }
             return Ok(gpa);
         }
         Ok(self.find_page(linear, access)?.gpa)
+    }
+
+    /// Makes stores to a page that has somebody told of them fast again, where they do not concern anybody.
+    #[cold]
+    fn spare_lines(&mut self, linear: u64, gpa: u64) {
+        let Some(place) = self.mmu.physical.find(gpa).filter(|place| !place.read_only) else { return };
+        let page = place.offset / PAGE_BYTES;
+        if !place.log.must_note(page) {
+            // Nobody is told any more: the next store finds it writable.
+            self.mmu.tlb.flush_page(linear);
+        } else if let Some(lines) = place.log.spare_lines(page) {
+            self.mmu.tlb.spare(self.mmu.privilege, linear, lines);
+        }
     }
 
     /// Translates an instruction fetch.

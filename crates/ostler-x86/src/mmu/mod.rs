@@ -3,6 +3,7 @@
 //! * [`physical`]: guest physical addresses to host memory;
 //! * [`walk`]: the page-table walk;
 //! * [`tlb`]: translations that were made before, as host addresses; [`spaces`]: those that outlive CR3;
+//! * [`spared`]: stores to pages that hold code, beside it;
 //! * [`page_set`]: which pages an invalidation may concern;
 //! * [`access`]: loads, stores and read-modify-writes of a linear address;
 //! * [`mmio`]: accesses that no memory answers, and their replay after an exit.
@@ -13,6 +14,7 @@ pub mod page_set;
 pub mod physical;
 mod second_level;
 pub mod spaces;
+mod spared;
 pub mod tlb;
 pub mod walk;
 

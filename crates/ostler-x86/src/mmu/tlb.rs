@@ -11,6 +11,7 @@ use ostler_memory::PAGE_BYTES;
 use crate::jit::context::{ContextBox, TLB_BANKS, TLB_ENTRIES};
 use crate::mmu::Privilege;
 use crate::mmu::physical::PAGE_MASK;
+use crate::mmu::spared::Spared;
 
 /// One translation of the page of a linear address.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +62,7 @@ pub struct Tlb {
     filled: Vec<(u8, u16)>,
     /// Which 4 MiB (hashed to a bit) larger pages were cut into entries in.
     large: u64,
+    spared: Spared,
 }
 
 impl Default for Tlb {
@@ -70,7 +72,9 @@ impl Default for Tlb {
             physical: no_physical(),
             filled: Vec::with_capacity(NOTED),
             large: 0,
+            spared: Spared::default(),
         };
+        Spared::prepare(&mut tlb.context);
         for bank in 0..TLB_BANKS {
             // Elsewhere, zero is invalid.
             [0, TLB_ENTRIES - 1].into_iter().for_each(|index| tlb.clear(bank, index));
@@ -126,6 +130,7 @@ impl Tlb {
         if self.filled.len() == NOTED {
             self.flush();
         }
+        self.spared.clear(&mut self.context);
         self.filled.push((number as u8, index as u16));
         let page = (linear & PAGE_MASK).wrapping_neg();
         let bank = &mut self.context.tlb[number];
@@ -143,8 +148,19 @@ impl Tlb {
         (bank.read[index], bank.write[index]) = (invalid(index), invalid(index));
     }
 
+    /// Lets translated code store to the page of `linear`, but for `lines`, until a translation changes.
+    pub fn spare(&mut self, privilege: Privilege, linear: u64, lines: u64) {
+        self.spared.insert(&mut self.context, privilege, linear, lines);
+    }
+
+    /// Whether the page of a store that had to be noted is worth [`Tlb::spare`].
+    pub fn spares_next(&mut self) -> bool {
+        self.spared.is_due()
+    }
+
     /// Forgets everything.
     pub fn flush(&mut self) {
+        self.spared.clear(&mut self.context);
         let filled = std::mem::take(&mut self.filled);
         for (bank, index) in &filled {
             self.clear(usize::from(*bank), usize::from(*index));
@@ -163,6 +179,7 @@ impl Tlb {
 
     /// Forgets the page of `linear`, however large it was.
     pub fn flush_page(&mut self, linear: u64) {
+        self.spared.clear(&mut self.context);
         let at = index(linear);
         for bank in 0..TLB_BANKS {
             if self.page_at(bank, at) == Some(linear & PAGE_MASK) {
@@ -192,6 +209,7 @@ impl Tlb {
 
     /// Forgets what leads to the physical page `gpa`.
     pub fn forget_physical(&mut self, gpa: u64) {
+        self.spared.clear(&mut self.context);
         for number in 0..self.filled.len() {
             let (bank, index) = (usize::from(self.filled[number].0), usize::from(self.filled[number].1));
             if self.physical[bank][index] & PAGE_MASK == gpa & PAGE_MASK {
@@ -202,6 +220,7 @@ impl Tlb {
 
     /// Sends stores to the physical page `gpa` to the slow path from now on.
     pub fn forbid_writes(&mut self, gpa: u64) {
+        self.spared.clear(&mut self.context);
         for (bank, index) in &self.filled {
             let (bank, index) = (usize::from(*bank), usize::from(*index));
             if self.physical[bank][index] & PAGE_MASK == gpa & PAGE_MASK {
@@ -225,6 +244,30 @@ mod tests {
         assert!(tlb.writable(user, 0x7123, 1).is_none() && tlb.physical(user, 0x8123, true).is_none());
         tlb.insert(user, 0x7000, TlbEntry { physical: 0x5000, ..entry });
         assert!(tlb.physical(user, 0x7123, true).is_none(), "the guest's tables have to be asked");
+    }
+
+    #[test]
+    fn spared_lines_are_taken_back_by_whatever_changes_a_translation() {
+        let spares = |tlb: &Tlb| tlb.context.spared[Privilege::User as usize].page.contains(&0x7000);
+        let entry = TlbEntry { read: true, write: false, addend: 0, physical: 0x5000 | TOLD };
+        let changes: [fn(&mut Tlb); 5] = [
+            Tlb::flush,
+            |tlb| tlb.flush_page(0x9000),
+            |tlb| tlb.forget_physical(0x5000),
+            |tlb| tlb.forbid_writes(0x5000),
+            |tlb| {
+                tlb.insert(Privilege::User, 0x7000, TlbEntry { read: true, write: true, addend: 0, physical: 0x6000 })
+            },
+        ];
+        for change in changes {
+            let mut tlb = Tlb::default();
+            assert!(!spares(&tlb));
+            tlb.insert(Privilege::User, 0x7000, entry);
+            tlb.spare(Privilege::User, 0x7123, 1);
+            assert!(spares(&tlb));
+            change(&mut tlb);
+            assert!(!spares(&tlb));
+        }
     }
 
     fn finds(tlb: &Tlb, linear: u64, bytes: usize) -> bool {

@@ -4,6 +4,7 @@
 //! that [`guest`] installs put their vector where a test finds it, and halt.
 
 mod atomics;
+mod beside_code;
 mod debugging;
 mod descriptors;
 mod guest;
