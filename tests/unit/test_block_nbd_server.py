@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -16,10 +17,10 @@ import pytest
 from tls_certificates import make_certificates
 
 from ostler.block import open_image
-from ostler.block.nbd.export import Export
+from ostler.block.nbd.export import Export, bitmap_of
 from ostler.block.nbd.server import Server
 from ostler.block.nbd.tls import server_context
-from ostler.errors import ConfigError, HostError
+from ostler.errors import ConfigError, DiskError, HostError
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -114,6 +115,87 @@ def test_holes_are_told_and_sent_as_holes(disk: Path) -> None:
     # READ_DATA is 1, READ_HOLE is 2.
     assert "(0, 1048576, 1), (1048576, 4194304, 2), (5242880, 1048576, 1)] True" in told
     assert told.endswith(f"{6 * MIB}\n")
+
+
+DIRTY = "qemu:dirty-bitmap:daily"
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Path:
+    """A qcow2 image whose bitmap marks three runs, and one that marks nothing."""
+    path = tmp_path / "disk.qcow2"
+    run("qemu-img", "create", "-f", "qcow2", path, SIZE)
+    run("qemu-img", "bitmap", "--add", path, "daily")
+    run("qemu-img", "bitmap", "--add", "--disable", path, "idle")
+    changes = ("write -P 1 64k 64k", "write -P 2 1M 1M", f"write -P 3 {SIZE - 512} 512")
+    run("qemu-io", *(word for change in changes for word in ("-c", change)), path)
+    return path
+
+
+def dirty(url: str, bitmap: str = DIRTY) -> list[tuple[int, int]]:
+    """The runs that a bitmap marks, as libnbd's nbdinfo is told of them."""
+    rows = [line.split() for line in run("nbdinfo", f"--map={bitmap}", url).splitlines()]
+    return [(int(row[0]), int(row[1])) for row in rows if row[2] == "1"]
+
+
+@contextmanager
+def serving_bitmaps(path: Path, *, readonly: bool) -> Iterator[str]:
+    with open_image(path, readonly=readonly) as image:
+        bitmaps = {name: bitmap_of(image, name) for name in ("daily", "idle")}
+        with Server({"": Export("", image, bitmaps=bitmaps)}) as server:
+            server.listen_unix(path.parent / "s")
+            yield f"nbd+unix:///?socket={path.parent / 's'}"
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_bitmaps_are_told_as_qemu_nbd_tells_them(marked: Path, readonly: bool) -> None:
+    wanted = [(64 << 10, 64 << 10), (MIB, MIB), (SIZE - (64 << 10), 64 << 10)]
+    with serving_bitmaps(marked, readonly=readonly) as url:
+        assert dirty(url) == wanted
+        assert dirty(url, "qemu:dirty-bitmap:idle") == []
+        told = run("nbdinfo", url)
+        for context in ("base:allocation", DIRTY, "qemu:dirty-bitmap:idle"):
+            assert context in told
+        options = f"driver=nbd,server.type=unix,server.path={marked.parent / 's'}"
+        options += f",x-dirty-bitmap={DIRTY}"
+        mapped = json.loads(run("qemu-img", "map", "--output=json", "--image-opts", options))
+        # With that option QEMU shows what is marked as what has no data.
+        assert [(e["start"], e["length"]) for e in mapped if not e["data"]] == wanted
+        # Two contexts in one answer.
+        both = nbdsh_of(
+            url,
+            ("base:allocation", DIRTY),
+            "got = {}",
+            "h.block_status(2 << 20, 0, lambda c, o, e, err: got.update({c: e}))",
+            "print(sorted(got.items()))",
+        )
+        assert f"('{DIRTY}', [65536, 0, 65536, 1, 917504, 0, 1048576, 1])" in both
+        assert "('base:allocation', " in both
+
+
+def nbdsh_of(url: str, contexts: tuple[str, ...], *lines: str) -> str:
+    chosen = [f"h.add_meta_context('{context}')" for context in contexts]
+    words = [word for line in (*chosen, f"h.connect_uri('{url}')", *lines) for word in ("-c", line)]
+    return run(*NBDSH, *words)
+
+
+def test_bitmap_that_records_follows_what_clients_write(marked: Path) -> None:
+    with serving_bitmaps(marked, readonly=False) as url:
+        run("qemu-io", "-f", "raw", "-c", "write -P 7 4M 100", "-c", "write -z 5M 64k", url)
+        assert dirty(url)[2:4] == [(4 * MIB, 64 << 10), (5 * MIB, 64 << 10)]
+    run("qemu-img", "check", marked)
+    with serving_bitmaps(marked, readonly=True) as url:
+        assert len(dirty(url)) == 5
+
+
+def test_bitmap_that_is_not_there_is_refused(marked: Path, disk: Path) -> None:
+    told = run(*OSTLER, "image", "serve", marked, "-k", marked.parent / "s", "-B", "x", check=False)
+    assert told == f"ostler: {marked}: there is no bitmap 'x'; there is: daily, idle\n"
+    with (
+        open_image(disk, format="raw") as raw,
+        pytest.raises(DiskError, match="format raw have no bitmaps"),
+    ):
+        bitmap_of(raw, "x")
 
 
 def test_qemu_reads_writes_zeroes_and_discards(disk: Path) -> None:

@@ -135,6 +135,32 @@ impl DirtyMap {
         None
     }
 
+    /// Whether the granule at `offset` is set, and the bytes from there, up to `limit`, that are like it.
+    pub fn run_at(&self, offset: u64, limit: u64) -> (bool, u64) {
+        let end = offset.saturating_add(limit).min(self.size);
+        if offset >= end {
+            return (false, 0);
+        }
+        let (first, last) = (offset >> self.granularity_bits, end.div_ceil(self.granularity()));
+        let is_set = self.next_set(first, first + 1).is_some();
+        let next = if is_set { self.next_unset(first, last) } else { self.next_set(first, last) };
+        let stop = next.map_or(end, |granule| (granule << self.granularity_bits).min(end));
+        (is_set, stop - offset)
+    }
+
+    fn next_unset(&self, mut granule: u64, last: u64) -> Option<u64> {
+        while granule < last {
+            let word = self.words.get((granule / WORD_BITS) as usize)?.load(Ordering::Acquire);
+            let rest = !word >> (granule % WORD_BITS);
+            if rest != 0 {
+                let found = granule + u64::from(rest.trailing_zeros());
+                return (found < last).then_some(found);
+            }
+            granule = (granule / WORD_BITS + 1) * WORD_BITS;
+        }
+        None
+    }
+
     /// Clears a mark; whether it was set.
     fn unset(&self, granule: u64) -> bool {
         let mask = 1 << (granule % WORD_BITS);
@@ -184,6 +210,26 @@ mod tests {
         map.mark(0, 2048);
         assert_eq!(map.take_run(512, 1024, 1 << 20), Some((512, 1024)));
         assert_eq!(map.whole_granules(513, 512), (512, 1536));
+    }
+
+    #[test]
+    fn runs_are_told_in_order_and_cut_at_the_limit() {
+        let map = DirtyMap::new(100_000, 9);
+        map.mark(512, 512);
+        map.mark(32_768, 40_000);
+        map.mark(99_999, 1);
+        let (mut at, mut runs) = (0, Vec::new());
+        while at < map.size() {
+            let (is_set, len) = map.run_at(at, u64::MAX);
+            assert!(len > 0);
+            at += len;
+            runs.push((is_set, at));
+        }
+        let told = [(false, 512), (true, 1024), (false, 32_768), (true, 73_216), (false, 99_840), (true, 100_000)];
+        assert_eq!(runs, told);
+        assert_eq!(map.run_at(40_001, 100), (true, 100));
+        assert_eq!(map.run_at(1000, 100), (true, 24));
+        assert_eq!(map.run_at(100_000, 1), (false, 0));
     }
 
     #[test]

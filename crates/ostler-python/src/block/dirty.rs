@@ -40,6 +40,12 @@ impl DirtyMap {
         self.map.dirty_bytes()
     }
 
+    /// Whether the byte at `offset` is in a granule that is set, and how many bytes, up to `limit`, are
+    /// alike from there.
+    fn run_at(&self, offset: u64, limit: u64) -> (bool, u64) {
+        self.map.run_at(offset, limit)
+    }
+
     fn mark(&self, offset: u64, length: u64) {
         self.map.mark(offset, length);
     }

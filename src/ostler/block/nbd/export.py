@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ostler.block.image import Extent, HostFile, Image, Layered
 from ostler.block.nbd.protocol import (
+    BASE_ALLOCATION,
     BLOCK_BYTES_PREFERRED,
+    DIRTY_BITMAP,
+    STATE_DIRTY,
     STATE_HOLE,
     STATE_ZERO,
     Transmission,
 )
+from ostler.engine.block import DirtyMap
+from ostler.errors import DiskError
 
 
 class State(NamedTuple):
-    """A run of bytes with one state of `base:allocation`."""
+    """A run of bytes with one state of a context."""
 
     length: int
     flags: int
@@ -45,6 +50,8 @@ class Export:
     description: str = ""
     readonly: bool = False
     preferred_block_bytes: int = BLOCK_BYTES_PREFERRED
+    bitmaps: Mapping[str, DirtyMap] = field(default_factory=dict)
+    """What clients may ask about as `qemu:dirty-bitmap:NAME`."""
 
     def __post_init__(self) -> None:
         self.readonly = self.readonly or self.image.readonly
@@ -113,8 +120,24 @@ class Export:
         if self.fd is not None:
             os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
 
-    def states(self, offset: int, length: int, limit: int) -> list[State]:
-        """At most `limit` states from `offset` on, neighbours merged."""
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """What the state of blocks can be asked about."""
+        return (BASE_ALLOCATION, *(DIRTY_BITMAP + name for name in self.bitmaps))
+
+    def states(self, context: str, offset: int, length: int, limit: int) -> list[State]:
+        """At most `limit` states of a context from `offset` on, neighbours merged."""
+        if context == BASE_ALLOCATION:
+            return self._allocation(offset, length, limit)
+        map, end = self.bitmaps[context.removeprefix(DIRTY_BITMAP)], offset + length
+        states: list[State] = []
+        while offset < end and len(states) < limit:
+            is_dirty, run = map.run_at(offset, end - offset)
+            states.append(State(run, STATE_DIRTY if is_dirty else 0))
+            offset += run
+        return states
+
+    def _allocation(self, offset: int, length: int, limit: int) -> list[State]:
         states: list[State] = []
         for extent in chain_extents(self.image, offset, length):
             flags = self._state(extent)
@@ -130,6 +153,16 @@ class Export:
         # A raw image answers for all of its bytes; what is a hole in its file is known to be zero.
         hole = not extent.allocated or (extent.zero and self.fd is not None)
         return (STATE_HOLE if hole else 0) | (STATE_ZERO if extent.zero else 0)
+
+
+def bitmap_of(image: Image, name: str) -> DirtyMap:
+    """The bits of a persistent bitmap, which follow what is written if the image is open for it."""
+    from ostler.block.formats.qcow2 import Qcow2Image
+    from ostler.block.formats.qcow2.recording import find_map
+
+    if not isinstance(image, Qcow2Image):
+        raise DiskError(f"{image.name}: images of format {image.format} have no bitmaps")
+    return find_map(image, name) if image.readonly else image.record().usable(name)[1]
 
 
 def chain_extents(image: Image, offset: int, length: int) -> Iterator[Extent]:

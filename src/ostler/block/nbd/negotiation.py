@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from ostler.block.nbd.export import Export
 from ostler.block.nbd.protocol import (
-    BASE_ALLOCATION,
     BLOCK_BYTES_MIN,
+    DIRTY_BITMAP,
     EXPORT_NAME_REPLY,
     EXPORT_NAME_ZEROES,
     INFO_BLOCK_SIZE,
@@ -33,7 +33,6 @@ from ostler.block.nbd.wire import Wire
 
 OPTIONS_MAX = 1000
 """Options before an export is chosen: who sends more wants to keep us busy."""
-_META_CONTEXT_ID = 1
 _U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
 
 
@@ -52,14 +51,16 @@ class Agreement:
     export: Export | None = None
     """None: the client left without one."""
     structured: bool = False
-    allocation_for: str | None = None
-    """The export for which `base:allocation` was selected."""
+    contexts_for: str | None = None
+    """The export for which contexts were selected."""
+    selected: tuple[str, ...] = ()
 
     @property
-    def context_id(self) -> int | None:
-        """The number of `base:allocation` in answers, if it was selected for this export."""
-        chosen = self.export is not None and self.allocation_for == self.export.name
-        return _META_CONTEXT_ID if chosen else None
+    def contexts(self) -> dict[int, str]:
+        """The contexts that were selected for this export, by their numbers in answers."""
+        if self.export is None or self.contexts_for != self.export.name:
+            return {}
+        return {_number(self.export, context): context for context in self.selected}
 
 
 @dataclass
@@ -180,12 +181,17 @@ class Negotiation:
         queries = _queries(rest)
         export = self._find(name)
         listing = option == Option.LIST_META_CONTEXT
-        matches = (listing and not queries) or any(_matches(query, listing) for query in queries)
-        if matches:
-            number = 0 if listing else _META_CONTEXT_ID
-            self._reply(option, Reply.META_CONTEXT, _U32.pack(number) + BASE_ALLOCATION.encode())
+        chosen = tuple(
+            context
+            for context in export.contexts
+            if (listing and not queries)
+            or any(_matches(query, context, listing) for query in queries)
+        )
+        for context in chosen:
+            number = 0 if listing else _number(export, context)
+            self._reply(option, Reply.META_CONTEXT, _U32.pack(number) + context.encode())
         if not listing:
-            self.agreement.allocation_for = export.name if matches else None
+            self.agreement.contexts_for, self.agreement.selected = export.name, chosen
         self._reply(option, Reply.ACK)
 
     def _find(self, name: bytes) -> Export:
@@ -238,6 +244,14 @@ def _queries(data: bytes) -> list[bytes]:
     return queries
 
 
-def _matches(query: bytes, listing: bool) -> bool:
-    """Whether a query selects `base:allocation`; `base:` does so in a list only."""
-    return query == BASE_ALLOCATION.encode() or (listing and query == b"base:")
+def _matches(query: bytes, context: str, listing: bool) -> bool:
+    """Whether a query selects a context; the name of a space does so in a list only."""
+    if query == context.encode():
+        return True
+    spaces = (b"base:", b"qemu:", DIRTY_BITMAP.encode())
+    return listing and query in spaces and context.encode().startswith(query)
+
+
+def _number(export: Export, context: str) -> int:
+    """What stands for the context in answers."""
+    return 1 + export.contexts.index(context)

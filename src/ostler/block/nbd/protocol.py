@@ -37,6 +37,8 @@ PAYLOAD_BYTES_MAX = 32 << 20
 """The most that one request may read or write ("Block size constraints")."""
 BLOCK_BYTES_MIN, BLOCK_BYTES_PREFERRED = 1, 4096
 BASE_ALLOCATION = "base:allocation"
+DIRTY_BITMAP = "qemu:dirty-bitmap:"
+"""A context of QEMU's (docs/interop/nbd.txt): what a bitmap, whose name follows, marks."""
 EXTENTS_MAX = 65536
 """Descriptors in one answer to a block status request, either way."""
 
@@ -138,6 +140,7 @@ class Chunk(IntEnum):
 
 CHUNK_DONE = 1
 STATE_HOLE, STATE_ZERO = 1, 2
+STATE_DIRTY = 1
 
 # Errors on the wire have Linux's numbers, on every system.
 ERRORS = (

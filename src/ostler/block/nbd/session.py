@@ -65,7 +65,7 @@ class Session:
         self.wire = wire
         self.export: Export = agreement.export
         self.structured = agreement.structured
-        self.context_id = agreement.context_id
+        self.contexts = agreement.contexts
         self._buffer = memoryview(bytearray(PIECE_BYTES))
 
     def run(self) -> None:
@@ -231,16 +231,24 @@ class Session:
                 yield start, min(PIECE_BYTES, extent.end - start), False
 
     def _status(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        if self.context_id is None:
+        if not self.contexts:
             raise RequestError(errno.EINVAL, "no context was selected")
         if not length:
             raise RequestError(errno.EINVAL, "the status of nothing")
         self.export.check(offset, length, writes=False)
         limit = 1 if flags & CommandFlag.REQ_ONE else EXTENTS_MAX
-        states = self.export.states(offset, length, limit)
-        body = self.context_id.to_bytes(4) + b"".join(BLOCK_DESCRIPTOR.pack(*s) for s in states)
-        kind = Chunk.BLOCK_STATUS
-        self.wire.write(CHUNK.pack(CHUNK_MAGIC, CHUNK_DONE, kind, cookie, len(body)) + body)
+        # All are known before the first is sent: an error has to be the only answer.
+        answers = {
+            number: self.export.states(context, offset, length, limit)
+            for number, context in self.contexts.items()
+        }
+        last = max(answers)
+        for number, states in answers.items():
+            body = number.to_bytes(4) + b"".join(BLOCK_DESCRIPTOR.pack(*s) for s in states)
+            done = CHUNK_DONE if number == last else 0
+            self.wire.write(
+                CHUNK.pack(CHUNK_MAGIC, done, Chunk.BLOCK_STATUS, cookie, len(body)) + body
+            )
 
     def _done(self, cookie: int) -> None:
         if self.structured:

@@ -40,6 +40,15 @@ def serve(
     format: Annotated[
         str | None, Option("-f", "--format", metavar="NAME", help="The image's format.")
     ] = None,
+    bitmap: Annotated[
+        list[str] | None,
+        Option(
+            "-B",
+            "--bitmap",
+            metavar="NAME",
+            help="Tell clients what this bitmap of the image marks (qcow2; again for more).",
+        ),
+    ] = None,
     read_only: Annotated[bool, Option("-r", "--read-only", help="Let clients read only.")] = False,
     once: Annotated[bool, Option("--once", help="End when the last client has left.")] = False,
     clients: Annotated[
@@ -69,7 +78,7 @@ def serve(
     Example: ostler image serve disk.qcow2 --socket disk.sock
     """
     from ostler.block import open_image
-    from ostler.block.nbd.export import Export
+    from ostler.block.nbd.export import Export, bitmap_of
     from ostler.block.nbd.server import Server
     from ostler.block.nbd.tls import server_context
 
@@ -80,7 +89,9 @@ def serve(
     tls = None if tls_certs is None else server_context(tls_certs, verify_peer=tls_verify_peer)
     secret = opt.secret_of(key_file)
     with open_image(image, format=format, readonly=read_only, secret=secret) as opened:
-        exports = {export_name: Export(export_name, opened, description, read_only)}
+        bitmaps = {name: bitmap_of(opened, name) for name in bitmap or ()}
+        export = Export(export_name, opened, description, read_only, bitmaps=bitmaps)
+        exports = {export_name: export}
         with Server(exports, tls=tls, insecure=insecure, clients_max=clients) as server:
             suffix = "s" if tls is not None else ""
             name = quote(export_name)
