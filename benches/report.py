@@ -45,7 +45,12 @@ TITLES = {
     "net_put": "TCP, guest to peer",
     "net_get": "TCP, peer to guest",
     "net_datagram": "UDP of 1 KiB, there and back",
+    "net_small": "UDP of 64 bytes, there and back",
     "net_connect": "TCP connection",
+    "net_flood": "UDP at full speed, guest to peer",
+    "net_flood_lost": "of it lost",
+    "net_shower": "UDP at full speed, peer to guest",
+    "net_shower_lost": "of it lost",
 }
 
 
@@ -77,7 +82,9 @@ def rows(samples: Mapping[str, Sequence[Sample]]) -> list[dict[str, object]]:
         row: dict[str, object] = {"name": name, "unit": unit, **medians}
         if "ostler" in medians and "qemu" in medians:
             pairs = zip(samples["ostler"], samples["qemu"], strict=False)
-            row["ratio"] = median(one.values[name] / other.values[name] for one, other in pairs)
+            both = [(one.values[name], other.values[name]) for one, other in pairs]
+            if all(other for _, other in both) and unit != "%":
+                row["ratio"] = median(one / other for one, other in both)
             if name in TARGETS:
                 row["target"] = TARGETS[name]
         row["samples"] = {
