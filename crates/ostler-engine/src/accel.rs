@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::Space;
 use crate::exit::{Exit, IoHandler};
 use crate::irq::{IrqFd, MsiRouteEntry};
+use crate::profile::Published;
 use crate::regs::{
     CpuidEntry, DebugRegs, Events, GuestDebug, IrqchipState, LapicState, MpState, MsrEntry, Regs, Sregs, Xcr, XsaveArea,
 };
@@ -187,6 +188,10 @@ pub trait Vcpu: Send + Debug {
     /// A descriptor of the kernel's own statistics of this vCPU (`KVM_GET_STATS_FD`), where the kernel
     /// runs it. It can be read while the vCPU runs.
     fn statistics(&self) -> Option<OwnedFd> {
+        None
+    }
+    /// From now on it says what it does, for a profile; `None` where the accelerator cannot see that.
+    fn publish(&mut self) -> Option<Arc<Published>> {
         None
     }
 }

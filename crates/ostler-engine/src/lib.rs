@@ -5,7 +5,8 @@
 //! * [`exit`]: why a vCPU stopped, and who answers an access on the way;
 //! * [`bus`]: the usual answerer, which knows the owner of every port and address;
 //! * [`irq`]: the other direction, from a device to the guest;
-//! * [`vcpu`] and [`thread`]: running vCPUs, on the caller's thread or on one each.
+//! * [`vcpu`] and [`thread`]: running vCPUs, on the caller's thread or on one each;
+//! * [`counters`] and [`profile`]: what they needed somebody for, and where their time goes.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ pub mod cpuid;
 pub mod exit;
 pub mod fault;
 pub mod irq;
+pub mod profile;
 pub mod pump;
 pub mod regs;
 #[cfg(any(test, feature = "testing"))]

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use rustix::thread::gettid;
 
@@ -11,6 +11,7 @@ use crate::accel::{AccelError, Kick, Vcpu};
 use crate::counters::{Counted, ExitCounters};
 use crate::exit::{Exit, IoHandler};
 use crate::fault;
+use crate::profile::{Activity, Published};
 
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
@@ -36,6 +37,7 @@ pub struct VcpuHandle {
     thread: AtomicI32,
     statistics: Option<OwnedFd>,
     counters: ExitCounters,
+    published: OnceLock<Arc<Published>>,
 }
 
 impl VcpuHandle {
@@ -49,6 +51,7 @@ impl VcpuHandle {
             statistics: vcpu.statistics(),
             idle: Mutex::new(Some(vcpu)),
             counters: ExitCounters::default(),
+            published: OnceLock::new(),
         }
     }
 
@@ -68,6 +71,18 @@ impl VcpuHandle {
     /// The number (TID) of the thread that runs this vCPU, while it has one of its own.
     pub fn thread(&self) -> Option<i32> {
         Some(self.thread.load(Ordering::Acquire)).filter(|thread| *thread != 0)
+    }
+
+    /// Has the vCPU, which must not be running, say what it does; `None` where its accelerator cannot.
+    pub fn publish(&self) -> Result<Option<Arc<Published>>, VcpuError> {
+        let published = self.with(|vcpu| Ok(vcpu.publish()))?;
+        Ok(published.map(|published| Arc::clone(self.published.get_or_init(|| published))))
+    }
+
+    fn says(&self, activity: Activity) {
+        if let Some(published) = self.published.get() {
+            published.begin(activity);
+        }
     }
 
     fn idle(&self) -> MutexGuard<'_, Option<Box<dyn Vcpu>>> {
@@ -97,7 +112,9 @@ impl VcpuHandle {
         let mut vcpu = self.idle().take().ok_or(VcpuError::Running(self.id))?;
         let io = Counted { io, counters: &self.counters };
         let watch = fault::watch(Arc::clone(&self.kick));
+        self.says(Activity::Interpreter);
         let outcome = catch_unwind(AssertUnwindSafe(|| vcpu.run(&io)));
+        self.says(Activity::Paused);
         let fault = watch.end();
         *self.idle() = Some(vcpu);
         let exit = match (fault, outcome) {

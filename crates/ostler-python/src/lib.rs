@@ -17,6 +17,7 @@ mod irq;
 mod memory;
 mod net;
 mod nic;
+mod profile;
 mod queues;
 mod registers;
 mod scsi;
@@ -49,6 +50,8 @@ mod _native {
     use crate::net::{NetLink, NetSwitch, VirtioNic};
     #[pymodule_export]
     use crate::nic::{ChipWindow, EthernetChip};
+    #[pymodule_export]
+    use crate::profile::Profiler;
     #[pymodule_export]
     use crate::queues::VirtioFeed;
     #[pymodule_export]

@@ -5,6 +5,7 @@
 //! * [`isa`]: the instruction table; [`decode`]: blocks; [`exec`]: what instructions do;
 //! * [`jit`]: hot blocks as host code;
 //! * [`cpu`]: registers; [`mmu`]: memory; [`msr`], [`cpuid`], [`debug`]: the rest of the state;
+//! * `profile`: what a vCPU says of itself;
 //! * [`irqchip`]: local APICs, and the board's chips; [`vm`]: what vCPUs share.
 
 pub mod accel;
@@ -20,6 +21,7 @@ pub mod isa;
 pub mod jit;
 pub mod mmu;
 pub mod msr;
+mod profile;
 pub mod run;
 pub mod signals;
 pub mod vm;

@@ -120,6 +120,7 @@ impl Cpu {
         } else {
             self.wrap(self.segment_base[crate::cpu::segment::CS].wrapping_add(self.rip))
         };
+        self.is_at(linear);
         match self.code.jump(linear) {
             Some(block) => Ok(block),
             None => self.find_block(linear),

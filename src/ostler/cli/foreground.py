@@ -43,6 +43,10 @@ def start(config: MachineConfig, plugs: Sequence[Plug], *, print_stats: bool = F
         from ostler.control.stats import format_stats
 
         sys.stderr.write(format_stats(vm.stats()) + "\n")
+    if config.profile:
+        from ostler.control.profile import format_profile
+
+        sys.stderr.write(format_profile(vm.profile()) + "\n")
     _tell_failure(outcome)
     hints.ended(outcome.ending)
     if outcome.ending is Ending.STOPPED and caught:

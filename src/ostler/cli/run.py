@@ -216,6 +216,23 @@ def run(
             " exits by reason and by device.",
         ),
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Print at the end, on stderr, where the CPUs' time went: translated code,"
+            " interpreter, translation, TLB misses, devices, idle; and the hottest guest code."
+            " On the software CPU.",
+        ),
+    ] = False,
+    symbols: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names for --profile: a System.map, the guest's /proc/kallsyms or a vmlinux;"
+            " by default the kernel's own. Example: --symbols System.map",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -255,6 +272,8 @@ def run(
         publish=tuple(PublishConfig.parse(text) for text in publish or ()),
         accelerator=AcceleratorChoice.parse(accel),
         reboot=not no_reboot,
+        profile=profile,
+        symbols=symbols,
     )
     plugs = _load_plugs(plug or [])
     if dry_run:

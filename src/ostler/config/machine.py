@@ -38,6 +38,10 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     publish: tuple[PublishConfig, ...] = ()
     accelerator: AcceleratorChoice = AcceleratorChoice()
     reboot: bool = True
+    profile: bool = False
+    """Look at what the CPUs do, and where, a thousand times a second."""
+    symbols: Path | None = None
+    """What names the addresses of the profile."""
 
     @property
     def hot_bytes(self) -> int:
@@ -49,6 +53,8 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         if "\0" in self.append:
             raise ConfigError("--append: a kernel command line holds no NUL; remove it")
         check_ports(self.consoles)
+        if self.symbols is not None and not self.profile:
+            raise ConfigError("--symbols: only a profile shows symbols; add --profile")
         users = [net for net in self.nets or () if net.kind == "user"]
         if self.publish and self.nets is not None and not users:
             raise ConfigError(f"{self.publish[0]}: needs the user mode network; add --net user")

@@ -20,7 +20,7 @@ from ostler.control.timers import TimerThread
 from ostler.devices.requests import MachineRequests
 from ostler.devices.virtio.console import VirtioConsole
 from ostler.devices.virtio.transport import VirtioPci
-from ostler.engine import Exit, Vcpu, VirtioWorkers, VirtualMachine
+from ostler.engine import Exit, Profiler, Vcpu, VirtioWorkers, VirtualMachine
 from ostler.firmware.plan import BootPlan
 from ostler.host.processor import Offer
 from ostler.machine.board import Host
@@ -90,6 +90,7 @@ class Session:
             write_boot(plan, acpi_tables(config), self.vm.memory)
             self._vcpus = create_vcpus(self.vm, config.cpu)
             enter(self._vcpus[0], plan)
+            self.profiler = Profiler(self._vcpus) if config.profile else None
         except BaseException:
             self.vm.close()
             if self._hvc:
@@ -136,6 +137,8 @@ class Session:
         for network in self._networks:
             network.on_change = None
         self.threads.stop()
+        if self.profiler:
+            self.profiler.stop()
         self.timers.close()
         self.board.close()
         if self._hvc:

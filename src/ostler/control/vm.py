@@ -19,7 +19,7 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ostler.block.live import LiveImage
 from ostler.config import (
@@ -46,6 +46,7 @@ from ostler.control.hotplug import Hotplug
 from ostler.control.network import NetworkCard
 from ostler.control.outcome import Ending, Outcome
 from ostler.control.ports import Consoles, Ends, open_ends
+from ostler.control.records import Records
 from ostler.control.reports import Reports, log
 from ostler.control.requests import (
     DebugExit,
@@ -76,6 +77,9 @@ from ostler.machine.networks import Network, open_networks
 from ostler.machine.plug import Plug
 from ostler.machine.virt import NetDevice
 
+if TYPE_CHECKING:
+    from ostler.control.profile import VmProfile
+
 NOT_STARTED = "this VM has not been started; call start or use it in a with"
 Disk = str | PathLike[str] | DiskConfig
 
@@ -88,6 +92,7 @@ class VM:
     models of `ostler.config`; `disks` takes paths, too; `net="none"` is no network, by default
     there is a user mode one where the host has passt; `consoles="agent"` is `vm.console["agent"]`.
     `memory` is `512M`, `4G` or bytes; `cpu` a model with features on and off, `x86-64-v3,-avx2`.
+    With `profile`, `vm.profile()` tells where time goes, with names from `symbols` (a System.map).
     `accelerator` is what follows `--accel`: `kvm,kernel-irqchip=split`. With `reboot` false, a
     reset ends the machine. Each of `plug` is called with the board at every boot, to add devices of
     your own to it. `ConfigError` and `HostError` come from `start`, or from here where a value
@@ -118,6 +123,8 @@ class VM:
         accelerator: str = "auto",
         soft_jit: str = "on",
         reboot: bool = True,
+        profile: bool = False,
+        symbols: str | PathLike[str] | None = None,
         name: str = "guest",
         plug: Plug | Iterable[Plug] = (),
     ) -> None:
@@ -138,6 +145,8 @@ class VM:
             publish=several(publish, PublishConfig.parse, PublishConfig, "publish"),
             accelerator=AcceleratorChoice.parse(accelerator),
             reboot=reboot,
+            profile=profile,
+            symbols=None if symbols is None else Path(symbols),
         )
         self._begin(config, plug)
 
@@ -169,7 +178,7 @@ class VM:
         side goes wrong; from any thread. By default it goes to the logger `ostler`."""
         self._reports = Reports()
         self._session: Session | None = None
-        self._past = VmStats("")  # of the boots that are over
+        self._records = Records(config)
         self._boot = 0
         self._lock = threading.Lock()  # guards the session; held while one is replaced
         self._done = threading.Event()
@@ -186,6 +195,7 @@ class VM:
         warning = admit_memory(self.config.memory, HostView())
         try:
             self._accelerator = choose(self.config.accelerator)
+            self._records.prepare(self._accelerator.name)
             # First: what it starts gets ready while the machine is built.
             networks = open_networks(self.config, NetLinks(), self._reports.add)
             self._networks = self._open.enter_context(networks)
@@ -316,16 +326,14 @@ class VM:
         return self._accelerator
 
     def stats(self) -> VmStats:
-        """Time in guest, kernel and user mode by vCPU, and exits, of all boots so far.
-
-        Also after the end; `ConfigError` before `start`.
-        """
+        """Time in guest, kernel and user mode by vCPU, and exits, of all boots, over or not."""
         with self._lock:
-            if self._session is not None:
-                return self._past + self._session.stats()
-            if not self._past.vcpus:
-                raise ConfigError("this VM has not run yet; start it")
-            return self._past
+            return self._records.stats(self._session)
+
+    def profile(self) -> VmProfile:
+        """Wall time by vCPU, activity and block of guest code, of all boots, with `profile`."""
+        with self._lock:
+            return self._records.profile(self._session)
 
     @property
     def net(self) -> list[NetworkCard]:
@@ -468,7 +476,7 @@ class VM:
     def _close_session(self) -> None:
         session, self._session = self._session, None
         if session:
-            self._past += session.stats()
+            self._records.add(session)
             session.close()
             # Devices and their timers refer to each other, and by interrupt lines and disks to host
             # threads and locked files: those have to go now, not at some later collection.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ostler_engine::accel::Result;
+use ostler_engine::profile::Published;
 use ostler_engine::regs::{
     CpuidEntry, DebugRegs, Events, GuestDebug, LapicState, MpState, MsrEntry, Regs, Sregs, Xcr, XsaveArea,
 };
@@ -212,5 +213,9 @@ impl Vcpu for SoftVcpu {
 
     fn instructions(&self) -> Option<u64> {
         Some(self.cpu.instructions)
+    }
+
+    fn publish(&mut self) -> Option<Arc<Published>> {
+        Some(self.cpu.publish())
     }
 }

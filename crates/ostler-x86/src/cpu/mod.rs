@@ -12,6 +12,7 @@ pub mod width;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use ostler_engine::profile::Published;
 use ostler_engine::{Exit, IoHandler, NobodyAnswers};
 
 use crate::cpu::control::{cr0, cr4, efer};
@@ -128,6 +129,8 @@ pub struct Cpu {
     pub sibling: Arc<Sibling>,
     pub signals: Arc<Signals>,
     pub lapic: Option<Arc<Lapic>>,
+    /// Where it says what it does, while a profile is made.
+    pub published: Option<Arc<Published>>,
     io: NonNull<dyn IoHandler>,
 }
 
@@ -191,6 +194,7 @@ impl Cpu {
             signals: Arc::clone(&sibling.signals),
             sibling,
             lapic,
+            published: None,
             io: NonNull::from(nobody),
         };
         cpu.reset();

@@ -14,6 +14,7 @@ mod step;
 use std::sync::atomic::Ordering;
 
 use ostler_engine::Exit;
+use ostler_engine::profile::Activity;
 
 use crate::cpu::flags::bit;
 use crate::cpu::segment::{CODE_RIGHTS, CS, SegmentRegister};
@@ -97,7 +98,9 @@ impl Cpu {
     /// Sleeps until a signal is raised. Others do not wait for a sleeping vCPU's translations.
     pub fn sleep(&mut self) {
         self.sibling.running.store(false, Ordering::SeqCst);
+        let before = self.begins(Activity::Idle);
         self.signals.wait(None);
+        self.goes_back_to(before);
         self.run_again();
     }
 

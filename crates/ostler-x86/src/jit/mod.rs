@@ -31,7 +31,7 @@ mod translate;
 
 use iced_x86::InstructionInfoFactory;
 
-use crate::decode::block::Block;
+use crate::decode::block::{Block, CodeCache};
 use crate::jit::arena::Arena;
 use crate::jit::code::Code;
 use crate::jit::stubs::Stubs;
@@ -103,6 +103,8 @@ pub struct Jit {
     stop: crate::cpu::stop::Stop,
     /// What the running code was translated for.
     key: Key,
+    /// Where blocks say that they run, for a profile; 0 when there is none.
+    place_word: u64,
 }
 
 impl std::fmt::Debug for Jit {
@@ -142,7 +144,14 @@ impl Jit {
             factory: InstructionInfoFactory::new(),
             stop: crate::cpu::stop::Stop::EndBlock,
             key: Key::default(),
+            place_word: 0,
         }
+    }
+
+    /// Has blocks say in the word at this address that they run; those that do not are dropped.
+    pub fn publish(&mut self, context: &mut context::Context, code: &CodeCache, place_word: u64) {
+        self.place_word = place_word;
+        self.drop_all(context, code);
     }
 
     /// Makes the arena and the stubs at the first use; turns the translator off where that fails.
@@ -172,8 +181,13 @@ impl Jit {
             return false;
         }
         let began = std::time::Instant::now();
-        let around =
-            Surroundings { stubs: self.stubs, key, block: self.blocks.len() as u32, site: self.sites.len() as u32 };
+        let around = Surroundings {
+            stubs: self.stubs,
+            key,
+            block: self.blocks.len() as u32,
+            site: self.sites.len() as u32,
+            place_word: self.place_word,
+        };
         let start = arena.next();
         let translation = translate::translate(block, around, start, &mut self.factory);
         if !arena.append(&translation.bytes) {

@@ -1,5 +1,7 @@
 //! Rust's side of translated code: the way in, and what it calls.
 
+use ostler_engine::profile::Activity;
+
 use crate::cpu::Cpu;
 use crate::cpu::flags::bit;
 use crate::cpu::regs::BLOCK_RIP;
@@ -35,7 +37,7 @@ impl Cpu {
         if !block.translated.is_due(self.jit.threshold) {
             return None;
         }
-        self.translate_block(block, key)
+        self.counted_as(Activity::Translation, |cpu| cpu.translate_block(block, key))
     }
 
     #[cold]
@@ -84,7 +86,9 @@ impl Cpu {
         self.jit.statistics.entries += 1;
         // SAFETY: the stub was emitted with this signature.
         let enter: extern "sysv64" fn(*mut u8, u64) = unsafe { std::mem::transmute(self.jit.stubs.enter) };
+        let before = self.begins(Activity::Translated);
         enter(stack_pointer, entry);
+        self.goes_back_to(before);
         self.left_translated()
     }
 
@@ -137,7 +141,9 @@ impl Cpu {
         let end = unsafe { self.current_op.add(1) };
         self.block_end = end;
         self.instructions += retired;
+        let before = self.begins(Activity::Interpreter);
         let result = (op.run)(self, op);
+        self.goes_back_to(before);
         match result {
             Ok(()) if self.block_end == end && self.goes_on() => {
                 self.instructions -= retired;

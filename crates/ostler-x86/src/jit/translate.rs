@@ -79,6 +79,8 @@ pub struct Surroundings {
     /// The number of the block, and of the next site.
     pub block: u32,
     pub site: u32,
+    /// Where the block says that it runs; 0 for nowhere.
+    pub place_word: u64,
 }
 
 #[derive(Debug)]
@@ -129,12 +131,22 @@ pub fn translate(block: &Block, around: Surroundings, start: u64, factory: &mut 
     };
     translator.code.bytes.resize(ENTRY - ARRIVAL_BYTES, 0xcc);
     arrive(&mut translator.code, translator.offset);
+    translator.say_place();
     translator.instructions(factory);
     translator.cold_paths();
     Translation { bytes: translator.code.bytes, sites: translator.sites }
 }
 
 impl Translator<'_> {
+    /// Stores the block's linear address for who makes a profile.
+    fn say_place(&mut self) {
+        if self.around.place_word != 0 {
+            self.load_linear(self.offset);
+            self.code.set64(C, self.around.place_word);
+            self.code.store_to(Memory::at(C, 0), T);
+        }
+    }
+
     fn instructions(&mut self, factory: &mut InstructionInfoFactory) {
         // Addresses come out relative to the page: what is added at run time is the page's address.
         let mut decoder =

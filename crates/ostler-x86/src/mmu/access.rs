@@ -4,6 +4,7 @@
 //! MMIO, logged or watched pages, breakpoints) is in the `slow_` functions. A fault is known before
 //! anything was changed.
 
+use ostler_engine::profile::Activity;
 use ostler_memory::PAGE_BYTES;
 
 use crate::cpu::Cpu;
@@ -332,6 +333,10 @@ impl Cpu {
     }
 
     fn find_page(&mut self, linear: u64, access: Access) -> Result<Translation, Stop> {
+        self.counted_as(Activity::TlbMiss, |cpu| cpu.look_up_page(linear, access))
+    }
+
+    fn look_up_page(&mut self, linear: u64, access: Access) -> Result<Translation, Stop> {
         let privilege = self.mmu.privilege;
         let found = match self.kept_translation(linear, access) {
             Some(kept) => Ok(kept),

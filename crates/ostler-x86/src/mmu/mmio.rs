@@ -6,6 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
+use ostler_engine::profile::Activity;
 use ostler_engine::{Exit, IoHandler};
 
 use crate::cpu::Cpu;
@@ -144,7 +145,7 @@ impl Cpu {
             }
             return Ok(());
         }
-        if self.answered(&mut access) {
+        if self.counted_as(Activity::Device, |cpu| cpu.answered(&mut access)) {
             self.mmu.replay.record(access);
             if let Some(buffer) = read {
                 buffer.copy_from_slice(&access.data[..access.len]);
