@@ -17,7 +17,7 @@ from ostler.block.image import Opening, open_with
 from ostler.block.live import LiveImage
 
 KILLS = 25
-VERBS = ("commit", "stream", "mirror")
+VERBS = ("commit", "stream", "mirror", "backup")
 
 
 def use_until_killed(start: Path, verb: str, blocks: list[int], first: int, told: int) -> None:
@@ -38,6 +38,9 @@ def start_next(live: LiveImage, verb: str, new: Path) -> None:
     """The job that is tested, or an overlay for it to work on."""
     if verb == "mirror":
         live.mirror(new)
+    elif verb == "backup":
+        # Slow enough to be killed in the middle.
+        live.backup(new, limit_bytes_s=BLOCK * BLOCKS * 20)
     elif len(live.files) == 1:
         live.overlay(new)
     elif verb == "commit":
@@ -81,5 +84,12 @@ def test_disk_whose_job_is_killed_has_all_that_was_flushed(verb: str, tmp_path: 
         flushed, path = killed(path, verb, blocks, flushed, dice.random() * 0.15)
         check(path, blocks, flushed, lazy=False)
         paths.add(path)
-    assert len(paths) > 1, "no job was under way"
+    if verb == "backup":
+        copies = [path for path in tmp_path.iterdir() if path not in paths]
+        assert any(copy.suffix == ".part" for copy in copies), "none was killed"
+        for copy in copies:
+            if copy.suffix != ".part":
+                check(copy, blocks, 0, lazy=False)
+    else:
+        assert len(paths) > 1, "no job was under way"
     qemu("check", "-r", "leaks", path)

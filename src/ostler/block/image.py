@@ -266,6 +266,7 @@ def open_image(
     unsafe: bool = False,
     repairing: bool = False,
     secret: bytes | None = None,
+    direct: bool = False,
 ) -> Image:
     """Open the disk image at `path`, a file name or a URL, and lock it against other users.
 
@@ -282,6 +283,7 @@ def open_image(
         unsafe=unsafe,
         repairing=repairing,
         secret=secret,
+        direct=direct,
     )
     return open_with(str(path), format, how)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ostler.block.data_path import disk_of
 from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.image import Opening
-from ostler.block.jobs.convert import starts_as_zero
+from ostler.block.jobs.convert import rename_new, starts_as_zero
 from ostler.block.jobs.job import Job
 from ostler.block.jobs.mirror import GRANULE_BITS, create_new
 from ostler.engine.block import CopyProgress, DirtyMap
@@ -29,7 +30,11 @@ def backup(
     """Copy what the disk has now, or what a bitmap marks of it, to a new image at `path`."""
     size = live.image.size_bytes
     marks = None if bitmap is None else _marks(live, bitmap)
-    target = create_new(path, size, format, options, Opening(secret=options.get("secret")))
+    if os.path.exists(path):
+        raise DiskError(f"{path}: is there already; give the path of a new file")
+    # It has its name when it is a copy: whoever finds the file knows.
+    part = f"{path}.part"
+    target = create_new(part, size, format, options, Opening(secret=options.get("secret")))
     # Zeroes of an incremental backup hide what is behind it.
     is_zero = marks is None and starts_as_zero(target)
     progress = CopyProgress()
@@ -41,16 +46,18 @@ def backup(
 
     def work(job: Job[None]) -> None:
         try:
-            running.run(limit=limit)
+            try:
+                running.run(limit=limit)
+            finally:
+                with live.held():
+                    live.disk.end_backup()
+                target.close()
+            rename_new(part, Path(path))
         except BaseException:
             if marks is not None:
                 marks.merge(todo)
-            Path(path).unlink(missing_ok=True)
+            Path(part).unlink(missing_ok=True)
             raise
-        finally:
-            with live.held():
-                live.disk.end_backup()
-            target.close()
 
     return Job("backup", todo.dirty_bytes, work, progress)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from ostler.block.chain import layers
@@ -12,7 +14,14 @@ from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.formats.qcow2.bitmaps import Flag
 from ostler.block.formats.qcow2.header import COMPRESSION_TYPES
 from ostler.block.formats.qcow2.recording import find_map
-from ostler.block.image import Image, create_image, open_image, removed_if_new
+from ostler.block.image import (
+    Image,
+    Opening,
+    create_image,
+    local_name,
+    open_with,
+    removed_if_new,
+)
 from ostler.block.jobs.concat import Concatenated
 from ostler.block.jobs.job import THREADS, Job, check_limit
 from ostler.engine.block import DirtyMap, copy_disk
@@ -35,6 +44,7 @@ def convert(
     create: bool = True,
     target_is_zero: bool = False,
     unsafe: bool = True,
+    direct: bool = False,
     salvage: bool = False,
     bitmaps: Bitmaps = None,
 ) -> Job[int]:
@@ -42,9 +52,13 @@ def convert(
 
     Runs of `sparse_bytes` zeroes are left out; 0 writes everything. Without `create` the target
     has to be there, and is taken as it is. `limit_bytes_s` of 0 is no limit. Unless it is `unsafe`
-    the target is on stable storage at the end. With `salvage` what cannot be read is zero in the
-    target; the job's result is how many bytes that is. With `bitmaps` of `"all"` the source's are
-    copied, too; with `"sound"` those that were not saved are left out.
+    the target is on stable storage at the end; `direct` writes around the host's page cache. With
+    `salvage` what cannot be read is zero in the target; the job's result is how many bytes that is.
+    With `bitmaps` of `"all"` the source's are copied, too; with `"sound"` those that were not saved
+    are left out.
+
+    A new file has its name when all of it is there, and `.part` behind that before; a conversion
+    that fails removes it, and empties a file that it replaced.
     """
     check_limit(limit_bytes_s)
     target, options = os.fspath(target), options or {}
@@ -57,10 +71,12 @@ def convert(
     if bitmaps is not None:
         maps = bitmaps_of(sources, target, format, skip=bitmaps == "sound")
     source = sources[0] if len(sources) == 1 else Concatenated(sources)
-    with removed_if_new(target):
+    place = _Place(target, create)
+    with removed_if_new(place.now):
         if create:
-            create_image(target, size, format=format, **options)
-        image = open_image(target, format=format, unsafe=unsafe, secret=options.get("secret"))
+            create_image(place.now, size, format=format, **options)
+        how = Opening(unsafe=unsafe, direct=direct, secret=options.get("secret"))
+        image = open_with(place.now, format, how)
         try:
             compression = _compression(image) if compress else None
             if image.size_bytes < size:
@@ -71,7 +87,7 @@ def convert(
             raise
 
     def work(job: Job[int]) -> int:
-        with image:
+        with place.finished(), image:
             lost = copy_disk(
                 disk_of(source),
                 disk_of(image),
@@ -90,6 +106,38 @@ def convert(
             return lost
 
     return Job("convert", size, work)
+
+
+class _Place:
+    """Where a target is written, so that half of it never looks like a whole one."""
+
+    def __init__(self, target: str, create: bool) -> None:
+        local = local_name(target)
+        self.target = None if local is None or not create else local
+        self.is_new = self.target is not None and not os.path.lexists(self.target)
+        self.now = f"{self.target}.part" if self.is_new else target
+        """The name it has meanwhile."""
+
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        """At the end the target has its name; after a failure there is nothing of it."""
+        try:
+            yield
+            if self.is_new and self.target is not None:
+                rename_new(self.now, self.target)
+        except BaseException:
+            if self.is_new:
+                Path(self.now).unlink(missing_ok=True)
+            elif self.target is not None and self.target.is_file():
+                os.truncate(self.target, 0)
+            raise
+
+
+def rename_new(name: str, target: Path) -> None:
+    """Give a file that is whole its name, which nothing else has."""
+    if os.path.lexists(target):
+        raise DiskError(f"{target}: somebody made it meanwhile; give another target")
+    os.rename(name, target)
 
 
 def bitmaps_of(

@@ -35,8 +35,8 @@ def bench(
     if count <= 0 or depth <= 0 or length <= 0 or not 0 <= pattern <= 255:
         raise ConfigError("bench: -c, -d and -s are at least 1, --pattern is 0 to 255")
     apart = length if step is None else opt.size_option(step, "-S")
-    unsafe, secret = opt.is_unsafe(cache), opt.secret_of(key_file)
-    if cache == "writethrough":
+    (unsafe, direct), secret = opt.cache_mode(cache), opt.secret_of(key_file)
+    if cache in ("writethrough", "directsync"):
         flush = 1
     with open_image(
         filename,
@@ -45,6 +45,7 @@ def bench(
         lock=not shared,
         unsafe=unsafe,
         secret=secret,
+        direct=direct,
     ) as image:
         if not quiet:
             kind = "write" if write else "read"

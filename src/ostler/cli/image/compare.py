@@ -33,14 +33,15 @@ def compare(
     Exit code: 0 they do, 1 they do not, 2 or more something failed.
     Example: ostler image compare a.qcow2 b.raw
     """
-    from ostler.block.image import open_image
+    from ostler.block.image import Opening, open_with
     from ostler.block.jobs.compare import compare
 
-    opt.is_unsafe(source_cache, "-T")
-    lock, secret = not shared, opt.secret_of(key_file)
+    _, direct = opt.cache_mode(source_cache, "-T")
+    secret = opt.secret_of(key_file)
+    how = Opening(readonly=True, lock=not shared, secret=secret, direct=direct)
     with (
-        open_image(one, format=format, readonly=True, lock=lock, secret=secret) as first,
-        open_image(other, format=other_format, readonly=True, lock=lock, secret=secret) as second,
+        open_with(one, format, how) as first,
+        open_with(other, other_format, how) as second,
     ):
         if first.size_bytes != second.size_bytes:
             if strict:

@@ -78,8 +78,8 @@ def convert(
     if filenames is None or len(filenames) < 2:
         raise ConfigError("convert: give what to read, and the target")
     *names, target = filenames
-    unsafe = opt.is_unsafe(cache)
-    opt.is_unsafe(source_cache, "-T")
+    unsafe, direct = opt.cache_mode(cache)
+    _, reads_direct = opt.cache_mode(source_cache, "-T")
     from ostler.block.image import open_image
     from ostler.block.jobs.convert import convert
     from ostler.block.jobs.job import THREADS
@@ -93,7 +93,14 @@ def convert(
     with ExitStack() as stack:
         sources = [
             stack.enter_context(
-                open_image(name, format=format, readonly=True, lock=not shared, secret=secret)
+                open_image(
+                    name,
+                    format=format,
+                    readonly=True,
+                    lock=not shared,
+                    secret=secret,
+                    direct=reads_direct,
+                )
             )
             for name in names
         ]
@@ -111,6 +118,7 @@ def convert(
             create=not no_create,
             target_is_zero=target_is_zero,
             unsafe=unsafe,
+            direct=direct,
             salvage=salvage,
             bitmaps="sound" if bitmaps and skip_broken else "all" if bitmaps else None,
         )

@@ -6,13 +6,14 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from ostler.cli.declare import Option, echo
 from ostler.config.options import split_options
 from ostler.config.size import parse_size
-from ostler.errors import ConfigError
+from ostler.errors import ConfigError, OstlerError
 
 if TYPE_CHECKING:
     from ostler.block.jobs import Job
@@ -58,14 +59,13 @@ Cache = Annotated[
         "-t",
         "--cache",
         metavar="MODE",
-        help="writeback, writethrough, or unsafe: the host's disk is not waited for.",
+        help="writeback, writethrough, or unsafe: the host's disk is not waited for; convert and"
+        " bench also none and directsync: around the host's page cache.",
     ),
 ]
 SourceCache = Annotated[
     str,
-    Option(
-        "-T", "--source-cache", metavar="MODE", help="As -t; what is read does not depend on it."
-    ),
+    Option("-T", "--source-cache", metavar="MODE", help="As -t: none reads around the page cache."),
 ]
 
 
@@ -78,11 +78,22 @@ def is_unsafe(cache: str, flag: str = "-t") -> bool:
     """Whether a cache mode does not wait for the host's disk; `ConfigError` if we lack it."""
     if cache in ("none", "directsync"):
         raise ConfigError(
-            f"{flag} {cache}: the host's page cache is always used; give writeback or writethrough"
+            f"{flag} {cache}: this verb uses the host's page cache; give writeback or writethrough"
         )
     if cache not in ("writeback", "writethrough", "unsafe"):
         raise ConfigError(f"{flag} {cache}: give writeback, writethrough or unsafe")
     return cache == "unsafe"
+
+
+def cache_mode(cache: str, flag: str = "-t") -> tuple[bool, bool]:
+    """Whether a mode does not wait for the host's disk, and whether it goes around its cache."""
+    if cache in ("none", "directsync"):
+        return False, True
+    if cache not in ("writeback", "writethrough", "unsafe"):
+        raise ConfigError(
+            f"{flag} {cache}: give writeback, writethrough, none, directsync or unsafe"
+        )
+    return cache == "unsafe", False
 
 
 def parse_image_options(texts: list[str] | None) -> dict[str, str]:
@@ -261,6 +272,9 @@ def finish(job: Job[T], *, progress: bool) -> T:
             sys.stdout.write("\n")
     except KeyboardInterrupt:
         job.cancel()
+        # It removes what it has made so far.
+        with suppress(OstlerError):
+            job.wait()
         raise
 
 

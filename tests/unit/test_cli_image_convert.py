@@ -1,0 +1,128 @@
+"""Conversions that end early, and those around the host's page cache."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+from qcow2_oracle import needs_qemu, qemu
+
+from ostler.block import create_image, open_image
+from ostler.block.jobs.convert import convert
+from ostler.errors import DiskError
+
+MIB = 1 << 20
+OSTLER = str(Path(sysconfig.get_path("scripts"), "ostler"))
+PATIENCE_S = 120
+
+pytestmark = needs_qemu
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source.raw"
+    path.write_bytes(random.Random(1).randbytes(6 * MIB + 512))
+    return path
+
+
+def slowly(source: Path, target: Path, format: str) -> subprocess.Popen[bytes]:
+    """A conversion that takes a minute; it has begun."""
+    command = [OSTLER, "image", "convert", "-f", "raw", "-O", format, "-r", "100k", source, target]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + PATIENCE_S
+    part = target.with_name(f"{target.name}.part")
+    while not part.exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_conversion_that_is_killed_leaves_nothing_that_has_the_targets_name(
+    source: Path, tmp_path: Path, format: str
+) -> None:
+    target = tmp_path / "target"
+    part = tmp_path / "target.part"
+    for end in (signal.SIGINT, signal.SIGKILL):
+        with slowly(source, target, format) as process:
+            process.send_signal(end)
+            process.wait(PATIENCE_S)
+        assert not target.exists()
+        assert part.exists() is (end == signal.SIGKILL)
+    # What is left of the one that was killed is replaced.
+    subprocess.run([OSTLER, "image", "convert", "-O", format, source, target], check=True)
+    qemu("compare", "-f", "raw", "-F", format, source, target)
+    assert not part.exists()
+
+
+def damaged(path: Path) -> Path:
+    """An image of which the last clusters are cut off."""
+    create_image(path, 8 * MIB)
+    with open_image(path) as image:
+        image.write(0, b"x" * 8 * MIB)
+    os.truncate(path, path.stat().st_size - MIB)
+    return path
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_conversion_that_fails_midway_leaves_no_image(tmp_path: Path, was_there: bool) -> None:
+    target = tmp_path / "target"
+    if was_there:
+        target.write_bytes(b"old" * MIB)
+    with open_image(damaged(tmp_path / "cut"), readonly=True) as image:
+        job = convert([image], target, format="raw")
+        with pytest.raises(DiskError, match="cut off"):
+            job.wait()
+    assert target.exists() is was_there
+    assert not was_there or target.stat().st_size == 0
+    assert not (tmp_path / "target.part").exists()
+
+
+def test_conversion_takes_no_name_that_somebody_took_meanwhile(
+    source: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    with open_image(source, format="raw", readonly=True) as image:
+        job = convert([image], target, limit_bytes_s=4 * MIB)
+        target.write_bytes(b"mine")
+        with pytest.raises(DiskError, match="somebody made it meanwhile"):
+            job.wait()
+    assert target.read_bytes() == b"mine"
+
+
+def test_target_that_is_there_keeps_its_identity_and_may_be_a_link(
+    source: Path, tmp_path: Path
+) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old" * MIB * 4)
+    link.symlink_to(target)
+    before = target.stat().st_ino
+    subprocess.run([OSTLER, "image", "convert", "-O", "qcow2", source, link], check=True)
+    assert link.is_symlink()
+    assert target.stat().st_ino == before
+    qemu("compare", "-f", "raw", "-F", "qcow2", source, target)
+
+
+@pytest.mark.parametrize("mode", ["none", "directsync", "writeback", "writethrough", "unsafe"])
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_conversion_in_every_cache_mode_is_equal(
+    source: Path, tmp_path: Path, mode: str, format: str
+) -> None:
+    target = tmp_path / "target"
+    modes = ["-t", mode, "-T", mode]
+    command = [OSTLER, "image", "convert", *modes, "-O", format, source, target]
+    subprocess.run(command, check=True)
+    qemu("compare", "-f", "raw", "-F", format, source, target)
+    same = [OSTLER, "image", "compare", "-T", mode, "-f", "raw", "-F", format, source, target]
+    subprocess.run(same, check=True)
+    timed = [OSTLER, "image", "bench", "-q", "-c", "50", "-w", "-t", mode, "-f", format, target]
+    subprocess.run(timed, check=True)
+    if format == "qcow2":
+        qemu("check", target)
