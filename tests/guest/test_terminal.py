@@ -24,14 +24,16 @@ pytestmark = pytest.mark.guest
 class Terminal:
     """`ostler run` on a pseudo-terminal, driven from its other side."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, *options: str, size: tuple[int, int] = (24, 80)) -> None:
         self.keyboard, self.tty = pty.openpty()
+        termios.tcsetwinsize(self.tty, size)
         self.before = self.settings()
         self.seen = b""
         self.process = subprocess.Popen(
             [
                 str(OSTLER), "run", "--kernel", str(kernel.image), "--initrd", str(initrd(kernel)),
                 "--append", "console=ttyS0 quiet", "--memory", "256M", "--accel", ACCELERATOR,
+                *options,
             ],
             stdin=self.tty,
             stdout=self.tty,
@@ -101,3 +103,21 @@ def test_power_off_leaves_the_terminal_as_it_was(terminal: Terminal) -> None:
     terminal.press("poweroff\r")
     assert terminal.process.wait(END_S) == 0
     assert terminal.settings() == terminal.before
+
+
+def test_console_follows_the_size_of_the_terminal(cloud: Kernel) -> None:
+    started = Terminal(cloud, "--device", "virtio-console", "--net", "none", size=(50, 132))
+    try:
+        started.expect(READY, BOOT_S)
+        for rows, columns in ((50, 132), (30, 100)):
+            termios.tcsetwinsize(started.tty, (rows, columns))
+            # As the kernel does where it is the controlling terminal.
+            started.process.send_signal(signal.SIGWINCH)
+            wanted = f"'{rows} {columns}'"
+            started.press(
+                f'until [ "$(stty size </dev/hvc0)" = {wanted} ]; do sleep 0.1; done;'
+                " echo it has $((6*7)) columns\r"
+            )
+            started.expect("it has 42 columns")
+    finally:
+        started.close()

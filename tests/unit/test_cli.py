@@ -90,7 +90,7 @@ def test_run_with_a_wrong_option_is_refused_in_one_line(
         ("--kernal", "--kernel"), ("--cpuss", "--cpus"), ("--disks", "--disk"),
         ("--accelerator", "--accel"), ("--mem", "--memory"), ("--reboot", "--no-reboot"),
         ("--display", ""), ("--ram", ""), ("--monitor", ""), ("--smp", "--cpus"),
-        ("-m", "--memory"), ("--n", ""), ("-z", ""),
+        ("-m", "--memory"), ("--n", ""), ("-z", ""), ("-smp", "--cpus"), ("-kernel", "--kernel"),
     ],
 )  # fmt: skip
 def test_option_that_is_not_there_suggests_what_is_near_and_nothing_else(

@@ -152,3 +152,14 @@ def test_soft_jit_unknown_value_says_which_there_are() -> None:
     assert SoftJit.parse("off") is SoftJit.OFF
     with pytest.raises(ConfigError, match="--soft-jit 'fast': there is: on, off"):
         SoftJit.parse("fast")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../web", ".hidden", "-x", "a b", "x" * 65, "a\n"])
+def test_name_that_no_file_should_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"--name .*a name begins with a letter or digit"):
+        MachineConfig(kernel=Path("k"), name=name)
+
+
+@pytest.mark.parametrize("name", ["web1", "org.example+test@2-a_b", "müller", "7"])
+def test_name_of_letters_digits_and_a_few_marks_is_taken(name: str) -> None:
+    assert MachineConfig(kernel=Path("k"), name=name).name == name

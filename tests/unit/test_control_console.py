@@ -86,6 +86,18 @@ def test_console_run_with_bad_status_raises(console: SerialConsole) -> None:
     assert console.run("foo", check=False) == "not found\n"
 
 
+def test_console_run_whose_end_a_message_of_the_kernel_follows_returns(
+    console: SerialConsole,
+) -> None:
+    def answer(typed: str) -> bytes:
+        return shell(3, b"out\r\n")(typed).removesuffix(b"\r\n") + b"[    5.1] eth0: up\r\n\r\n"
+
+    answering(console, answer)
+    assert console.run("ls", check=False) == "out\n"
+    with pytest.raises(GuestError, match="ended with status 3: 'out"):
+        console.run("ls")
+
+
 def test_console_run_that_takes_too_long_names_the_command(console: SerialConsole) -> None:
     console.transmit(b"login: ")
     with pytest.raises(WaitTimeout) as stuck:

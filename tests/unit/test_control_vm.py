@@ -313,7 +313,10 @@ def test_machine_that_does_not_run_says_so_at_once(kernel: Kernel) -> None:
                 ask("login")
     with pytest.raises(ConfigError, match="does not run; ask for its devices"):
         vm.device("pci")
+    with pytest.raises(ConfigError, match="does not run; ask its network cards"):
+        _ = vm.net
     with vm:
+        assert vm.net == []
         assert repr(vm).endswith(", running>")
         with pytest.raises(ConfigError, match=r"no device 'nope'; there is: .*console"):
             vm.device("nope")

@@ -18,7 +18,7 @@ from ostler.firmware.boot import load_kernel
 from ostler.firmware.entry import long_mode
 from ostler.firmware.plan import BootPlan as Plan
 from ostler.firmware.plan import Load, Part, Sink
-from ostler.machine.boot import write_boot
+from ostler.machine.boot import doubt_initrd, write_boot
 from ostler.machine.describe import describe
 from ostler.registers import Regs
 from ostler.testing import FakeMemory
@@ -93,3 +93,38 @@ def test_damage_behind_the_headers_is_a_kernel_error_that_names_the_file(tmp_pat
         write_boot(plan, b"", FakeMemory(64 * MIB))
     with pytest.raises(KernelError, match=message):
         describe(MachineConfig(kernel=kernel), "soft")
+
+
+ARCHIVES = {
+    "newc": b"070701", "padded": bytes(512) + b"070702", "gzip": b"\x1f\x8b\x08", "bzip2": b"BZh9",
+    "xz": b"\xfd7zXZ\0", "lzma": b"\x5d\0\0\x80", "lzo": b"\x89LZO\0\r\n\x1a\n",
+    "lz4": b"\x02\x21L\x18", "zstd": b"\x28\xb5\x2f\xfd", "squashfs": b"hsqs",
+    "ext2": bytes(1080) + b"\x53\xef",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("begin", ARCHIVES.values(), ids=ARCHIVES.keys())
+def test_initrd_that_linux_can_read_is_not_doubted(tmp_path: Path, begin: bytes) -> None:
+    assert doubt_initrd(linux_with(tmp_path, begin + bytes(4096))) == ""
+
+
+@pytest.mark.parametrize("content", [b"hello", b"\x7fELF", b"PK\x03\x04", bytes(8192)])
+def test_initrd_that_linux_cannot_read_is_doubted_in_one_line(
+    tmp_path: Path, content: bytes
+) -> None:
+    config = linux_with(tmp_path, content)
+    assert doubt_initrd(config) == (
+        f"initrd {str(config.initrd)!r} is no cpio archive, plain or packed, so Linux will find no"
+        " /init in it; `ostler image initramfs` makes one"
+    )
+    # What another kernel takes is its own affair.
+    config.kernel.write_bytes(b"\x7fELF")
+    assert doubt_initrd(config) == ""
+
+
+def linux_with(folder: Path, content: bytes) -> MachineConfig:
+    """A machine with a bzImage, and an initrd of that content."""
+    kernel, initrd = folder / "vmlinuz", folder / "initrd"
+    kernel.write_bytes(bzimage())
+    initrd.write_bytes(content)
+    return MachineConfig(kernel=kernel, initrd=initrd)

@@ -84,7 +84,13 @@ class Guest:
         self.hardware, self.terminal = FakeHardware(), Terminal()
         machine = self.hardware.machine
         self.requests = machine.requests
-        host = Host(self.terminal, machine.timers, machine.wall, self.requests, PaperWorkers())
+        host = Host(
+            serial=self.terminal,
+            timers=machine.timers,
+            wall=machine.wall,
+            requests=self.requests,
+            workers=PaperWorkers(),
+        )
         self.board = VirtBoard(config, self.hardware, host)
 
     def out(self, port: int, value: int, size: int = 1) -> None:

@@ -97,7 +97,7 @@ def invoke(arguments: Sequence[str]) -> int:
             raise
         return output_closed()
     except Exception as error:
-        if (code := _said_by_typer(error, verb)) is not None:
+        if (code := _said_by_typer(error, verb, arguments)) is not None:
             return code
         if os.environ.get(DEBUG_VARIABLE):
             raise
@@ -116,14 +116,14 @@ def _run(arguments: Sequence[str], verb: str | None, below: str | None) -> Any:
     return app(list(arguments), prog_name="ostler", standalone_mode=False)
 
 
-def _said_by_typer(error: Exception, verb: str | None) -> int | None:
+def _said_by_typer(error: Exception, verb: str | None, arguments: Sequence[str]) -> int | None:
     """The exit code for what typer raises; `None` for all else. It is loaded if it raised."""
     typer = sys.modules.get("typer")
     if typer is None:
         return None
     if isinstance(error, typer.Abort):
         return _fail("interrupted", 130)
-    return _usage(error, verb) if isinstance(error, typer.TyperException) else None
+    return _usage(error, verb, arguments) if isinstance(error, typer.TyperException) else None
 
 
 def output_closed() -> int:
@@ -164,14 +164,15 @@ def _not_loaded() -> None:
     """Stands for a verb in the list of verbs."""
 
 
-def _usage(error: typer.TyperException, verb: str | None) -> int:
+def _usage(error: typer.TyperException, verb: str | None, words: Sequence[str]) -> int:
     """What was typed does not parse; a verb that needs more gets its help text."""
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stderr.write(error.format_message() + "\n")
         return BAD_INPUT
     from ostler.cli.usage import explain
 
-    return _fail(explain(error, f"ostler {verb}" if verb in VERBS else "ostler"), BAD_INPUT)
+    command = f"ostler {verb}" if verb in VERBS else "ostler"
+    return _fail(explain(error, command, words), BAD_INPUT)
 
 
 def _fail(message: str, code: int) -> int:

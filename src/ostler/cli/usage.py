@@ -7,6 +7,7 @@ of a later version that has another name is passed on as it is.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,24 +17,27 @@ EXTRA = re.compile(r"unexpected extra argument\S* \((.*)\)")
 # How like an option (difflib's ratio) what was typed has to be; below it come other words.
 SLIP = 0.75
 # What other programs call it.
-SYNONYMS = {"-m": "memory", "--smp": "cpus"}
+SYNONYMS = {"-m": "memory", "--smp": "cpus", "-smp": "cpus"}
 NO_COMMAND = re.compile(r"No such command '([^']*)'")
 
 
-def explain(error: typer.TyperException, command: str) -> str:
-    """The line; `command` is where the command line is known to have got to, `ostler run` say."""
+def explain(error: typer.TyperException, command: str, words: Sequence[str] = ()) -> str:
+    """The line; `command` is where the command line, `words`, is known to have got to, `ostler run`
+    say.
+    """
     context = getattr(error, "ctx", None)
-    said = _cause(error, context) or _plain(error)
+    said = _cause(error, context, words) or _plain(error)
     return f"{said}; see {context.command_path if context else command} --help"
 
 
-def _cause(error: Any, context: Any) -> str | None:
+def _cause(error: Any, context: Any, words: Sequence[str]) -> str | None:
     match type(error).__name__:
         case "MissingParameter" if error.param is not None:
             return f"{_option(error.param)} is missing: give {_usage(error.param, context)}"
         case "NoSuchOption":
-            near = _nearest(error.option_name, context)
-            return f"there is no option {error.option_name}" + (near and f": did you mean {near}?")
+            typed = _whole(error.option_name, words)
+            near = _nearest(typed, context)
+            return f"there is no option {typed}" + (near and f": did you mean {near}?")
         case "BadOptionUsage" if "not take" in error.message:
             return f"{error.option_name} takes no value: leave out the ="
         case "BadOptionUsage":
@@ -45,13 +49,20 @@ def _cause(error: Any, context: Any) -> str | None:
     return None
 
 
+def _whole(option: str, words: Sequence[str]) -> str:
+    """`-smp` where that was typed: letters behind one dash are taken for an option each."""
+    if len(option) != 2:
+        return option
+    return next((word for word in words if word.startswith(option)), option)
+
+
 def _nearest(typed: str, context: Any) -> str:
     """The option that was meant: a slip of the fingers away, or longer or shorter than `typed`."""
     options = [name for known in context.command.params for name in known.opts] if context else []
     words = [name.removeprefix("--") for name in options if name.startswith("--")]
     if SYNONYMS.get(typed) in words:
         return f"--{SYNONYMS[typed]}"
-    word = typed.removeprefix("--")
+    word = typed.lstrip("-")
     same_start = [known for known in words if known.startswith(word) or word.startswith(known)]
     near = get_close_matches(word, words, n=1, cutoff=SLIP)
     return f"--{(near or same_start)[0]}" if near or (same_start and len(word) > 2) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,8 @@ from ostler.errors import ConfigError
 
 # What a machine is called that nobody named.
 DEFAULT_NAME = "guest"
+# Files are called by it.
+NAME = re.compile(r"\w[\w.+@-]{0,63}")
 
 
 class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,6 +55,11 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     def __post_init__(self) -> None:
         if "\0" in self.append:
             raise ConfigError("--append: a kernel command line holds no NUL; remove it")
+        if not NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"--name {self.name!r}: a name begins with a letter or digit, and has up to 63 more"
+                " of them and of ._+@-; web1 say"
+            )
         check_ports(self.consoles)
         if self.symbols is not None and not self.profile:
             raise ConfigError("--symbols: only a profile shows symbols; add --profile")

@@ -199,10 +199,11 @@ class SerialConsole:
             f" printf '%s%s%s>\\n' '<{mark}' ':end:' \"$?\"\n"
         )
         self._await(begin, timeout, "start", repr(command))
-        ending = re.compile(re.escape(end) + r"\d+>\r?\n")
+        # A message of the kernel may follow at once, in place of the end of the line.
+        ending = re.compile(re.escape(end) + r"\d+>(?:\r?\n|(?=[^\r\n]))")
         printed = self._await(ending, timeout, "finish", repr(command))
         output, _, status = printed.replace("\r\n", "\n").rpartition(end)
-        output, status = output.removeprefix("\n"), status.removesuffix(">\n")
+        output, status = output.removeprefix("\n"), status.rstrip("\n").removesuffix(">")
         if check and status != "0":
             raise GuestError(f"{command!r} ended with status {status}: {output[-200:]!r}")
         return output

@@ -72,16 +72,16 @@ class Session:
         self._ports = PortEnds(outside.ends)
         fds = self._hvc.fds if self._hvc else None
         host = Host(
-            self.console,
-            self.timers,
-            HostTime(),
-            requests,
-            workers,
-            outside.images,
-            fds,
-            outside.vsock,
-            networks,
-            self._ports.ports,
+            serial=self.console,
+            timers=self.timers,
+            wall=HostTime(),
+            requests=requests,
+            workers=workers,
+            images=outside.images,
+            console_fds=fds,
+            vsock=outside.vsock,
+            cables=networks,
+            ports=self._ports.ports,
         )
         self._networks = networks
         try:

@@ -72,6 +72,7 @@ from ostler.errors import ConfigError, OstlerError, WaitTimeout
 from ostler.host.accelerator import Decision
 from ostler.host.admission import admit_memory
 from ostler.host.view import HostView
+from ostler.machine.boot import doubt_initrd
 from ostler.machine.disks import GuestDisk, open_disks
 from ostler.machine.networks import Network, open_networks
 from ostler.machine.plug import Plug
@@ -192,7 +193,7 @@ class VM:
         """Build the machine and let it run. May be called once."""
         if self._control.ident is not None:
             raise ConfigError("this VM has been started already; make another one")
-        warning = admit_memory(self.config.memory, HostView())
+        warnings = admit_memory(self.config.memory, HostView()), doubt_initrd(self.config)
         try:
             self._accelerator = choose(self.config.accelerator)
             self._records.prepare(self._accelerator.name)
@@ -210,7 +211,7 @@ class VM:
         except BaseException:
             self._open.close()
             raise
-        for said in filter(None, (warning, self._accelerator.note)):
+        for said in filter(None, (*warnings, self._accelerator.note)):
             self.on_report(said)
         self._reports.release(lambda text: self.on_report(text))
 
@@ -337,7 +338,9 @@ class VM:
 
     @property
     def net(self) -> list[NetworkCard]:
-        """The network cards; none before `start`."""
+        """The network cards; `ConfigError` while the machine does not run."""
+        if not self.running:
+            raise ConfigError("this VM does not run; ask its network cards while it does")
         return [
             NetworkCard(network, partial(self._card, number))
             for number, network in enumerate(self._networks)

@@ -33,7 +33,7 @@ class NetCable(Protocol):
         """What the driver should use at most, 0 for what it likes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """What the host side hands a board: the outer ends of its devices.
 

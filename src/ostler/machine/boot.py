@@ -7,10 +7,12 @@ from typing import Protocol
 
 from ostler.config import MachineConfig
 from ostler.errors import KernelError
+from ostler.firmware import initramfs, linux
 from ostler.firmware.acpi import board as acpi
 from ostler.firmware.acpi.tables import RSDP_GPA, build_tables
 from ostler.firmware.boot import load_kernel
 from ostler.firmware.plan import BootPlan, Buffer, Load, Part, Sink, Stream
+from ostler.firmware.source import view
 from ostler.machine import memory_map as at
 
 # Zeros for a bss are written in pieces of this size.
@@ -25,6 +27,20 @@ def plan_boot(config: MachineConfig) -> BootPlan:
         cmdline=config.append,
         initrd=config.initrd,
         rsdp_gpa=RSDP_GPA,
+    )
+
+
+def doubt_initrd(config: MachineConfig) -> str:
+    """A line of warning where Linux would start from what it cannot read; else nothing."""
+    if config.initrd is None or config.kernel.is_fifo() or config.initrd.is_fifo():
+        return ""
+    if not linux.is_linux(view(config.kernel, "kernel")):
+        return ""
+    if initramfs.is_readable(view(config.initrd, "initrd")):
+        return ""
+    return (
+        f"initrd {str(config.initrd)!r} is no cpio archive, plain or packed, so Linux will find no"
+        " /init in it; `ostler image initramfs` makes one"
     )
 
 

@@ -48,20 +48,17 @@ def draw(config: MachineConfig, images: Sequence[GuestDisk] = ()) -> VirtBoard:
     """The board on paper."""
     time = PaperTime()
     fds = (NO_FD, NO_FD)
-    cables = [PaperCable(net) for net in nets_of(config)]
-    vsock = (NO_FD, "")
-    ports = [Port(port.name, *fds) for port in config.consoles]
     host = Host(
-        Unplugged(),
-        time,
-        time,
-        PaperRequests(),
-        PaperWorkers(),
-        images,
-        fds,
-        vsock,
-        cables,
-        ports,
+        serial=Unplugged(),
+        timers=time,
+        wall=time,
+        requests=PaperRequests(),
+        workers=PaperWorkers(),
+        images=images,
+        console_fds=fds,
+        vsock=(NO_FD, ""),
+        cables=[PaperCable(net) for net in nets_of(config)],
+        ports=[Port(port.name, *fds) for port in config.consoles],
     )
     return VirtBoard(config, PaperHardware(), host)
 
