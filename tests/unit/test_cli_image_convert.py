@@ -15,7 +15,7 @@ from qcow2_oracle import needs_qemu, qemu
 
 from ostler.block import create_image, open_image
 from ostler.block.jobs.convert import convert
-from ostler.errors import DiskError
+from ostler.errors import DiskError, OstlerError
 
 MIB = 1 << 20
 OSTLER = str(Path(sysconfig.get_path("scripts"), "ostler"))
@@ -32,12 +32,12 @@ def source(tmp_path: Path) -> Path:
 
 
 def slowly(source: Path, target: Path, format: str) -> subprocess.Popen[bytes]:
-    """A conversion that takes a minute; it has begun."""
+    """A conversion that takes a minute; some of it is done."""
     command = [OSTLER, "image", "convert", "-f", "raw", "-O", format, "-r", "100k", source, target]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     until = time.monotonic() + PATIENCE_S
     part = target.with_name(f"{target.name}.part")
-    while not part.exists():
+    while not part.exists() or part.stat().st_blocks < MIB // 1024:
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -60,6 +60,20 @@ def test_conversion_that_is_killed_leaves_nothing_that_has_the_targets_name(
     subprocess.run([OSTLER, "image", "convert", "-O", format, source, target], check=True)
     qemu("compare", "-f", "raw", "-F", format, source, target)
     assert not part.exists()
+
+
+def test_conversion_that_waits_for_its_limit_is_cancelled_at_once(
+    source: Path, tmp_path: Path
+) -> None:
+    with open_image(source, format="raw", readonly=True) as image:
+        # The first piece alone would take hours.
+        job = convert([image], tmp_path / "target", limit_bytes_s=100, threads=1)
+        while job.done_bytes == 0:
+            time.sleep(0.01)
+        job.cancel()
+        with pytest.raises(OstlerError, match="cancelled"):
+            job.wait(PATIENCE_S)
+    assert not list(tmp_path.glob("target*"))
 
 
 def damaged(path: Path) -> Path:

@@ -208,7 +208,7 @@ impl<'a> Copier<'a> {
     fn keep_to_the_limit(&self, done: u64) {
         if self.job.limit != 0 {
             let due = Duration::from_secs_f64(done as f64 / self.job.limit as f64);
-            thread::sleep(due.saturating_sub(self.started.elapsed()));
+            sleep_unless_cancelled(due.saturating_sub(self.started.elapsed()), self.progress);
         }
     }
 

@@ -21,6 +21,7 @@ class Watched:
         self.job.progress.set_done(offset)
         if self.limit_bytes_s:
             due = self._start + offset / self.limit_bytes_s
-            time.sleep(max(0.0, due - time.monotonic()))
+            while (left := due - time.monotonic()) > 0 and not self.job.progress.cancelled:
+                time.sleep(min(left, 0.05))
         if self.job.progress.cancelled:
             raise DiskError(f"{self.job.name}: cancelled")
