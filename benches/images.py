@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 
@@ -111,6 +112,12 @@ class Bench:
     size_mib: int
     images: Files = field(default_factory=dict)
 
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """As a user has it: what is installed is compiled, whatever this shell says of bytecode."""
+        mine = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        return mine | {"PYTHONPYCACHEPREFIX": str(self.directory / "bytecode")}
+
     def prepare(self) -> None:
         """Make what the workloads start from: all by qemu-img, for both programs alike."""
         for name in (
@@ -157,7 +164,7 @@ class Bench:
         words = workload.arguments.format(new=new, copy=copy, **self.images).split()
         command = [*PROGRAMS[program], *words]
         began = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=self.environment)
         seconds = time.perf_counter() - began
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}: {done.stderr or done.stdout}")

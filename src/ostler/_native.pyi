@@ -57,8 +57,9 @@ __all__ = [
     "copy_disk",
     "copy_marked",
     "data_bytes",
-    "differing_run",
+    "map_json",
     "map_layers",
+    "rebase_disk",
 ]
 
 @disjoint_base
@@ -448,6 +449,7 @@ class Qcow2Disk(BlockDisk):
         copy_at: int | None,
         gone: Iterable[int],
         snapshots: tuple[int, int],
+        freed: Iterable[tuple[int, int]],
     ) -> int: ...
     def record(self, maps: Iterable[DirtyMap]) -> None: ...
     def read_l1(self, offset: int, entries: int) -> list[int]: ...
@@ -545,9 +547,18 @@ def data_bytes(layers: Sequence[tuple[BlockDisk, BlockStorage | None]], cluster:
 def map_layers(
     layers: Sequence[tuple[BlockDisk, BlockStorage | None]], offset: int, end: int
 ) -> list[tuple[int, int, int, bool, bool, bool, bool, int | None]]: ...
-def differing_run(
-    one: BlockDisk, other: BlockDisk, offset: int, limit: int, unit: int
-) -> tuple[bool, int]: ...
+def map_json(
+    layers: Sequence[tuple[BlockDisk, BlockStorage | None]], offset: int, end: int
+) -> str: ...
+def rebase_disk(
+    overlay: BlockDisk,
+    old: BlockDisk | None,
+    new: BlockDisk | None,
+    progress: CopyProgress,
+    *,
+    cluster: int,
+    threads: int,
+) -> None: ...
 def bench_disk(
     disk: BlockDisk,
     *,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,4 +162,4 @@ def test_info_needs_no_passphrase_and_content_does_not_read_without(
         with pytest.raises(DiskError, match="needs a passphrase"):
             disk_of(locked)
     with pytest.raises(DiskError, match="needs a passphrase"):
-        open_with(str(path), None, replace(how, readonly=False))
+        open_with(str(path), None, how._replace(readonly=False))

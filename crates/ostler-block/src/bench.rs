@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use crate::Result;
+use crate::buffer::Buffer;
 use crate::disk::Disk;
 
 /// What is done how often.
@@ -42,7 +43,8 @@ pub fn run(disk: &dyn Disk, load: &Load) -> Result<()> {
 }
 
 fn requests(disk: &dyn Disk, load: &Load, next: &AtomicU64) -> Result<()> {
-    let mut bytes = vec![load.pattern.unwrap_or(0); load.bytes as usize];
+    let mut bytes = Buffer::new(load.bytes as usize);
+    bytes.fill(load.pattern.unwrap_or(0));
     let places = (disk.size().saturating_sub(load.offset + load.bytes) / load.step.max(1)) + 1;
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::buffer::Buffer;
 use crate::copy::{Progress, on_threads};
 use crate::disk::Disk;
 use crate::{BlockError, Result};
@@ -42,7 +43,7 @@ impl Search<'_> {
     }
 
     fn run(&self) -> Result<()> {
-        let (mut left, mut right) = (vec![0; PIECE as usize], vec![0; PIECE as usize]);
+        let (mut left, mut right) = (Buffer::new(PIECE as usize), Buffer::new(PIECE as usize));
         while let Some(piece) = self.claim()? {
             let (left, right) = (&mut left[..piece.len as usize], &mut right[..piece.len as usize]);
             match self.look(&piece, left, right) {
@@ -125,29 +126,6 @@ fn difference(left: &[u8], right: &[u8]) -> Option<usize> {
         return None;
     }
     left.iter().zip(right).position(|(left, right)| left != right)
-}
-
-/// How much from `at` on, up to `limit`, differs, or does not: the answer and the length, in whole
-/// `unit`s but for the end.
-pub fn run_of_difference(one: &dyn Disk, other: &dyn Disk, at: u64, limit: u64, unit: u64) -> Result<(bool, u64)> {
-    let len = limit.min(PIECE);
-    let (mut left, mut right) = (vec![0; len as usize], vec![0; len as usize]);
-    for (disk, bytes) in [(one, &mut left), (other, &mut right)] {
-        let there = disk.size().saturating_sub(at).min(len) as usize;
-        if there != 0 {
-            disk.read_bytes(&mut bytes[..there], at)?;
-        }
-    }
-    let mut units =
-        left.chunks(unit as usize).zip(right.chunks(unit as usize)).map(|(left, right)| (left != right, left.len()));
-    let Some((differs, mut run)) = units.next() else { return Ok((false, 0)) };
-    for (next, size) in units {
-        if next != differs {
-            break;
-        }
-        run += size;
-    }
-    Ok((differs, run as u64))
 }
 
 #[cfg(test)]

@@ -47,6 +47,11 @@ pub trait Disk: Send + Sync + Debug {
         Err(BlockError::Refused("this format keeps nothing compressed; leave -c out".into()))
     }
 
+    /// A hint that the range is written next, as a whole, and has never been.
+    fn reserve(&self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
+
     fn read_bytes(&self, into: &mut [u8], offset: u64) -> Result<()> {
         self.read(&Sink::new(into), offset)
     }

@@ -1,5 +1,6 @@
 //! Where each byte of a disk is kept, through the images behind it.
 
+use std::fmt::Write;
 use std::sync::Arc;
 
 use crate::Result;
@@ -38,7 +39,7 @@ impl Mapped {
 
 /// The runs from `offset` to `end`, neighbours of one kind as one.
 pub fn map(layers: &[Layer], offset: u64, end: u64) -> Result<Vec<Mapped>> {
-    let mut runs = Runs { found: Vec::new() };
+    let mut runs = Runs { found: Vec::new(), known: None };
     runs.add_layer(layers, 0, offset, end)?;
     Ok(runs.found)
 }
@@ -54,8 +55,43 @@ pub fn data_bytes(layers: &[Layer], end: u64, cluster: u64) -> Result<u64> {
     Ok(clusters * cluster)
 }
 
+/// The runs as `qemu-img map --output json` prints them.
+pub fn json(runs: &[Mapped]) -> String {
+    let mut text = String::with_capacity(160 * runs.len() + 2);
+    text.push('[');
+    for (number, run) in runs.iter().enumerate() {
+        let separator = if number == 0 { "" } else { ",\n" };
+        let Mapped { start, len, depth, present, zero, data, compressed, host_offset } = run;
+        // Writing to a string does not fail.
+        let _ = write!(
+            text,
+            "{separator}{{ \"start\": {start}, \"length\": {len}, \"depth\": {depth}, \"present\": {present}, \
+             \"zero\": {zero}, \"data\": {data}, \"compressed\": {compressed}"
+        );
+        if let Some(offset) = host_offset {
+            let _ = write!(text, ", \"offset\": {offset}");
+        }
+        text.push('}');
+    }
+    text.push(']');
+    text
+}
+
+/// A run of the file of layer `depth`: data or a hole.
+struct Known {
+    depth: usize,
+    start: u64,
+    end: u64,
+    is_data: bool,
+}
+
+/// Files are asked for their runs up to here, to be asked less often.
+const REACH: u64 = 1 << 40;
+
 struct Runs {
     found: Vec<Mapped>,
+    /// What a file was last asked for.
+    known: Option<Known>,
 }
 
 impl Runs {
@@ -118,14 +154,27 @@ impl Runs {
         }
     }
 
+    /// What is at `host` of the file of layer `depth`: whether it is data, and where it ends.
+    fn run_of_file(&mut self, file: &dyn Storage, depth: usize, host: u64) -> Result<(bool, u64)> {
+        let known = self.known.as_ref().filter(|known| known.depth == depth);
+        let run = match known {
+            Some(known) if (known.start..known.end).contains(&host) => return Ok((known.is_data, known.end)),
+            Some(known) if known.end == host => file.next_run(host, REACH, !known.is_data)?,
+            _ => file.run_at(host, REACH)?,
+        };
+        let end = host.saturating_add(run.len.max(1));
+        self.known = Some(Known { depth, start: host, end, is_data: run.is_data });
+        Ok((run.is_data, end))
+    }
+
     /// Holes of the file read as zeroes.
     fn add_pieces(&mut self, file: &dyn Storage, whole: &Mapped, host: u64) -> Result<()> {
         let mut done = 0;
         while done < whole.len {
-            let run = file.run_at(host + done, whole.len - done)?;
-            let len = run.len.clamp(1, whole.len - done);
+            let (is_data, end) = self.run_of_file(file, whole.depth, host + done)?;
+            let len = (end - host - done).min(whole.len - done);
             let host_offset = Some(host + done);
-            self.push(Mapped { start: whole.start + done, len, zero: !run.is_data, host_offset, ..*whole });
+            self.push(Mapped { start: whole.start + done, len, zero: !is_data, host_offset, ..*whole });
             done += len;
         }
         Ok(())

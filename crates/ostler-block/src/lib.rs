@@ -11,6 +11,7 @@
 
 pub mod backup;
 pub mod bench;
+pub mod buffer;
 pub mod compare;
 pub mod copy;
 pub mod dirty;
@@ -22,6 +23,7 @@ pub mod live;
 pub mod pieces;
 pub mod qcow2;
 pub mod raw;
+pub mod rebase;
 pub mod salvage;
 pub mod storage;
 #[cfg(test)]

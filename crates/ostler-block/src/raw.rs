@@ -94,6 +94,11 @@ impl Disk for Raw {
         Ok(self.storage.write_zeroes(offset, len, unmap)?)
     }
 
+    fn reserve(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_write(offset, len)?;
+        Ok(self.storage.reserve(offset, len)?)
+    }
+
     fn extent_at(&self, offset: u64, limit: u64) -> Result<Extent> {
         check_range(offset, limit, self.size)?;
         let run = self.storage.run_at(offset, limit)?;

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::pieces::{Sink, Source};
 
@@ -31,8 +32,16 @@ pub trait Storage: Send + Sync + Debug {
     /// A hint that the range is not needed.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+    /// A hint that the range is written next, as a whole, and has never been.
+    fn reserve(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
     /// What is at `offset`; the run is at most `limit` long and not empty if `limit` is not.
     fn run_at(&self, offset: u64, limit: u64) -> io::Result<Run>;
+    /// As [`Storage::run_at`] where a run ends at `offset`, so that it is known what is there.
+    fn next_run(&self, offset: u64, limit: u64, _is_data: bool) -> io::Result<Run> {
+        self.run_at(offset, limit)
+    }
     /// New space is zero without being written.
     fn grows_with_zeroes(&self) -> bool;
     /// The file, where the kernel may copy it.
@@ -61,6 +70,8 @@ pub struct FileStorage {
     direct: Option<Direct>,
     is_block_device: bool,
     device_bytes: u64,
+    /// The file system has no space to reserve.
+    cannot_reserve: AtomicBool,
 }
 
 /// A file that was opened with O_DIRECT, and what its requests are multiples of.
@@ -94,7 +105,7 @@ impl FileStorage {
         // SAFETY: no memory is passed.
         let end = if is_block_device { unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_END) } } else { 0 };
         let device_bytes = u64::try_from(end).map_err(|_| io::Error::last_os_error())?;
-        Ok(Self { file, direct: None, is_block_device, device_bytes })
+        Ok(Self { file, direct: None, is_block_device, device_bytes, cannot_reserve: AtomicBool::new(false) })
     }
 
     /// As `new`, with requests around the page cache where they are aligned.
@@ -243,6 +254,18 @@ impl Storage for FileStorage {
         }
     }
 
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.is_block_device || self.cannot_reserve.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match self.allocate(0, offset, len) {
+            Err(error) if is_unsupported(&error) => self.cannot_reserve.store(true, Ordering::Relaxed),
+            // Whatever else is wrong, the write tells.
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn run_at(&self, offset: u64, limit: u64) -> io::Result<Run> {
         if self.is_block_device {
             return Ok(Run { is_data: true, len: limit });
@@ -254,6 +277,17 @@ impl Storage for FileStorage {
         }
         let hole = self.seek(offset, libc::SEEK_HOLE)?;
         Ok(Run { is_data: true, len: hole.map_or(limit, |at| (at - offset).min(limit)) })
+    }
+
+    fn next_run(&self, offset: u64, limit: u64, is_data: bool) -> io::Result<Run> {
+        if self.is_block_device {
+            return self.run_at(offset, limit);
+        }
+        match self.seek(offset, if is_data { libc::SEEK_HOLE } else { libc::SEEK_DATA })? {
+            Some(end) if end > offset => Ok(Run { is_data, len: (end - offset).min(limit) }),
+            // The file ends there, or it was changed meanwhile.
+            _ => self.run_at(offset, limit),
+        }
     }
 
     fn grows_with_zeroes(&self) -> bool {

@@ -36,7 +36,7 @@ mod _native {
     #[pymodule_export]
     use crate::block::{
         BlockBackup, BlockDisk, BlockStorage, CopyProgress, DirtyMap, LiveDisk, Qcow2Disk, bench_disk, compare_disks,
-        copy_disk, copy_marked, data_bytes, differing_run, map_layers,
+        copy_disk, copy_marked, data_bytes, map_json, map_layers, rebase_disk,
     };
     #[pymodule_export]
     use crate::bus::Bus;

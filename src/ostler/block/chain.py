@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +17,7 @@ from ostler.block.image import (
     local_name,
     open_with,
 )
-from ostler.engine.block import BlockDisk, BlockStorage, map_layers
+from ostler.engine.block import BlockDisk, BlockStorage, map_json, map_layers
 from ostler.errors import DiskError
 
 MAX_DEPTH = 200
@@ -42,6 +40,8 @@ def resolve(reference: str, beside: str) -> str:
 
 def _from_json(reference: str, beside: str) -> str:
     """The file name in QEMU's `json:{...}`, if that is all it says."""
+    import json
+
     try:
         options: Any = json.loads(reference.removeprefix("json:"))
         name = _file_name(options)
@@ -75,7 +75,7 @@ def open_backing(
     if len(chain) > MAX_DEPTH:
         raise DiskError(f"{image}: more than {MAX_DEPTH} images in a chain; commit or rebase some")
     try:
-        return open_with(target, reference.format, replace(how, readonly=readonly, chain=chain))
+        return open_with(target, reference.format, how._replace(readonly=readonly, chain=chain))
     except DiskError as error:
         if str(error).startswith(image):
             raise
@@ -141,6 +141,13 @@ def map_chain(image: Image, offset: int = 0, length: int | None = None) -> Itera
         last = run
     if last is not None:
         yield last
+
+
+def map_text(image: Image, offset: int = 0, length: int | None = None) -> str | None:
+    """The same as `qemu-img map --output json` prints it; `None` where a layer is Python's."""
+    chain = native_chain(image)
+    end = image.size_bytes if length is None else min(offset + length, image.size_bytes)
+    return None if chain is None else map_json(chain, min(offset, end), end)
 
 
 def native_chain(image: Image) -> list[tuple[BlockDisk, BlockStorage | None]] | None:

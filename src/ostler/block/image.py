@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -146,8 +145,7 @@ class HostFile(Image, Protocol):
     """What the host writes without reading first: the disk's physical block."""
 
 
-@dataclass(frozen=True, slots=True)
-class BackingReference:
+class BackingReference(NamedTuple):
     """What an image says of the one behind it: as written in it, so not resolved."""
 
     filename: str
@@ -171,8 +169,7 @@ class Resizable(Image, Protocol):
         """Make the disk `size_bytes` long; what is new reads as zeroes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """An internal snapshot."""
 
     id: str
@@ -230,8 +227,7 @@ class Closing:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(NamedTuple):
     """How a format is to open an image."""
 
     readonly: bool = False
@@ -291,16 +287,14 @@ def open_image(
 def open_with(path: str, format: str | None, how: Opening) -> Image:
     """`open_image` with everything a format needs to open its backing image."""
     # Formats import the protocols above, so they are looked up when needed.
-    from dataclasses import replace
-
     from ostler.block.registry import find_format, open_file, probe
 
     file = open_file(path, readonly=how.readonly, lock=how.lock, direct=how.direct)
     try:
         if format is None:
-            found, how = probe(file), replace(how, probed=True)
+            found, how = probe(file), how._replace(probed=True)
         else:
-            found, how = find_format(format, path), replace(how, probed=False)
+            found, how = find_format(format, path), how._replace(probed=False)
         return found.load().open(file, how)
     except BaseException:
         file.close()

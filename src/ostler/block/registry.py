@@ -7,7 +7,6 @@ conformance test exercises it. Its magic numbers are here, so that probing loads
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
@@ -30,8 +29,7 @@ class Magic(NamedTuple):
     data: bytes
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """What a format can do. `open` owns the file it is given once it returns."""
 
     open: Callable[[ImageFile, Opening], Image]
@@ -80,8 +78,7 @@ def _plain(kind: Any, value: Any) -> Any:
     return SWITCH.get(value, value) if kind in (bool, bool | None) else value
 
 
-@dataclass(frozen=True, slots=True)
-class FormatEntry:
+class FormatEntry(NamedTuple):
     """A format by name, and what its files begin or end with."""
 
     name: str

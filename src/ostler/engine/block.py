@@ -21,8 +21,9 @@ from ostler._native import (
     copy_disk,
     copy_marked,
     data_bytes,
-    differing_run,
+    map_json,
     map_layers,
+    rebase_disk,
 )
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "copy_disk",
     "copy_marked",
     "data_bytes",
-    "differing_run",
+    "map_json",
     "map_layers",
+    "rebase_disk",
 ]

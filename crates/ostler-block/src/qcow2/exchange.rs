@@ -30,6 +30,8 @@ pub struct Change<'a> {
     pub gone: &'a [u64],
     /// The table of snapshots: offset and entries. It is in the file.
     pub snapshots: (u64, u32),
+    /// What nobody uses afterwards: offset and bytes.
+    pub freed: &'a [(u64, u64)],
 }
 
 impl Change<'_> {
@@ -62,8 +64,21 @@ impl Qcow2 {
             self.storage.write_bytes(&fields, HEADER_FIELDS.0)?;
             tables.unlinked.clear();
             tables.refcounts = Refcounts::reopen(&tables.refcounts, self.storage.as_ref())?;
+            return done;
         }
+        self.free_exchanged(&mut tables, change)?;
         done
+    }
+
+    /// Frees what the change left, which no table in the file names any more. That is not waited for:
+    /// a crash that undoes it leaves leaks.
+    fn free_exchanged(&self, tables: &mut Tables, change: &Change<'_>) -> Result<()> {
+        let bits = tables.layout.cluster_bits;
+        for &(offset, len) in change.freed.iter().filter(|(_, len)| *len != 0) {
+            tables.unlinked.push(Unlinked { first: offset >> bits, count: len.div_ceil(1 << bits), punch: false });
+        }
+        self.free_unlinked(tables)?;
+        tables.refcounts.write_blocks(self.storage.as_ref())
     }
 
     fn try_exchange(&self, tables: &mut Tables, change: &Change<'_>, fields: &[u8]) -> Result<u64> {
@@ -96,7 +111,6 @@ impl Qcow2 {
         for (first, count) in moved.into_iter().chain([old_l1]) {
             tables.unlinked.push(Unlinked { first, count, punch: false });
         }
-        self.is_unsettled.store(true, std::sync::atomic::Ordering::Release);
         Ok(layout.l1_offset)
     }
 

@@ -130,7 +130,7 @@ impl Qcow2 {
     }
 
     /// Step 4. What was unlinked can be allocated from now on.
-    fn free_unlinked(&self, tables: &mut Tables) -> Result<()> {
+    pub(super) fn free_unlinked(&self, tables: &mut Tables) -> Result<()> {
         for run in std::mem::take(&mut tables.unlinked) {
             self.forget_unpacked();
             let bits = tables.layout.cluster_bits;

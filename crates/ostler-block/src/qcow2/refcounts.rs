@@ -19,6 +19,22 @@ struct Block {
     dirty: Option<(usize, usize)>,
 }
 
+impl Block {
+    fn put(&mut self, place: usize, order: u32, count: u64) {
+        set(&mut self.bytes, place, order, count);
+        let sector = (place << order) / 8 / SECTOR;
+        let (first, end) = self.dirty.unwrap_or((sector, sector));
+        self.dirty = Some((first.min(sector), end.max(sector + 1)));
+    }
+}
+
+fn uncountable(count: u64, order: u32) -> BlockError {
+    BlockError::Refused(format!(
+        "a cluster would be used {count} times, which refcounts of {} bits cannot count; delete snapshots",
+        1 << order
+    ))
+}
+
 /// Refcounts, cached and written back by [`Refcounts::write_blocks`].
 #[derive(Debug)]
 pub struct Refcounts {
@@ -136,10 +152,7 @@ impl Refcounts {
     /// Sets the count of a cluster, which a block counts unless `count` is zero.
     pub fn set(&mut self, storage: &dyn Storage, cluster: u64, count: u64) -> Result<()> {
         if count > self.layout.max_refcount() {
-            return Err(BlockError::Refused(format!(
-                "a cluster would be used {count} times, which refcounts of {} bits cannot count; delete snapshots",
-                1 << self.layout.refcount_order
-            )));
+            return Err(uncountable(count, self.layout.refcount_order));
         }
         let order = self.layout.refcount_order;
         let Some((block, place)) = self.block(storage, cluster)? else {
@@ -148,10 +161,7 @@ impl Refcounts {
             }
             return Err(BlockError::damaged(format!("no refcount block counts cluster {cluster:#x}")));
         };
-        set(&mut block.bytes, place, order, count);
-        let sector = (place << order) / 8 / SECTOR;
-        let (first, end) = block.dirty.unwrap_or((sector, sector));
-        block.dirty = Some((first.min(sector), end.max(sector + 1)));
+        block.put(place, order, count);
         if count == 0 {
             self.hint = self.hint.min(cluster);
         }
@@ -160,12 +170,34 @@ impl Refcounts {
 
     /// Adds `delta` to the count of each of `count` clusters.
     pub fn add(&mut self, storage: &dyn Storage, first: u64, count: u64, delta: i64) -> Result<()> {
-        for cluster in first..first.saturating_add(count) {
-            let now = self.get(storage, cluster)?;
+        let end = first.saturating_add(count);
+        let (bits, mut cluster) = (self.layout.block_bits(), first);
+        while cluster < end {
+            let stop = end.min(((cluster >> bits) + 1) << bits);
+            self.add_in_block(storage, cluster, stop, delta)?;
+            cluster = stop;
+        }
+        Ok(())
+    }
+
+    /// The same for the clusters from `first` up to `end`, all of one block.
+    fn add_in_block(&mut self, storage: &dyn Storage, first: u64, end: u64, delta: i64) -> Result<()> {
+        let (order, most) = (self.layout.refcount_order, self.layout.max_refcount());
+        let Some((block, place)) = self.block(storage, first)? else {
+            return Err(BlockError::damaged(format!("no refcount block counts cluster {first:#x}")));
+        };
+        for at in place..place + (end - first) as usize {
+            let (cluster, now) = (first + (at - place) as u64, get(&block.bytes, at, order));
             let then = now.checked_add_signed(delta).ok_or_else(|| {
                 BlockError::damaged(format!("the refcount of cluster {cluster:#x} is {now}, but it is in use"))
             })?;
-            self.set(storage, cluster, then)?;
+            if then > most {
+                return Err(uncountable(then, order));
+            }
+            block.put(at, order, then);
+        }
+        if delta < 0 {
+            self.hint = self.hint.min(first);
         }
         Ok(())
     }

@@ -106,9 +106,18 @@ impl Qcow2 {
         let file_end = storage.len()?;
         for &word in l1.iter().filter(|word| **word & OFFSET_MASK != 0) {
             let offset = word & OFFSET_MASK;
+            // Most clusters are in a row with the one before.
+            let mut run = (0, 0);
             for entry in read_table(&layout, storage, offset, file_end)? {
-                count_entry(tables, storage, entry, delta)?;
+                let (first, count) = clusters_of(&layout, entry)?;
+                if count != 0 && run.0 + run.1 == first && !entry.is_compressed() {
+                    run.1 += count;
+                } else if count != 0 {
+                    count_run(tables, storage, run.0, run.1, delta)?;
+                    run = (first, count);
+                }
             }
+            count_run(tables, storage, run.0, run.1, delta)?;
             count_run(tables, storage, offset >> layout.cluster_bits, 1, delta)?;
         }
         Ok(())
@@ -175,15 +184,15 @@ pub(super) fn flagged(word: u64, is_owned: bool) -> u64 {
     if is_owned { word | COPIED } else { word & !COPIED }
 }
 
-fn count_entry(tables: &mut Tables, storage: &dyn Storage, entry: Entry, delta: i64) -> Result<()> {
-    let layout = tables.layout;
+/// The clusters of this file that an entry refers to: the first and how many.
+fn clusters_of(layout: &Layout, entry: Entry) -> Result<(u64, u64)> {
     if entry.is_compressed() {
         let at = layout.compressed(entry.word);
-        return count_run(tables, storage, at.first, at.last - at.first + 1, delta);
+        return Ok((at.first, at.last - at.first + 1));
     }
-    match entry.host(&layout)? {
-        Some(host) if !layout.external_data => count_run(tables, storage, host >> layout.cluster_bits, 1, delta),
-        _ => Ok(()),
+    match entry.host(layout)? {
+        Some(host) if !layout.external_data => Ok((host >> layout.cluster_bits, 1)),
+        _ => Ok((0, 0)),
     }
 }
 

@@ -8,6 +8,7 @@ use super::entry::{Entry, units};
 use super::layout::{COPIED, SUBCLUSTERS};
 use super::tables::Tables;
 use crate::Result;
+use crate::copy::RESERVED_BYTES;
 use crate::disk::Content;
 use crate::pieces::{Sink, Source};
 
@@ -199,6 +200,9 @@ impl Qcow2 {
         let after = self.old_content(flight, offset + len, end - offset - len)?;
         let whole = from.slice(0, len as usize);
         let host = flight.host + (offset - start) - before.len() as u64;
+        if flight.is_fresh && len >= RESERVED_BYTES {
+            self.data.reserve(host, len)?;
+        }
         self.data.write(&whole.between(&before, &after), host)?;
         Ok(len as usize)
     }

@@ -84,11 +84,10 @@ impl World {
         let offset = self.image.allocate(bytes.len() as u64).expect("room for a table");
         self.storage.write_bytes(&bytes, offset).expect("a write");
         let snapshots = (offset, kept.len() as u32);
-        self.image.exchange(&Change { l1, size: DISK, copy_at, gone, snapshots }).expect("an exchange");
-        self.image.release(self.table.0, self.table.1).expect("a release");
-        if let Some((offset, entries)) = free {
-            self.image.release(offset, 8 * u64::from(entries)).expect("a release");
-        }
+        let mut freed = vec![self.table];
+        freed.extend(free.map(|(offset, entries)| (offset, 8 * u64::from(entries))));
+        let change = Change { l1, size: DISK, copy_at, gone, snapshots, freed: &freed };
+        self.image.exchange(&change).expect("an exchange");
         self.image.settle().expect("settled");
         self.table = (offset, bytes.len().max(1) as u64);
         self.state.kept = kept;

@@ -7,6 +7,7 @@ use ostler_block::bench::{self, Load};
 use ostler_block::compare;
 use ostler_block::copy::{self, Job, Packing, Progress};
 use ostler_block::layers::{self, Layer, Mapped};
+use ostler_block::rebase;
 use ostler_block::salvage::Salvaged;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -162,21 +163,32 @@ pub fn compare_disks(
         .map_err(|error| raise(&one.name, error))
 }
 
-/// Whether the bytes of two disks differ at `offset`, and for how long that holds, in whole `unit`s.
+/// Write into `overlay` what it does not hold and what would read otherwise over `new` than over `old`.
 #[pyfunction]
-pub fn differing_run(
+#[pyo3(signature = (overlay, old, new, progress, *, cluster, threads))]
+pub fn rebase_disk(
     py: Python<'_>,
-    one: &BlockDisk,
-    other: &BlockDisk,
-    offset: u64,
-    limit: u64,
-    unit: u64,
-) -> PyResult<(bool, u64)> {
-    if unit == 0 {
-        return Err(PyValueError::new_err("a unit has a length"));
-    }
-    py.detach(|| compare::run_of_difference(one.disk.as_ref(), other.disk.as_ref(), offset, limit, unit))
-        .map_err(|error| raise(&one.name, error))
+    overlay: &BlockDisk,
+    old: Option<PyRef<'_, BlockDisk>>,
+    new: Option<PyRef<'_, BlockDisk>>,
+    progress: &CopyProgress,
+    cluster: u64,
+    threads: usize,
+) -> PyResult<()> {
+    let behind = |disk: Option<PyRef<'_, BlockDisk>>| disk.map(|disk| Arc::clone(&disk.disk));
+    let (old, new, disk) = (behind(old), behind(new), overlay.disk.as_ref());
+    py.detach(|| {
+        let change = rebase::Change { old: old.as_deref(), new: new.as_deref() };
+        rebase::rebase(disk, &change, cluster.max(1), threads, &progress.progress)
+    })
+    .map_err(|error| raise(&overlay.name, error))
+}
+
+/// The JSON of `qemu-img map` for the bytes from `offset` to `end`: as [`map_layers`], as text.
+#[pyfunction]
+pub fn map_json(py: Python<'_>, layers: Layers<'_>, offset: u64, end: u64) -> PyResult<String> {
+    let (name, layers) = taken(&layers);
+    py.detach(|| layers::map(&layers, offset, end).map(|runs| layers::json(&runs))).map_err(|error| raise(&name, error))
 }
 
 /// Make `count` requests of `length` bytes, `step` apart: writes of the byte `pattern`, or reads.

@@ -11,7 +11,7 @@ use ostler_block::BlockError;
 use pyo3::prelude::*;
 
 pub use copy::{
-    CopyProgress, bench_disk, compare_disks, copy_disk, copy_marked, data_bytes, differing_run, map_layers,
+    CopyProgress, bench_disk, compare_disks, copy_disk, copy_marked, data_bytes, map_json, map_layers, rebase_disk,
 };
 pub use dirty::DirtyMap;
 pub use disk::{BlockDisk, BlockStorage};

@@ -107,7 +107,8 @@ impl Qcow2Disk {
 
     /// Make, apply or delete a snapshot: all of it or nothing is in the file after a crash. The
     /// offset of the disk's L1 table.
-    #[pyo3(signature = (*, l1, size, copy_at, gone, snapshots))]
+    #[pyo3(signature = (*, l1, size, copy_at, gone, snapshots, freed))]
+    #[expect(clippy::too_many_arguments, reason = "each is a part of one change")]
     fn exchange(
         &self,
         py: Python<'_>,
@@ -116,8 +117,9 @@ impl Qcow2Disk {
         copy_at: Option<u64>,
         gone: Vec<u64>,
         snapshots: (u64, u32),
+        freed: Vec<(u64, u64)>,
     ) -> PyResult<u64> {
-        let change = Change { l1: l1.as_deref(), size, copy_at, gone: &gone, snapshots };
+        let change = Change { l1: l1.as_deref(), size, copy_at, gone: &gone, snapshots, freed: &freed };
         self.run(py, |image| image.exchange(&change))
     }
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from ostler.block.formats.mapped import (
@@ -221,7 +220,7 @@ def _open_parent(image: VmdkImage, reference: BackingReference, how: Opening) ->
     chain = (*how.chain, image.name)
     if path in chain:
         raise damaged(image.file, "parentFileNameHint", f"{path} leads in a circle")
-    parent = open_with(path, reference.format, replace(how, chain=chain))
+    parent = open_with(path, reference.format, how._replace(chain=chain))
     descriptor = parent.descriptor if isinstance(parent, VmdkImage) else None
     wanted = image.descriptor.parent_cid if image.descriptor else NO_PARENT
     if descriptor is not None and wanted not in (NO_PARENT, descriptor.cid):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 
 from ostler.block.chain import identity, layers
 from ostler.block.data_path import disk_of
@@ -78,7 +77,7 @@ def over_base(image: Qcow2Image, behind: Names, how: Opening) -> Iterator[Image]
     """The last of `behind`, open for writing and as large as the image, with the others before it
     and the image in front, which is behind nothing before and after."""
     with ExitStack() as stack:
-        target = stack.enter_context(open_with(*behind[-1], replace(how, readonly=False)))
+        target = stack.enter_context(open_with(*behind[-1], how._replace(readonly=False)))
         grow(target, image.size_bytes)
         put_over(stack, image, target, behind[:-1], how)
         yield target
@@ -88,7 +87,7 @@ def put_over(
     stack: ExitStack, image: Qcow2Image, target: Image, between: Names, how: Opening
 ) -> None:
     """Put what is `between` behind the image, and `target` behind that, until `stack` ends."""
-    alone = replace(how, readonly=True, backing=False)
+    alone = how._replace(readonly=True, backing=False)
     below = target
     for name, format in reversed(between):
         layer = stack.enter_context(open_with(name, format, alone))

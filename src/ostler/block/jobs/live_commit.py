@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ostler.block.data_path import disk_of
@@ -73,11 +72,11 @@ class _Chain:
         live = self.live
         image.close()
         target = self.base.enter_context(
-            open_with(*self.behind[-1], replace(live.how, readonly=False))
+            open_with(*self.behind[-1], live.how._replace(readonly=False))
         )
         grow(target, image.size_bytes)
         front = self.fronts.enter_context(
-            open_with(image.name, image.format, replace(live.how, backing=False))
+            open_with(image.name, image.format, live.how._replace(backing=False))
         )
         assert isinstance(front, Qcow2Image)
         self.front = front

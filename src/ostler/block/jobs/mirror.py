@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ def mirror(
     # The guest goes on in it as it was told to use its disk. What outlives a throw-away overlay is
     # not thrown away with it.
     secret, unsafe = options.get("secret"), live.how.unsafe and live.has_name
-    how = replace(live.how, secret=secret, unsafe=unsafe) if pivot else Opening(secret=secret)
+    how = live.how._replace(secret=secret, unsafe=unsafe) if pivot else Opening(secret=secret)
     target = create_new(path, size, format, options, how)
     copy, is_zero = disk_of(target), starts_as_zero(target)
     dirty = DirtyMap(size, GRANULE_BITS, b"")

@@ -7,9 +7,8 @@ from ostler.block.data_path import disk_of
 from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.formats.qcow2.header import BACKING_FORMAT
 from ostler.block.image import BackingReference, Image, check_writable
-from ostler.block.jobs.job import Job
-from ostler.block.jobs.watched import Watched
-from ostler.engine.block import BlockDisk, differing_run
+from ostler.block.jobs.job import THREADS, Job
+from ostler.engine.block import rebase_disk
 from ostler.errors import DiskError
 
 
@@ -40,50 +39,17 @@ def rebase(image: Qcow2Image, filename: str | None, format: str | None) -> Job[N
 
     def work(job: Job[None]) -> None:
         try:
-            _copy_differences(image, new, job)
+            rebase_disk(
+                image.disk,
+                None if image.backing is None else disk_of(image.backing),
+                None if new is None else disk_of(new),
+                job.progress,
+                cluster=image.header.cluster_bytes,
+                threads=THREADS,
+            )
         finally:
             if new is not None:
                 new.close()
         set_backing(image, filename, format)
 
     return Job("rebase", image.size_bytes, work)
-
-
-def _copy_differences(image: Qcow2Image, new: Image | None, job: Job[None]) -> None:
-    cluster = image.header.cluster_bytes
-    old = None if image.backing is None else disk_of(image.backing)
-    other = None if new is None else disk_of(new)
-    watched = Watched(job)
-    for extent in image.extents(0, image.size_bytes):
-        offset = extent.offset
-        while not extent.allocated and offset < extent.end:
-            differs, run = _run(old, other, offset, extent.end - offset, cluster)
-            if differs:
-                image.write(offset, image.read(offset, run))
-            offset += run
-            watched.at(offset)
-        watched.at(extent.end)
-
-
-def _run(
-    old: BlockDisk | None, new: BlockDisk | None, offset: int, limit: int, cluster: int
-) -> tuple[bool, int]:
-    """Whether what is behind the image changes at `offset`, and for how long that holds."""
-    old_zero, old_run = _zero(old, offset, limit)
-    new_zero, new_run = _zero(new, offset, limit)
-    limit = min(old_run, new_run, limit)
-    if old_zero and new_zero:
-        return False, limit
-    limit = min(limit, 1 << 20)
-    # Runs end where clusters do, so that none is copied twice.
-    limit = max(limit - (offset + limit) % cluster, 0) or limit
-    if old is None or new is None:
-        return True, limit
-    return differing_run(old, new, offset, limit, cluster)
-
-
-def _zero(disk: BlockDisk | None, offset: int, limit: int) -> tuple[bool, int]:
-    there = 0 if disk is None else min(limit, disk.size_bytes - offset)
-    if disk is None or there <= 0:
-        return True, limit
-    return disk.zero_at(offset, there)

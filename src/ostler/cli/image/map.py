@@ -29,7 +29,7 @@ def map_image(
 
     Example: ostler image map --output json disk.qcow2
     """
-    from ostler.block.chain import map_chain
+    from ostler.block.chain import map_chain, map_text
     from ostler.block.image import open_image
 
     as_json = opt.is_json(output)
@@ -38,7 +38,11 @@ def map_image(
     with open_image(
         filename, format=format, readonly=True, lock=not shared, secret=secret
     ) as image:
-        runs = map_chain(image, opt.size_option(start, "--start-offset"), wanted)
+        offset = opt.size_option(start, "--start-offset")
+        if as_json and (text := map_text(image, offset, wanted)) is not None:
+            echo(text)
+            return 0
+        runs = map_chain(image, offset, wanted)
         if as_json:
             _print_json(runs)
         else:

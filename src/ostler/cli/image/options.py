@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -258,6 +257,8 @@ def human_size(size: int) -> str:
 
 def print_json(value: Any) -> None:
     """The value as QEMU prints it."""
+    import json
+
     echo(json.dumps(value, indent=4, ensure_ascii=False))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ostler.block.formats.qcow2.header import Autoclear, Incompatible
 from ostler.block.formats.qcow2.snapshots import Entry, table_bytes
@@ -14,10 +13,10 @@ if TYPE_CHECKING:
     from ostler.block.formats.qcow2.image import Qcow2Image
 
 
-@dataclass(slots=True)
-class CheckResult:
+class CheckResult(NamedTuple):
     """What a check found; numbers as QEMU's `ImageCheck` has them."""
 
+    messages: list[str]
     leaks: int = 0
     corruptions: int = 0
     check_errors: int = 0
@@ -28,7 +27,6 @@ class CheckResult:
     allocated_clusters: int = 0
     fragmented_clusters: int = 0
     compressed_clusters: int = 0
-    messages: list[str] = field(default_factory=list)
 
     @property
     def is_sound(self) -> bool:
@@ -53,12 +51,13 @@ def check(image: Qcow2Image, entries: list[Entry], repair: str | None) -> CheckR
     else:
         image.disk.set_refcounts(_leaks(found))
     after = _result(image, _scan(image, entries))
-    after.leaks_fixed = max(0, before.leaks - after.leaks)
-    after.corruptions_fixed = max(0, before.corruptions - after.corruptions)
-    after.messages = before.messages
     if repair == "all" and after.is_sound:
         _unmark(image)
-    return after
+    return after._replace(
+        leaks_fixed=max(0, before.leaks - after.leaks),
+        corruptions_fixed=max(0, before.corruptions - after.corruptions),
+        messages=before.messages,
+    )
 
 
 def _scan(image: Qcow2Image, entries: list[Entry]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ Reading takes nothing for granted: each field is checked, and an error names it.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from enum import IntFlag
+from typing import Any, NamedTuple
 
 from ostler.block.image import ImageFile
 from ostler.errors import DiskError
@@ -64,8 +64,7 @@ _NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """What the data path needs to know; it checks what it is given."""
 
     version: int
@@ -83,9 +82,11 @@ class Layout:
     incompatible: int
 
 
-@dataclass(slots=True)
 class Header:
-    """All that is in the first cluster. Offsets and sizes in bytes, entries where named so."""
+    """All that is in the first cluster. Offsets and sizes in bytes, entries where named so.
+
+    No dataclass: to import and use these takes longer than to read an image's header.
+    """
 
     version: int = 3
     cluster_bits: int = 16
@@ -97,14 +98,25 @@ class Header:
     refcount_table_clusters: int = 0
     snapshot_count: int = 0
     snapshots_offset: int = 0
-    incompatible: Incompatible = field(default=Incompatible(0))
-    compatible: Compatible = field(default=Compatible(0))
-    autoclear: Autoclear = field(default=Autoclear(0))
+    incompatible = Incompatible(0)
+    compatible = Compatible(0)
+    autoclear = Autoclear(0)
     refcount_order: int = 4
     compression: int = 0
     backing_file: str | None = None
-    extensions: dict[int, bytes] = field(default_factory=dict)
+    extensions: dict[int, bytes]
     """By type, in the order of the file; what we do not know is kept."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.extensions = {}
+        self.change(**fields)
+
+    def change(self, **fields: Any) -> None:
+        """Set fields by name; `AttributeError` for what is none."""
+        for name, value in fields.items():
+            if name not in Header.__annotations__ and not hasattr(Header, name):
+                raise AttributeError(f"a header has no field {name!r}")
+            setattr(self, name, value)
 
     @property
     def cluster_bytes(self) -> int:

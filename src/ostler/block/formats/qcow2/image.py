@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ostler.block.chain import open_backing, refuse_guessed_chain, resolve
@@ -332,9 +331,9 @@ class Qcow2Image(Closing):
         view = copy(self)
         view.file = open_file(self.name, readonly=True, lock=False)
         view.backing = view.data_file = view.recording = None
-        view.readonly, view.how = True, replace(self.how, readonly=True, lock=False)
-        view.header = replace(
-            self.header,
+        view.readonly, view.how = True, self.how._replace(readonly=True, lock=False)
+        view.header = copy(self.header)
+        view.header.change(
             l1_offset=wanted.l1_offset,
             l1_entries=wanted.l1_entries,
             size=wanted.disk_bytes,

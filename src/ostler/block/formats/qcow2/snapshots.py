@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ostler.block.formats.qcow2.header import Header, l1_entries
 from ostler.block.image import ImageFile, Snapshot, check_writable
@@ -26,8 +25,7 @@ MAX_SNAPSHOTS = 65536
 NO_ICOUNT = (1 << 64) - 1
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A snapshot as the table has it."""
 
     l1_offset: int
@@ -225,14 +223,11 @@ def _exchange(
         copy_at=copy_at,
         gone=gone or [],
         snapshots=(offset, len(entries)),
+        freed=[run for run in (old, freed) if run is not None],
     )
     header.l1_entries = len(image.disk.l1)
     header.size = image.size_bytes = size_bytes
     header.snapshots_offset, header.snapshot_count = offset, len(entries)
-    for run in (old, freed):
-        if run is not None and run[1]:
-            image.disk.release(*run)
-    image.disk.settle()
 
 
 def table_bytes(file: ImageFile, header: Header) -> int:
