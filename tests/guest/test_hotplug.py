@@ -6,6 +6,7 @@ import time
 
 import pytest
 from stock import END_S, QUIET, Boot, start_shell
+from test_balloon import resident_bytes
 
 import ostler
 from guests.fetch import Kernel
@@ -15,6 +16,11 @@ pytestmark = pytest.mark.guest
 
 MIB = 1 << 20
 ONLINE = f"{QUIET} memhp_default_state=online_movable"
+# All that is plugged is in the zone of what can be moved.
+USED = (
+    "awk '/zone +Movable/ {m = 1} m && /pages free/ {f = $3}"
+    " m && /managed/ {print ($2 - f) * 4096; exit}' /proc/zoneinfo"
+)
 
 
 def total_bytes(vm: ostler.VM) -> int:
@@ -44,9 +50,13 @@ def test_memory_is_plugged_used_and_unplugged(boot: Boot, cloud: Kernel) -> None
     # More than the guest has started with.
     vm.serial.run("mount -o remount,size=600M /tmp; dd if=/dev/zero of=/tmp/fill bs=1M count=350")
     assert vm.serial.run("wc -c </tmp/fill").strip() == str(350 * MIB)
+    used = int(vm.serial.run(USED))
+    assert used >= 350 * MIB - 256 * MIB
     vm.serial.run("rm /tmp/fill")
+    full = resident_bytes()
     vm.hotplug.target = 0
     wait_for(vm, 0)
+    assert full - resident_bytes() >= 0.9 * used
     assert total_bytes(vm) <= before
     # What has gone can come back.
     vm.hotplug.target = "128M"

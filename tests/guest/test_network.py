@@ -96,6 +96,7 @@ def test_dhcp_sets_the_guest_up(boot: Boot, cloud: Kernel) -> None:
     assert f"inet {GUEST}/24" in vm.serial.run("ip addr show eth0")
     assert f"default via {GATEWAY} dev eth0" in vm.serial.run("ip route")
     vm.serial.run("test -f /etc/resolv.conf")
+    assert " 0% packet loss" in vm.serial.run(f"ping -c 3 {GATEWAY}", timeout=END_S)
     assert "52:54:00:00:00:77" in vm.serial.run("cat /sys/class/net/eth0/address")
     assert vm.net[0].received.frames > 0
     assert vm.net[0].sent.errors == vm.net[0].received.errors == 0

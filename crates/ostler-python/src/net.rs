@@ -82,10 +82,11 @@ impl NetLink {
         Ok(Self { link: Arc::new(link), stream: self.stream.clone() })
     }
 
-    /// The same link, which acknowledges the guest's SYN-ACKs in place of its peer.
-    fn completing_handshakes(&self) -> PyResult<Self> {
+    /// The same link, which acknowledges the guest's SYN-ACKs in place of its peer, and answers pings
+    /// of the IPv4 address `gateway`.
+    fn completing_handshakes(&self, gateway: [u8; 4]) -> PyResult<Self> {
         let stream = self.stream.clone().ok_or_else(no_stream)?;
-        let link = HandshakeLink::new(Arc::clone(&stream))?;
+        let link = HandshakeLink::new(Arc::clone(&stream), gateway)?;
         Ok(Self { link: Arc::new(link), stream: Some(stream) })
     }
 

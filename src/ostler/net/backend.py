@@ -22,8 +22,10 @@ class Link(Protocol):
     def captured(self, fd: int) -> Self:
         """The same link, with a copy of every frame in the file `fd`."""
 
-    def completing_handshakes(self) -> Self:
-        """The same link, which acknowledges the guest's SYN-ACKs in place of its peer."""
+    def completing_handshakes(self, gateway: bytes) -> Self:
+        """The same link, which acknowledges the guest's SYN-ACKs in place of its peer, and answers
+        pings of the IPv4 address `gateway`.
+        """
 
 
 class Switch(Protocol):

@@ -80,7 +80,7 @@ class Passt(Backend):
             check_free(forward)
         self.mtu = settings.mtu
         # Debian 12's passt acknowledges no SYN-ACK before its client has said something.
-        self.link = links.stream(jumbo=True).completing_handshakes()
+        self.link = links.stream(jumbo=True).completing_handshakes(socket.inet_aton(GATEWAY))
         self._settings, self._monitor, self._events = settings, monitor, events
         self._process: subprocess.Popen[bytes] | None = None
         self._exit_fd = self._says_fd = -1

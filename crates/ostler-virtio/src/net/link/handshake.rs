@@ -8,6 +8,8 @@
 //! with the SYN-ACK once more, and counts below zero: it never comes back. So a SYN-ACK travels
 //! alone: nothing is sent after it before the peer has read it.
 //!
+//! It has no gateway that could answer pings either; they are answered here.
+//!
 //! It also takes what Ethernet fills short frames up with for data. Cards fill them up, so what is
 //! behind the IP packet of a short frame is cut off.
 
@@ -22,7 +24,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::poller::Poller;
-use super::{Link, Sent, StreamLink};
+use super::{Link, Sent, StreamLink, echo};
 use crate::net::checksum;
 use crate::net::frame::{self, Frame, Network};
 use crate::net::header::{DATA_VALID, Header};
@@ -52,6 +54,8 @@ const PLAIN_WINDOW: u16 = 0xffff;
 #[derive(Debug)]
 pub struct HandshakeLink {
     link: Arc<StreamLink>,
+    /// Its pings are answered here.
+    gateway: [u8; 4],
     waiting: Mutex<VecDeque<Frame>>,
     /// Readable while acknowledgements wait.
     news: EventFd,
@@ -65,7 +69,8 @@ pub struct HandshakeLink {
 }
 
 impl HandshakeLink {
-    pub fn new(link: Arc<StreamLink>) -> io::Result<Self> {
+    /// A link to passt by `link`, with its gateway.
+    pub fn new(link: Arc<StreamLink>, gateway: [u8; 4]) -> io::Result<Self> {
         let look = TimerFd::new()?;
         let (news, input) = (EventFd::new(EFD_NONBLOCK)?, Poller::new()?);
         input.watch(news.as_raw_fd(), libc::EPOLLIN)?;
@@ -73,7 +78,7 @@ impl HandshakeLink {
             input.watch(fd, libc::EPOLLIN)?;
         }
         let (alone, look_fd) = (AtomicBool::new(false), look.as_raw_fd());
-        Ok(Self { link, waiting: Mutex::default(), news, input, alone, look: Mutex::new(look), look_fd })
+        Ok(Self { link, gateway, waiting: Mutex::default(), news, input, alone, look: Mutex::new(look), look_fd })
     }
 
     fn waiting(&self) -> MutexGuard<'_, VecDeque<Frame>> {
@@ -97,10 +102,15 @@ impl HandshakeLink {
     fn answer(&self, sent: &Frame) {
         let Some(bytes) = acknowledgement(sent.bytes()) else { return };
         self.alone.store(true, Ordering::Release);
+        self.put(&bytes);
+    }
+
+    /// Has the guest receive a frame of ours.
+    fn put(&self, bytes: &[u8]) {
         let mut waiting = self.waiting();
         if waiting.len() < MAX_WAITING {
             let header = Header { flags: DATA_VALID, ..Header::default() };
-            waiting.push_back(Frame::exact(header, &bytes));
+            waiting.push_back(Frame::exact(header, bytes));
             // The counter cannot be full: it is read whenever nothing waits.
             let _full = self.news.write(1);
         }
@@ -135,6 +145,10 @@ impl Link for HandshakeLink {
     }
 
     fn send(&self, queue: usize, frame: &Frame) -> Sent {
+        if let Some(reply) = echo::reply(frame.bytes(), self.gateway) {
+            self.put(&reply);
+            return Sent::Done;
+        }
         if self.must_wait() {
             return Sent::Later;
         }
@@ -386,6 +400,6 @@ mod tests {
         let stream = Arc::new(StreamLink::new(true).expect("a link"));
         let (ours, theirs) = UnixStream::pair().expect("sockets");
         stream.attach(ours.into()).expect("attached");
-        (HandshakeLink::new(stream).expect("a link"), theirs)
+        (HandshakeLink::new(stream, [10, 0, 2, 2]).expect("a link"), theirs)
     }
 }

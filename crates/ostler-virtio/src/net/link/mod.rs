@@ -2,6 +2,7 @@
 
 mod capture;
 mod datagram;
+mod echo;
 mod handshake;
 mod poller;
 mod stream;
