@@ -42,6 +42,7 @@ bench: build ## measure boot and guest speed beside qemu -accel tcg; writes buil
 	@# Bridges and namespaces take root.
 	[ "$$(id -u)" -ne 0 ] || $(BIN)/python -m benches.network
 	$(BIN)/python -m benches.images
+	$(BIN)/python -m benches.disks
 
 lint: .venv/.installed ## formatting, ruff, mypy, clippy
 	@tools/need $(TO_LINT)

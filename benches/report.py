@@ -42,6 +42,14 @@ TITLES = {
     "memcpy": "memcpy by rep movsb",
     "mips": "integer loop",
     "mean": "geometric mean of the ten rows that compute",
+    "disk_read4k_raw": "4 KiB random reads, raw",
+    "disk_read4k_qcow2": "4 KiB random reads, qcow2",
+    "disk_write4k_raw": "4 KiB random writes, raw",
+    "disk_write4k_qcow2": "4 KiB random writes, qcow2",
+    "disk_read1m_raw": "1 MiB sequential reads, raw",
+    "disk_read1m_qcow2": "1 MiB sequential reads, qcow2",
+    "disk_write1m_raw": "1 MiB sequential writes, raw",
+    "disk_write1m_qcow2": "1 MiB sequential writes, qcow2",
     "net_put": "TCP, guest to peer",
     "net_get": "TCP, peer to guest",
     "net_datagram": "UDP of 1 KiB, there and back",
@@ -59,6 +67,8 @@ TARGETS = {
     "boot": 1.0, "integer": 1.0, "syscall": 0.8, "switch": 1.0, "fault": 0.6, "forkexec": 1.0,
     "sha256": 1.0, "gzip": 1.0, "float": 0.1, "random": 1.0, "load": 1.0, "sort": 1.0,
     "vector": 1.0, "call": 0.35, "indirect": 0.35, "codestore": 0.1, "memcpy": 0.15,
+    **{f"disk_{load}{bytes}_{format}": 1.0 for load in ("read", "write") for bytes in ("4k", "1m")
+       for format in ("raw", "qcow2")},
 }  # fmt: skip
 # The rows that compute, and what the geometric mean of their ratios may be.
 COMPUTE = (

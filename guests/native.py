@@ -32,6 +32,11 @@ def talk() -> Path:
     return _made("talk", ["-O1", "-static", "-w"], SOURCES / "network/talk.c")
 
 
+def disk() -> Path:
+    """Requests to the disks of a Linux guest, timed, static."""
+    return _made("diskbench", ["-O2", "-static"], SOURCES / "disk/diskbench.c")
+
+
 def smp() -> Path:
     """Work for several CPUs that checks itself, for a Linux guest, static."""
     return _made("smp", ["-O2", "-static", "-pthread"], SOURCES / "smp/smp.c")
