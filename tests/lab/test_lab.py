@@ -20,7 +20,7 @@ pytestmark = [
 
 ENGINE = (
     "bus", "memory", "vcpu", "threads", "interrupts", "snapshot", "irqfd", "dirty_ring",
-    "state_breadth", "split_irqchip",
+    "state_breadth", "split_irqchip", "coalesced",
 )  # fmt: skip
 # QEMU's CPU addresses 40 bits of memory, and does not give INT3 to a hypervisor that intercepts it.
 BEYOND_QEMU = (

@@ -119,10 +119,19 @@ def test_accelerator_list_keeps_its_order_and_auto_is_no_part_of_one() -> None:
     split = AcceleratorChoice.parse("kvm,kernel-irqchip=split,dirty-ring-size=4096")
     assert split.candidates == ("kvm",)
     assert (split.kvm.split_irqchip, split.kvm.dirty_ring) == (True, 4096)
-    assert AcceleratorChoice.parse("auto,kernel-irqchip=on") == AcceleratorChoice()
+    assert AcceleratorChoice.parse("auto,kernel-irqchip=on").kvm.split_irqchip is False
     for text in ("kvm,auto", "kvm,", "soft,soft"):
         with pytest.raises(ConfigError, match="--accel"):
             AcceleratorChoice.parse(text)
+
+
+def test_chips_leave_the_kernel_for_more_cpus_than_its_ioapic_reaches() -> None:
+    choice = AcceleratorChoice.parse("kvm")
+    assert not choice.kvm.for_cpus(255).split_irqchip
+    assert choice.kvm.for_cpus(256).split_irqchip
+    forced = AcceleratorChoice.parse("kvm,kernel-irqchip=on")
+    with pytest.raises(ConfigError, match="--cpus 256: kernel-irqchip=on reaches 255 CPUs"):
+        MachineConfig(kernel=Path("k"), accelerator=forced, cpu=CpuConfig(256))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from ostler.control.kvm_stats import DESCRIPTION, HEADER, read_scalars
+from ostler.control.stats import collect
+from ostler.engine import VirtualMachine
+from ostler.errors import HostError
 
 CUMULATIVE, INSTANT, LOG_HISTOGRAM = 0, 1, 4
 NAME_BYTES = 48
@@ -71,3 +74,15 @@ def test_kernel_s_own_statistics_of_a_new_vcpu_name_its_exits() -> None:
             os.close(fd)
     assert {"exits", "io_exits", "mmio_exits", "halt_exits"} <= found.keys()
     assert found["exits"] == 0
+
+
+def test_machine_has_statistics_of_its_own_under_kvm_alone() -> None:
+    soft = VirtualMachine("soft")
+    assert collect(soft, ()).kernel == {}
+    try:
+        vm = VirtualMachine("kvm")
+    except HostError as error:
+        pytest.skip(str(error))
+    assert vm.statistics_fd is not None
+    assert "remote_tlb_flush" in read_scalars(vm.statistics_fd)
+    assert collect(vm, ()).accelerator == "kvm"

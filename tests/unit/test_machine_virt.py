@@ -52,9 +52,14 @@ class FakeHardware:
         self.machine = FakeMachine()
         self.clock, self.bus, self.memory = self.machine.clock, FakeBus(), SlottedMemory()
         self.has_irqchip = False
+        self.coalesced: list[tuple[Space, int, int]] = []
 
     def create_irqchip(self) -> None:
         self.has_irqchip = True
+
+    def coalesce(self, space: Space, base: int, size: int) -> bool:
+        self.coalesced.append((space, base, size))
+        return True
 
     def irq_line(self, gsi: int) -> FakeIrqLine:
         return self.machine.irq_line(gsi)
@@ -175,6 +180,12 @@ def test_virt_rtc_keyboard_controller_and_fw_cfg_answer(guest: Guest) -> None:
     assert guest.get(0x60) == 0x55
     guest.out(0x510, 1, 2)
     assert guest.get(0x511) == ID_TRADITIONAL_AND_DMA
+
+
+def test_virt_index_registers_may_wait_and_the_reset_register_may_not(guest: Guest) -> None:
+    zones = guest.hardware.coalesced
+    assert zones == [("pio", 0x70, 1), ("pio", 0x510, 2)]
+    assert not any(base <= 0xCF9 < base + size for _, base, size in zones)
 
 
 def test_virt_pci_shows_the_bridge_and_virtio_devices(guest: Guest) -> None:

@@ -104,6 +104,12 @@ pub trait Vm: Send + Sync + Debug {
     }
     /// Takes back what [`Vm::bind_doorbell`] did.
     fn unbind_doorbell(&self, _space: Space, _address: u64, _eventfd: &EventFd) {}
+    /// Lets writes to `size` bytes from `address` on wait until the guest next needs somebody: they reach their owner in
+    /// order, and before any later access does. For registers whose writes nobody has to hear of at once: an eventfd
+    /// may be rung, and time may pass, before. False where the accelerator brings every write at once.
+    fn coalesce(&self, _space: Space, _address: u64, _size: u32) -> bool {
+        false
+    }
     /// Replaces the messages that interrupt numbers from [`crate::irq::FIRST_MESSAGE`] on stand for.
     fn set_msi_routes(&self, _routes: &[MsiRouteEntry]) -> Result<()> {
         Err(AccelError::NoIrqchip)
@@ -118,6 +124,11 @@ pub trait Vm: Send + Sync + Debug {
     }
     fn irqchip_state(&self) -> Result<IrqchipState>;
     fn set_irqchip_state(&self, state: &IrqchipState) -> Result<()>;
+
+    /// A descriptor of the kernel's own statistics of this VM, as [`Vcpu::statistics`] is of a vCPU.
+    fn statistics(&self) -> Option<OwnedFd> {
+        None
+    }
 
     /// The paravirtual clock in nanoseconds since it was started.
     fn clock_ns(&self) -> u64;

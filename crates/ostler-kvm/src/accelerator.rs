@@ -68,6 +68,10 @@ impl KvmAccelerator {
         }
         if let Some(host) = Arc::get_mut(&mut opened.host) {
             host.options = options;
+            if options.split_irqchip {
+                cpuid::add_wide_destinations(&mut host.cpuid);
+                cpuid::add_wide_destinations(&mut host.possible_cpuid);
+            }
         }
         Ok(opened)
     }

@@ -61,6 +61,8 @@ pub struct Capabilities {
     pub kvmclock_ctrl: bool,
     pub triple_fault_event: bool,
     pub split_irqchip: bool,
+    /// Writes to ports and to memory can wait in a ring.
+    pub coalesced_io: bool,
 }
 
 impl Capabilities {
@@ -82,6 +84,7 @@ impl Capabilities {
             kvmclock_ctrl: has(KVM_CAP_KVMCLOCK_CTRL),
             triple_fault_event: has(KVM_CAP_X86_TRIPLE_FAULT_EVENT),
             split_irqchip: has(KVM_CAP_SPLIT_IRQCHIP),
+            coalesced_io: has(KVM_CAP_COALESCED_MMIO) && has(KVM_CAP_COALESCED_PIO),
         }
     }
 }

@@ -7,7 +7,7 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES
 use kvm_ioctls::{Cap, Kvm};
 use ostler_engine::AccelError;
 use ostler_engine::accel::Result;
-use ostler_engine::cpuid::leaf::{EXTENDED_FEATURES, FEATURES, POWER, SIZES};
+use ostler_engine::cpuid::leaf::{EXTENDED_FEATURES, FEATURES, KVM_FEATURES, POWER, SIZES};
 use ostler_engine::regs::CpuidEntry;
 
 use crate::ioctl::host;
@@ -73,6 +73,13 @@ pub fn possible(kvm: &Kvm) -> Result<Vec<CpuidEntry>> {
         }
     }
     Ok(rows)
+}
+
+/// Says that messages reach APIC ids of 15 bits (`KVM_FEATURE_MSI_EXT_DEST_ID`), which Linux needs for more than 255
+/// CPUs. True of our IOAPIC; the kernel's knows 8 bits.
+pub fn add_wide_destinations(rows: &mut [CpuidEntry]) {
+    const MSI_EXT_DEST_ID: u32 = 1 << 15;
+    rows.iter_mut().filter(|row| row.function == KVM_FEATURES).for_each(|row| row.eax |= MSI_EXT_DEST_ID);
 }
 
 /// What of it a guest gets when nobody asks for more: all but what [`hide`] says.

@@ -1,5 +1,6 @@
 //! `KVM_RUN`, and what it comes back for.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::*;
@@ -91,6 +92,7 @@ impl KvmVcpu {
         // SAFETY: that byte of the page, which is ours until after the guard is gone.
         let _entered = unsafe { self.kick.enter(immediate_exit) };
         loop {
+            self.answer_coalesced(io);
             if let Stage::Access { done, .. } = self.stage
                 && let Some(exit) = self.answer(io, done)?
             {
@@ -109,8 +111,27 @@ impl KvmVcpu {
             }
             self.offer_interrupt()?;
             if let Some(exit) = self.enter()? {
+                self.answer_coalesced(io);
                 return Ok(exit);
             }
+        }
+    }
+
+    /// Has `io` answer the writes that KVM let wait, of all vCPUs and in their order. What nobody owns is lost, as on an
+    /// open bus.
+    fn answer_coalesced(&mut self, io: &dyn IoHandler) {
+        if !self.vm.host.capabilities.coalesced_io {
+            return;
+        }
+        let vm = Arc::clone(&self.vm);
+        let _in_order = vm.coalesced.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // The ring was mapped when the vCPU was made: there is nothing to fail.
+        while let Ok(Some(write)) = self.fd.coalesced_mmio_read() {
+            let data = &write.data[..(write.len as usize).min(write.data.len())];
+            // SAFETY: both members are the same 32 bits.
+            let is_port = unsafe { write.__bindgen_anon_1.pio } != 0;
+            let _owned =
+                if is_port { io.io_write(write.phys_addr as u16, data) } else { io.mmio_write(write.phys_addr, data) };
         }
     }
 

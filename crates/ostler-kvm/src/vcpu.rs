@@ -53,7 +53,10 @@ impl Debug for KvmVcpu {
 }
 
 impl KvmVcpu {
-    pub(crate) fn new(id: u32, fd: VcpuFd, vm: Arc<Shared>) -> Result<Self> {
+    pub(crate) fn new(id: u32, mut fd: VcpuFd, vm: Arc<Shared>) -> Result<Self> {
+        if vm.host.capabilities.coalesced_io {
+            fd.map_coalesced_mmio_ring().map_err(host("mapping the ring of coalesced writes"))?;
+        }
         let cpuid = cpuid::for_vcpu(&vm.host.cpuid, id);
         fd.set_cpuid2(&cpuid::kvm_cpuid(&cpuid)?).map_err(host("KVM_SET_CPUID2"))?;
         // A CPU without this MSR (AMD's) has fast strings, too.

@@ -26,7 +26,7 @@ use crate::kick::KvmKick;
 use crate::slots::Slots;
 use crate::split::Split;
 use crate::vcpu::KvmVcpu;
-use crate::{dirty, irqchip};
+use crate::{dirty, ioctl, irqchip};
 
 /// Four pages below the end of 4 GiB that Intel's KVM needs in real mode; no board has memory there.
 const IDENTITY_MAP_GPA: u64 = 0xfffb_c000;
@@ -51,6 +51,8 @@ pub struct Shared {
     vcpus: Mutex<BTreeSet<u32>>,
     /// What KVM holds, to be named when it shall let go.
     irqfds: Mutex<Vec<(u32, EventFd)>>,
+    /// Held by the vCPU that empties the ring of coalesced writes: what comes later waits until they have arrived.
+    pub coalesced: Mutex<()>,
     /// Counts how often the clock was set: a guest may ask whether it was stopped.
     clock_sets: AtomicU64,
 }
@@ -161,6 +163,7 @@ impl KvmVm {
             boot_kick: OnceLock::new(),
             vcpus: Mutex::default(),
             irqfds: Mutex::default(),
+            coalesced: Mutex::default(),
             clock_sets: AtomicU64::new(0),
         };
         shared.synchronize()?;
@@ -276,6 +279,12 @@ impl Vm for KvmVm {
         let _unbound = self.shared.fd.unregister_ioevent(eventfd, &ioevent(space, address), NoDatamatch);
     }
 
+    fn coalesce(&self, space: Space, address: u64, size: u32) -> bool {
+        let shared = &self.shared;
+        shared.host.capabilities.coalesced_io
+            && shared.fd.register_coalesced_mmio(ioevent(space, address), size).is_ok()
+    }
+
     fn set_msi_routes(&self, routes: &[MsiRouteEntry]) -> Result<()> {
         irq::check_routes(routes)?;
         if let Some(split) = self.shared.split() {
@@ -331,6 +340,11 @@ impl Vm for KvmVm {
             Some(split) => split.set_state(state, self.clock_ns()),
             None => irqchip::set_state(self.irqchip()?, state),
         }
+    }
+
+    fn statistics(&self) -> Option<OwnedFd> {
+        // As for a vCPU's.
+        ioctl::stats_fd(&self.shared.fd).ok()
     }
 
     fn clock_ns(&self) -> u64 {

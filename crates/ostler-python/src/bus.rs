@@ -127,7 +127,7 @@ fn write(bus: &ostler_engine::Bus, space: Space, address: u64, data: &[u8]) -> b
     }
 }
 
-fn parse_space(space: &str) -> PyResult<Space> {
+pub fn parse_space(space: &str) -> PyResult<Space> {
     match space {
         "pio" => Ok(Space::Pio),
         "mmio" => Ok(Space::Mmio),

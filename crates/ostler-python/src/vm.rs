@@ -1,7 +1,7 @@
 //! The virtual machine.
 
 use std::collections::BTreeMap;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use ostler_engine::irq::{IrqFd, MsiRouteEntry};
@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::accelerators;
-use crate::bus::Bus;
+use crate::bus::{Bus, parse_space};
 use crate::convert::Mirror;
 use crate::error::raise;
 use crate::fd;
@@ -33,6 +33,7 @@ pub struct VirtualMachine {
     memory: Py<Memory>,
     bus: Py<Bus>,
     clock: Py<Clock>,
+    statistics: Option<OwnedFd>,
 }
 
 #[pymethods]
@@ -55,6 +56,7 @@ impl VirtualMachine {
             memory: Py::new(py, Memory { vm: Arc::clone(&vm) })?,
             bus: Py::new(py, Bus { bus: Arc::new(ostler_engine::Bus::new()), vm: Arc::clone(&vm) })?,
             clock: Py::new(py, Clock { clock })?,
+            statistics: vm.statistics(),
             vm,
         })
     }
@@ -89,6 +91,12 @@ impl VirtualMachine {
         self.vm.max_vcpus()
     }
 
+    /// A descriptor of KVM's binary statistics of the machine as a whole; it lives as long as this does.
+    #[getter]
+    fn statistics_fd(&self) -> Option<RawFd> {
+        self.statistics.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
     /// What CPUID answers when nobody asks for another, or with `everything` can answer at most here: a
     /// list of `CpuidEntry`.
     #[pyo3(signature = (*, everything=false))]
@@ -101,6 +109,12 @@ impl VirtualMachine {
     /// Add PIC, IOAPIC, PIT and a local APIC per vCPU; before the first vCPU.
     fn create_irqchip(&self) -> PyResult<()> {
         self.vm.create_irqchip().map_err(raise)
+    }
+
+    /// Let the guest's writes to `size` bytes from `base` on wait until it next needs somebody; false where the
+    /// accelerator brings every write at once.
+    fn coalesce(&self, space: &str, base: u64, size: u32) -> PyResult<bool> {
+        Ok(self.vm.coalesce(parse_space(space)?, base, size))
     }
 
     /// The state of PIC, IOAPIC and PIT.

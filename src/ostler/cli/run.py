@@ -314,7 +314,7 @@ def show(config: MachineConfig, plugs: Sequence[Plug]) -> int:
     from ostler.control.session import check_processor
     from ostler.machine.describe import describe
 
-    accelerator = choose(config.accelerator).name
+    accelerator = choose(config.accelerator, config.cpu.count).name
     check_processor(accelerator, config.cpu)
     typer.echo(describe(config, accelerator, plugs))
     return 0

@@ -14,17 +14,26 @@ IRQCHIP, DIRTY_RING = "kernel-irqchip", "dirty-ring-size"
 IRQCHIPS = ("on", "split")
 # Entries of a vCPU's ring, as KVM takes them.
 RING_LEAST, RING_MOST = 1 << 10, 1 << 16
+# The destinations of the kernel's IOAPIC have 8 bits, of which all ones are everybody.
+KERNEL_IOAPIC_CPUS = 255
 
 
 class KvmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How `kvm` makes its machine; `soft` has no use for it.
 
     With `split_irqchip`, only the local APICs are in the kernel: PIC, IOAPIC and PIT are in this
-    process. With `dirty_ring`, writes are logged in a ring of so many entries for each vCPU.
+    process; `None` is so where the guest has too many CPUs for the kernel's IOAPIC. With
+    `dirty_ring`, writes are logged in a ring of so many entries for each vCPU.
     """
 
-    split_irqchip: bool = False
+    split_irqchip: bool | None = None
     dirty_ring: int | None = None
+
+    def for_cpus(self, count: int) -> KvmOptions:
+        """With the place of the chips decided, for a guest of so many CPUs."""
+        if self.split_irqchip is not None:
+            return self
+        return KvmOptions(count > KERNEL_IOAPIC_CPUS, self.dirty_ring)
 
     def __post_init__(self) -> None:
         size = self.dirty_ring
@@ -83,10 +92,11 @@ def _kvm_options(options: list[str], context: str) -> KvmOptions:
         if key in values:
             raise ConfigError(f"{context} says {key} twice; give it once")
         values[key] = value
-    irqchip = values.get(IRQCHIP, "on")
-    if irqchip not in IRQCHIPS:
+    irqchip = values.get(IRQCHIP)
+    if irqchip not in (None, *IRQCHIPS):
         raise ConfigError(f"{context}: {IRQCHIP} is on (all in the kernel) or split")
     ring = values.get(DIRTY_RING)
     if ring is not None and not (ring.isascii() and ring.isdecimal()):
         raise ConfigError(f"{context}: {DIRTY_RING} is a number of entries, 4096 say")
-    return KvmOptions(irqchip == "split", None if ring is None else int(ring))
+    split = None if irqchip is None else irqchip == "split"
+    return KvmOptions(split, None if ring is None else int(ring))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from ostler.config.accelerator import AcceleratorChoice
+from ostler.config.accelerator import KERNEL_IOAPIC_CPUS, AcceleratorChoice
 from ostler.config.console import PortConfig, check_ports
 from ostler.config.cpu import CpuConfig
 from ostler.config.devices import DeviceConfig, VirtioMemConfig
@@ -63,6 +63,11 @@ class MachineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         check_ports(self.consoles)
         if self.symbols is not None and not self.profile:
             raise ConfigError("--symbols: only a profile shows symbols; add --profile")
+        cpus, irqchip = self.cpu.count, self.accelerator.kvm.split_irqchip
+        if irqchip is False and cpus > KERNEL_IOAPIC_CPUS:
+            raise ConfigError(
+                f"--cpus {cpus}: kernel-irqchip=on reaches {KERNEL_IOAPIC_CPUS} CPUs; leave it out"
+            )
         users = [net for net in self.nets or () if net.kind == "user"]
         if self.publish and self.nets is not None and not users:
             raise ConfigError(f"{self.publish[0]}: needs the user mode network; add --net user")

@@ -15,15 +15,15 @@ from ostler.host.view import HostView, cpu_mhz
 AS_USUAL = KvmOptions()
 
 
-def choose(choice: AcceleratorChoice) -> Decision:
-    """The first of the candidates that this host has, or for `auto` the faster one.
+def choose(choice: AcceleratorChoice, cpus: int = 1) -> Decision:
+    """The first of the candidates that this host has for `cpus`, or for `auto` the faster one.
 
     Raises:
         HostError: it has none of them; one line with the reason of each.
     """
     host = HostView()
     cache = SpeedCache(host, directory())
-    cannot = partial(why_not, options=choice.kvm)
+    cannot = partial(why_not, options=choice.kvm.for_cpus(cpus))
     return Chooser(cannot, kernel_mode_mips, cache, lambda: cpu_mhz(host)).choose(choice)
 
 
@@ -34,7 +34,7 @@ def new_machine(
     if accelerator != KVM:
         return VirtualMachine(accelerator, soft_jit=soft_jit)
     return VirtualMachine(
-        accelerator, dirty_ring=options.dirty_ring, split_irqchip=options.split_irqchip
+        accelerator, dirty_ring=options.dirty_ring, split_irqchip=bool(options.split_irqchip)
     )
 
 

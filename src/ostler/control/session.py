@@ -30,6 +30,10 @@ from ostler.machine.networks import Network
 from ostler.machine.plug import Plug, plug_in
 from ostler.machine.virt import VirtBoard
 
+# What the ids of an xAPIC tell apart, all ones being everybody.
+XAPIC_CPUS = 255
+X2APIC_ENABLED = 0xC00  # EXTD and EN of IA32_APIC_BASE
+
 
 class HostTime:
     """The host's time of day."""
@@ -64,7 +68,8 @@ class Session:
         self.config, self.console = config, outside.serial
         self.printed_before = self.console.position()
         plan = plan_boot(config)
-        self.vm = new_machine(accelerator, config.accelerator.kvm, config.cpu.soft_jit.value)
+        kvm = config.accelerator.kvm.for_cpus(config.cpu.count)
+        self.vm = new_machine(accelerator, kvm, config.cpu.soft_jit.value)
         self.timers = TimerThread(self.vm.clock)
         workers = VirtioWorkers(self.vm.memory)
         wants_hvc = any(isinstance(device, VirtioConsoleConfig) for device in config.devices)
@@ -129,7 +134,7 @@ class Session:
 
     def stats(self) -> VmStats:
         """What the vCPUs have done since `start`."""
-        return collect(self.vm.accelerator, self._vcpus)
+        return collect(self.vm, self._vcpus)
 
     def close(self) -> None:
         """End the threads and give everything back."""
@@ -165,12 +170,14 @@ def check_processor(accelerator: str, config: CpuConfig) -> None:
 
 def create_vcpus(vm: VirtualMachine, config: CpuConfig) -> list[Vcpu]:
     """The processors that `config` asks for; `ConfigError` where a feature is lacking."""
-    if config.model.is_default:
-        return [vm.create_vcpu(number) for number in range(config.count)]
-    processor = offer_of(vm).processor(config.model)
+    processor = None if config.model.is_default else offer_of(vm).processor(config.model)
     vcpus = [vm.create_vcpu(number) for number in range(config.count)]
     for vcpu in vcpus:
-        vcpu.cpuid = processor.rows(vcpu.cpuid)
+        if processor is not None:
+            vcpu.cpuid = processor.rows(vcpu.cpuid)
+        if config.count > XAPIC_CPUS:
+            # As firmware leaves them: Linux ignores ids past 254 that it finds in xAPIC mode.
+            vcpu.set_sregs(apic_base=vcpu.sregs.apic_base | X2APIC_ENABLED)
     return vcpus
 
 

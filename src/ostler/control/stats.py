@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from ostler.control.kvm_stats import read_scalars
-from ostler.engine import Vcpu
+from ostler.engine import Vcpu, VirtualMachine
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 NS_PER_S = 1_000_000_000
@@ -93,10 +93,14 @@ class VcpuStats:
 
 @dataclass(frozen=True, slots=True)
 class VmStats:
-    """A machine since it was started: which accelerator, and its vCPUs in order."""
+    """A machine since it was started: which accelerator, and its vCPUs in order.
+
+    `kernel` is what KVM counts of the machine as a whole: `remote_tlb_flush`, `mmu_cache_miss`...
+    """
 
     accelerator: str
     vcpus: tuple[VcpuStats, ...] = ()
+    kernel: dict[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> VcpuStats:
@@ -108,12 +112,15 @@ class VmStats:
         if not self.vcpus:
             return other
         pairs = zip(self.vcpus, other.vcpus, strict=True)
-        return VmStats(other.accelerator, tuple(before + now for before, now in pairs))
+        kernel = dict(Counter(self.kernel) + Counter(other.kernel))
+        return VmStats(other.accelerator, tuple(before + now for before, now in pairs), kernel)
 
 
-def collect(accelerator: str, vcpus: Iterable[Vcpu]) -> VmStats:
-    """What is known of `vcpus` now; their threads may run."""
-    return VmStats(accelerator, tuple(_vcpu(accelerator, vcpu) for vcpu in vcpus))
+def collect(vm: VirtualMachine, vcpus: Iterable[Vcpu]) -> VmStats:
+    """What is known of `vm` and its `vcpus` now; their threads may run."""
+    name = vm.accelerator
+    each = tuple(_vcpu(name, vcpu) for vcpu in vcpus)
+    return VmStats(name, each, _kernel(vm.statistics_fd))
 
 
 def _vcpu(accelerator: str, vcpu: Vcpu) -> VcpuStats:
@@ -123,8 +130,13 @@ def _vcpu(accelerator: str, vcpu: Vcpu) -> VcpuStats:
         vcpu.id, guest_s, kernel_s, user_s, times.waiting_s,
         _counted(vcpu.counters),
         vcpu.device_accesses,
-        {} if vcpu.statistics_fd is None else _counted(read_scalars(vcpu.statistics_fd)),
+        _kernel(vcpu.statistics_fd),
     )  # fmt: skip
+
+
+def _kernel(statistics_fd: int | None) -> dict[str, int]:
+    """What the kernel counts, where it does."""
+    return {} if statistics_fd is None else _counted(read_scalars(statistics_fd))
 
 
 def _counted(counts: dict[str, int]) -> dict[str, int]:
@@ -149,7 +161,12 @@ def format_stats(stats: VmStats) -> str:
         rows.append(_row("all", stats.total))
     lines = [f"{name:<8}" + "".join(f"{cell:>11}" for cell in cells) for name, *cells in rows]
     total = stats.total
-    named = (("exits", total.exits), ("devices", total.devices), ("kernel", total.kernel))
+    named = (
+        ("exits", total.exits),
+        ("devices", total.devices),
+        ("kernel", total.kernel),
+        ("machine", stats.kernel),
+    )
     for title, counts in named:
         if counts:
             most = sorted(counts.items(), key=lambda entry: -entry[1])

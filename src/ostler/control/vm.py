@@ -195,7 +195,7 @@ class VM:
             raise ConfigError("this VM has been started already; make another one")
         warnings = admit_memory(self.config.memory, HostView()), doubt_initrd(self.config)
         try:
-            self._accelerator = choose(self.config.accelerator)
+            self._accelerator = choose(self.config.accelerator, self.config.cpu.count)
             self._records.prepare(self._accelerator.name)
             # First: what it starts gets ready while the machine is built.
             networks = open_networks(self.config, NetLinks(), self._reports.add)

@@ -36,6 +36,9 @@ class Hardware(Protocol):
     def create_irqchip(self) -> None:
         """PIC, IOAPIC, PIT and a local APIC for each CPU."""
 
+    def coalesce(self, space: Space, base: int, size: int) -> bool:
+        """Let writes there wait until the guest next needs somebody; whether they will."""
+
     def irq_line(self, gsi: int) -> IrqLine:
         """The input of the interrupt controllers for `gsi`."""
 

@@ -99,6 +99,9 @@ class PaperHardware:
     def create_irqchip(self) -> None:
         pass
 
+    def coalesce(self, space: Space, base: int, size: int) -> bool:
+        return False
+
     def irq_line(self, gsi: int) -> PaperLine:
         return PaperLine()
 

@@ -121,6 +121,8 @@ class VirtBoard(Board):
         device = rtc.Rtc(line, clock, host.timers, host.wall, cmos)
         self.add("rtc", device)
         self.map_ports(at.RTC_PORT, rtc.PORTS, device, "rtc")
+        # The index register: nothing comes of it before the data register is used.
+        self.hardware.coalesce("pio", at.RTC_PORT, 1)
 
     def _add_keyboard_controller(self) -> None:
         keyboard, aux = self.irq(at.KEYBOARD_IRQ, "i8042"), self.irq(at.AUX_IRQ, "i8042")
@@ -135,6 +137,8 @@ class VirtBoard(Board):
         device = fw_cfg.FwCfg(self.hardware.memory, blobs)
         self.add("fw-cfg", device)
         self.map_ports(at.FW_CFG_PORT, fw_cfg.PORTS, device, "fw-cfg")
+        # The selector, as the RTC's.
+        self.hardware.coalesce("pio", at.FW_CFG_PORT, 2)
 
     def _add_pvpanic(self) -> None:
         device = pvpanic.Pvpanic(self.host.requests)
