@@ -13,6 +13,7 @@ from ostler.cli import invoke
 from ostler.cli.declare import for_typer
 from ostler.cli.image import VERBS, _command, _load
 from ostler.cli.quick import read
+from ostler.cli.run import run
 
 PLAIN = [
     "info disk.qcow2",
@@ -48,6 +49,15 @@ OTHERS = [
 ]
 
 
+RUN_PLAIN = [
+    "--kernel vmlinuz",
+    "--kernel vmlinuz --initrd=initrd.gz --append  --memory 1G --cpus 2",
+    "--kernel k --disk a --disk b,readonly=on --net none --no-reboot --stats",
+    "--kernel k --accel kvm,kernel-irqchip=split --soft-jit off --balloon --dry-run",
+]
+RUN_OTHERS = ["", "--kernel", "--kernel k --cpu help", "--cpu max --kernel k", "--kern k", "k"]
+
+
 def words_of(line: str) -> tuple[str, list[str]]:
     """The verb and what follows it; two blanks are around an empty word."""
     verb, *words = line.split(" ")
@@ -56,6 +66,13 @@ def words_of(line: str) -> tuple[str, list[str]]:
 
 def by_typer(name: str, words: list[str]) -> dict[str, Any]:
     """What typer calls the verb with."""
+    return called_with(_load(name), words, name)
+
+
+def called_with(
+    plain_verb: Callable[..., Any], words: list[str], name: str | None = None
+) -> dict[str, Any]:
+    """What typer calls `plain_verb` with, which `ostler image` knows by `name`."""
     import typer
 
     seen: list[dict[str, Any]] = []
@@ -63,11 +80,11 @@ def by_typer(name: str, words: list[str]) -> dict[str, Any]:
     def record(**values: Any) -> None:
         seen.append(values)
 
-    verb = for_typer(_load(name))
+    verb = for_typer(plain_verb)
     record.__signature__ = inspect.signature(verb)  # type: ignore[attr-defined]
     record.__annotations__ = verb.__annotations__
     app = typer.Typer()
-    app.command(name, cls=_command(name))(record)
+    app.command(cls=None if name is None else _command(name))(record)
     app(words, standalone_mode=False)
     return seen[0]
 
@@ -96,6 +113,25 @@ def test_what_is_not_plain_is_left_to_typer(line: str) -> None:
 def test_help_of_every_verb_is_typers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["image", name, "--help"]) == 0
     assert "Options" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", RUN_PLAIN)
+def test_plain_run_is_read_as_typer_reads_it(line: str) -> None:
+    words = line.split(" ")
+    values = read(run, words)
+    assert values is not None
+    assert with_defaults(run, values) == called_with(run, words)
+
+
+@pytest.mark.parametrize("line", RUN_OTHERS)
+def test_run_that_is_not_plain_is_left_to_typer(line: str) -> None:
+    assert read(run, line.split()) is None
+
+
+def test_plain_run_loads_no_parser(tmp_path: Path) -> None:
+    loaded = loaded_by("run", "--kernel", tmp_path / "none", "--accel", "soft", "--net", "none")
+    assert "ostler.control.vm" in loaded
+    assert not {"typer", "rich", "click"} & loaded
 
 
 def test_plain_verb_loads_no_parser_and_nothing_slow(tmp_path: Path) -> None:

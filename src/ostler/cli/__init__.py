@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,6 +53,8 @@ def build_app(verb: str | None, below: str | None = None) -> typer.Typer:
     """
     import typer
 
+    from ostler.cli.declare import for_typer
+
     app = typer.Typer(
         name="ostler",
         help="Ostler: virtual machines, from Python and from here.",
@@ -70,7 +73,7 @@ def build_app(verb: str | None, below: str | None = None) -> typer.Typer:
         if isinstance(loaded, typer.Typer):
             app.add_typer(loaded, name=name)
         else:
-            app.command(name)(loaded)
+            app.command(name)(for_typer(loaded))
     return app
 
 
@@ -106,14 +109,26 @@ def invoke(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str], verb: str | None, below: str | None) -> Any:
-    """What the verb returns. `ostler image` is used by scripts, many times: it starts fast."""
-    if arguments and arguments[0] == "image":
-        from ostler.cli.image import quick
-
-        if (act := quick(arguments[1:])) is not None:
-            return act()
+    """What the verb returns; a plain command line is read without typer, which loads slowly."""
+    if arguments and (act := _plain(*arguments)) is not None:
+        return act()
     app = build_app(verb, below)
     return app(list(arguments), prog_name="ostler", standalone_mode=False)
+
+
+def _plain(verb: str, *words: str) -> Callable[[], Any] | None:
+    """The verb with its arguments; `None` where typer has to read them."""
+    if verb == "image":
+        from ostler.cli.image import quick
+
+        return quick(words)
+    if verb != "run":
+        return None
+    from ostler.cli.quick import read
+    from ostler.cli.run import run
+
+    found = read(run, words)
+    return None if found is None else partial(run, **found)
 
 
 def _said_by_typer(error: Exception, verb: str | None, arguments: Sequence[str]) -> int | None:

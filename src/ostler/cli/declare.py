@@ -1,4 +1,4 @@
-"""How the verbs of `ostler image` say what they take, before a parser of command lines is loaded.
+"""How `ostler run` and the verbs of `ostler image` say what they take, before a parser is loaded.
 
 `Option` and `Argument` stand where typer's would in `Annotated`, with the same arguments. The
 common command line is read by what they say alone (`quick.py`); help and mistakes are typer's.

@@ -29,6 +29,8 @@ class Parameter(NamedTuple):
     is_list: bool
     is_required: bool
     declared: Declared
+    is_plain: bool = True
+    """Not so where typer has to do something when it sees the option."""
 
 
 def read(verb: Callable[..., Any], words: Sequence[str]) -> dict[str, Any] | None:
@@ -42,6 +44,8 @@ def read(verb: Callable[..., Any], words: Sequence[str]) -> dict[str, Any] | Non
     try:
         found, rest = gnu_getopt(list(words), *_spelled(options))
         values = _arguments([each for each in parameters if not each.declared.names], rest)
+        if not all(options[name].is_plain for name, _ in found):
+            return None
         for name, text in found:
             _add(values, options[name], text)
     except (GetoptError, ValueError):
@@ -58,11 +62,14 @@ def _parameters(verb: Callable[..., Any]) -> list[Parameter] | None:
     found = []
     for at, name in enumerate(names):
         kind, said = declared(hints[name])
-        if said is None or not said.details.keys() <= PLAIN or any("/" in n for n in said.names):
+        if said is None or any("/" in n for n in said.names):
+            return None
+        is_plain = said.details.keys() <= PLAIN
+        if not is_plain and not said.names:
             return None
         kind, is_list = _value(kind)
         required = at < len(names) - len(defaults)
-        found.append(Parameter(name, kind, is_list, required, said))
+        found.append(Parameter(name, kind, is_list, required, said, is_plain))
     return found
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from msgspec.structs import replace
 
+from ostler.cli.declare import Option, echo
 from ostler.config import (
     AcceleratorChoice,
     CpuConfig,
@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 def cpu_help(text: str) -> str:
     """List the models and end for `--cpu help`, whatever else is given or missing."""
     if text == "help":
+        import typer
+
         from ostler.control.cpu_models import describe
 
-        typer.echo(describe())
+        echo(describe())
         raise typer.Exit
     return text
 
@@ -44,7 +46,8 @@ def cpu_help(text: str) -> str:
 def run(
     kernel: Annotated[
         Path,
-        typer.Option(
+        Option(
+            "--kernel",
             metavar="FILE",
             help="The kernel: a bzImage (vmlinuz), an ELF image or a multiboot image."
             " Example: --kernel /boot/vmlinuz",
@@ -52,7 +55,8 @@ def run(
     ],
     initrd: Annotated[
         Path | None,
-        typer.Option(
+        Option(
+            "--initrd",
             metavar="FILE",
             help="What the kernel starts from; `ostler image initramfs` makes one."
             " Example: --initrd initrd.gz",
@@ -60,7 +64,8 @@ def run(
     ] = None,
     disk: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
+            "--disk",
             metavar="PATH[,OPTION=...]",
             help="A virtio disk, /dev/vda in Linux; repeat it for more. Options: readonly=on,"
             " overlay=on (throw away what is written), serial=TEXT, format=NAME (else guessed),"
@@ -72,7 +77,8 @@ def run(
     ] = None,
     append: Annotated[
         str,
-        typer.Option(
+        Option(
+            "--append",
             metavar="TEXT",
             help="The kernel's command line; a panic of Linux ends the machine by panic=-1 or the"
             " pvpanic driver, else Linux stops there. Example: --append 'console=ttyS0 panic=-1'",
@@ -80,18 +86,20 @@ def run(
     ] = "",
     memory: Annotated[
         str,
-        typer.Option(
+        Option(
+            "--memory",
             metavar="SIZE[,force=on]",
             help="The guest's RAM; K, M, G and T are binary. force=on allows more than Linux could"
             " start with on this host. Example: --memory 4G",
         ),
     ] = "512M",
     cpus: Annotated[
-        str, typer.Option(metavar="N", help="How many CPUs the guest has. Example: --cpus 2")
+        str, Option("--cpus", metavar="N", help="How many CPUs the guest has. Example: --cpus 2")
     ] = "1",
     cpu: Annotated[
         str,
-        typer.Option(
+        Option(
+            "--cpu",
             metavar="MODEL[,+FEATURE][,-FEATURE]",
             help="Which processor the guest sees: host (the default), max, x86-64-v1 to -v4, or a"
             " processor by name; `--cpu help` lists models and features, and what this host lacks."
@@ -102,7 +110,8 @@ def run(
     ] = "host",
     device: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
+            "--device",
             metavar="KIND[,OPTION=...]",
             help="Add a device; repeat it for more. Kinds: debug-exit (iobase=PORT; a write of V"
             " ends the VM with exit code V*2+1), virtio-rng (rate=BYTES/S), virtio-console,"
@@ -114,14 +123,15 @@ def run(
     ] = None,
     balloon: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--balloon",
             help="Give memory that the guest frees back to the host, with a virtio-balloon.",
         ),
     ] = False,
     share: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
+            "--share",
             metavar="DIR:TAG[,readonly=on]",
             help="Share a directory; the guest does `mount -t 9p -o trans=virtio TAG /mnt`. Repeat"
             " it for more. Example: --share src:source",
@@ -129,7 +139,8 @@ def run(
     ] = None,
     vsock: Annotated[
         str | None,
-        typer.Option(
+        Option(
+            "--vsock",
             metavar="CID[,path=PATH]",
             help="Sockets between the guest, of the context id CID, and the host: write"
             " 'CONNECT <port>' to the unix socket PATH (NAME.vsock) to reach the guest; its"
@@ -138,7 +149,8 @@ def run(
     ] = None,
     plug: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
+            "--plug",
             metavar="FILE.py[:FUNCTION]",
             help="Add devices of your own: FUNCTION (or plug) is called with the board at each"
             " boot; repeat it for more. Example: --plug docs/examples/virtio_device.py",
@@ -146,7 +158,8 @@ def run(
     ] = None,
     console: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
+            "--console",
             metavar="NAME[=WHERE]",
             help="A port of a virtio console, /dev/virtio-ports/NAME in Linux; repeat it for more."
             " WHERE it leads: unix:PATH, a socket for one client at a time (if left out, GUEST.NAME"
@@ -155,7 +168,8 @@ def run(
     ] = None,
     net: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
+            "--net",
             metavar="KIND[=TARGET][,OPTION=...]",
             help="A network card; repeat it for more. Kinds: user (the default; needs passt, but"
             " no root rights), tap=BRIDGE, macvtap=CARD, switch=NAME (machines of one process),"
@@ -169,7 +183,8 @@ def run(
     ] = None,
     publish: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
+            "--publish",
             metavar="[ADDRESS:]PORT:GUEST_PORT[/udp]",
             help="Have a port of this host lead to one of the guest; repeat it for more. Without an"
             " address only this host reaches it. Example: --publish 2222:22",
@@ -177,7 +192,8 @@ def run(
     ] = None,
     serial: Annotated[
         str,
-        typer.Option(
+        Option(
+            "--serial",
             metavar="WHERE",
             help="Where the guest's serial port leads: stdio, none or file:PATH."
             " Example: --serial file:boot.log",
@@ -185,7 +201,8 @@ def run(
     ] = "stdio",
     accel: Annotated[
         str,
-        typer.Option(
+        Option(
+            "--accel",
             metavar="NAME[,OPTION=...]",
             help="What runs the guest's instructions: kvm (the host's CPU), soft (the software"
             " CPU), auto (kvm if it runs at the speed of a CPU, else soft), or a list of which the"
@@ -195,7 +212,7 @@ def run(
     ] = "auto",
     soft_jit: Annotated[
         str,
-        typer.Option(
+        Option(
             "--soft-jit",
             metavar="on|off",
             help="Whether the software CPU translates hot code to the host's, or interprets all of"
@@ -203,14 +220,14 @@ def run(
         ),
     ] = "on",
     name: Annotated[
-        str, typer.Option(metavar="NAME", help="What to call the machine. Example: --name web1")
+        str, Option("--name", metavar="NAME", help="What to call the machine. Example: --name web1")
     ] = "guest",
     no_reboot: Annotated[
-        bool, typer.Option("--no-reboot", help="End when the guest resets, instead of rebooting.")
+        bool, Option("--no-reboot", help="End when the guest resets, instead of rebooting.")
     ] = False,
     stats: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--stats",
             help="Print at the end, on stderr: time in guest, kernel and user mode by vCPU, and"
             " exits by reason and by device.",
@@ -218,7 +235,7 @@ def run(
     ] = False,
     profile: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--profile",
             help="Print at the end, on stderr, where the CPUs' time went: translated code,"
             " interpreter, translation, TLB misses, devices, idle; and the hottest guest code."
@@ -227,7 +244,8 @@ def run(
     ] = False,
     symbols: Annotated[
         Path | None,
-        typer.Option(
+        Option(
+            "--symbols",
             metavar="FILE",
             help="Names for --profile: a System.map, the guest's /proc/kallsyms or a vmlinux;"
             " by default the kernel's own. Example: --symbols System.map",
@@ -235,7 +253,7 @@ def run(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--dry-run",
             help="Print the machine that would be built: accelerator, CPU, memory map, devices,"
             " interrupts.",
@@ -316,5 +334,5 @@ def show(config: MachineConfig, plugs: Sequence[Plug]) -> int:
 
     accelerator = choose(config.accelerator, config.cpu.count).name
     check_processor(accelerator, config.cpu)
-    typer.echo(describe(config, accelerator, plugs))
+    echo(describe(config, accelerator, plugs))
     return 0
