@@ -38,6 +38,7 @@ __all__ = [
     "MsiRoute",
     "NetLink",
     "NetSwitch",
+    "Profiler",
     "Qcow2Disk",
     "SectorCipher",
     "Threads",
