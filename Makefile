@@ -13,7 +13,7 @@ TO_FETCH := dpkg-deb=dpkg mke2fs=e2fsprogs
 TO_TEST := git=git file=file cpio=cpio lz4=lz4 iasl=acpica-tools mmdebstrap=mmdebstrap ps=procps qemu-img=qemu-utils \
 	vmdkinfo=libvmdk-utils vhdiinfo=libvhdi-utils nbdinfo=libnbd-bin nbdsh=python3-libnbd nbdkit=nbdkit \
 	openssl=openssl cryptsetup=cryptsetup-bin qemu-system-x86_64=qemu-system-x86 \
-	passt=passt ip=iproute2 iperf3=iperf3
+	passt=passt ip=iproute2 iperf3=iperf3 fio=fio
 TO_BENCH := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils nbdcopy=libnbd-bin
 
 .PHONY: help demo test lab bench lint format build wheel clean
