@@ -186,6 +186,8 @@ def _refuse_compression(name: str, format: str, *, encrypted: bool) -> None:
 def _compression(image: Image) -> tuple[str, int]:
     assert isinstance(image, Qcow2Image)
     _refuse_compression(image.name, image.format, encrypted=image.cipher is not None)
+    # What is packed ends anywhere.
+    image.ends_whole = False
     return COMPRESSION_TYPES[image.header.compression], image.header.cluster_bytes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ class Qcow2Image(Closing):
     format = "qcow2"
     is_locked = False
     """Encrypted, and opened without a passphrase: what the clusters hold does not read."""
+    ends_whole = True
+    """Its file is to end with a whole cluster."""
 
     def __init__(self, file: ImageFile, how: Opening) -> None:
         self.file, self.name, self.readonly = file, file.name, file.readonly
@@ -384,10 +387,24 @@ class Qcow2Image(Closing):
             if self.recording is not None:
                 self.disk = disk
                 self.recording.save()
+            self._fill_last_cluster()
         finally:
             self.disk = _CLOSED
             self._close_others()
             self.file.close()
+
+    def _fill_last_cluster(self) -> None:
+        """End the file with a whole cluster: some readers do not take what is missing as zero."""
+        if (
+            self.readonly
+            or not self.ends_whole
+            or not self.file.size_bytes % self.header.cluster_bytes
+        ):
+            return
+        missing = -self.file.size_bytes % self.header.cluster_bytes
+        # An export of a server, say, has the size that it has.
+        with suppress(DiskError):
+            self.file.truncate(self.file.size_bytes + missing)
 
     def _close_others(self) -> None:
         if self.data_file is not None:
