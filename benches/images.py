@@ -101,6 +101,9 @@ WORKLOADS = {
     "4 KiB reads through an overlay": Workload(
         _scattered(False, "qcow2 {copy}"), before="overlay", reported=True
     ),
+    "4 KiB reads, raw, no page cache": Workload(
+        "bench -t none -c 8000 -d 16 -s 4096 -S 4198400 -f raw {raw}", reported=True
+    ),
     "4 KiB writes, raw": Workload(_scattered(True, "raw {copy}"), before="raw", reported=True),
     "4 KiB writes, qcow2": Workload(
         _scattered(True, "qcow2 {copy}"), before="qcow2", reported=True

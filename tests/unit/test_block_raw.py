@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ostler.block import HostFile, open_image
+from ostler.block.bench import bench, threads_of
 from ostler.errors import DiskError
 
 
@@ -89,3 +91,27 @@ def test_image_read_only_is_shared_by_readers_and_closed_to_writers(path: Path) 
         pytest.raises(DiskError, match="in use"),
     ):
         open_image(path)
+
+
+def test_bench_waits_for_as_many_requests_as_asked_where_no_page_cache_answers(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(bytes(1 << 20))
+    with open_image(path, format="raw", readonly=True) as cached:
+        assert threads_of(cached, 1000) == os.cpu_count()
+    uncached = open_image(path, format="raw", readonly=True)
+    uncached.file.direct = True  # type: ignore[attr-defined]  # a RawImage on a local file
+    with uncached:
+        assert threads_of(uncached, 16) == 16
+        if has_direct(path):
+            assert bench(uncached, count=64, length=4096, depth=16) > 0
+
+
+def has_direct(path: Path) -> bool:
+    """Whether the file system takes O_DIRECT."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True

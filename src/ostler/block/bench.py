@@ -9,6 +9,9 @@ from ostler.block.data_path import disk_of
 from ostler.block.image import Image
 from ostler.engine.block import bench_disk
 
+MAX_THREADS = 64
+"""That wait for a disk at once, as many as QEMU has."""
+
 
 def bench(
     image: Image,
@@ -31,6 +34,13 @@ def bench(
         step=length if step is None else step,
         pattern=pattern,
         flush_every=flush_every,
-        threads=min(depth, os.cpu_count() or 1),
+        threads=threads_of(image, depth),
     )
     return time.perf_counter() - start
+
+
+def threads_of(image: Image, depth: int) -> int:
+    """How many make requests: more than there are processors where each waits for a disk."""
+    file = getattr(image, "file", image)
+    most = MAX_THREADS if getattr(file, "direct", False) else os.cpu_count() or 1
+    return min(depth, most)
