@@ -73,7 +73,7 @@ def ostler(*arguments: object) -> str:
 def state(path: Path, name: str) -> str:
     """The machine's state as QEMU reads it from a snapshot: a dump without its last line."""
     copy = Path(shutil.copy(path, path.with_suffix(".state")))
-    (size,) = (s["vm-state-size"] for s in facts(copy)["snapshots"] if s["name"] == name)
+    (size,) = (s["vm-state-size"] for s in facts(copy)["snapshots"] if str(s["name"]) == name)
     assert size > 0
     qemu("snapshot", "-a", name, copy)
     read = ["qemu-io", "-f", "qcow2", "-c", f"read -b -v 0 {size & -512}", str(copy)]

@@ -33,7 +33,19 @@ def source(tmp_path: Path) -> Path:
 
 def slowly(source: Path, target: Path, format: str) -> subprocess.Popen[bytes]:
     """A conversion that takes a minute; some of it is done."""
-    command = [OSTLER, "image", "convert", "-f", "raw", "-O", format, "-r", "100k", source, target]
+    command: list[str | Path] = [
+        OSTLER,
+        "image",
+        "convert",
+        "-f",
+        "raw",
+        "-O",
+        format,
+        "-r",
+        "100k",
+        source,
+        target,
+    ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     until = time.monotonic() + PATIENCE_S
     part = target.with_name(f"{target.name}.part")
@@ -131,12 +143,37 @@ def test_conversion_in_every_cache_mode_is_equal(
 ) -> None:
     target = tmp_path / "target"
     modes = ["-t", mode, "-T", mode]
-    command = [OSTLER, "image", "convert", *modes, "-O", format, source, target]
+    command: list[str | Path] = [OSTLER, "image", "convert", *modes, "-O", format, source, target]
     subprocess.run(command, check=True)
     qemu("compare", "-f", "raw", "-F", format, source, target)
-    same = [OSTLER, "image", "compare", "-T", mode, "-f", "raw", "-F", format, source, target]
+    same: list[str | Path] = [
+        OSTLER,
+        "image",
+        "compare",
+        "-T",
+        mode,
+        "-f",
+        "raw",
+        "-F",
+        format,
+        source,
+        target,
+    ]
     subprocess.run(same, check=True)
-    timed = [OSTLER, "image", "bench", "-q", "-c", "50", "-w", "-t", mode, "-f", format, target]
+    timed: list[str | Path] = [
+        OSTLER,
+        "image",
+        "bench",
+        "-q",
+        "-c",
+        "50",
+        "-w",
+        "-t",
+        mode,
+        "-f",
+        format,
+        target,
+    ]
     subprocess.run(timed, check=True)
     if format == "qcow2":
         qemu("check", target)
