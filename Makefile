@@ -16,11 +16,11 @@ TO_TEST := git=git file=file cpio=cpio lz4=lz4 iasl=acpica-tools mmdebstrap=mmde
 	passt=passt ip=iproute2 iperf3=iperf3 fio=fio
 TO_BENCH := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils nbdcopy=libnbd-bin
 
-.PHONY: help demo test lab bench lint format build wheel clean
+.PHONY: help demo test lab lab-full long bench lint format build wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## /make \1\t/p' Makefile | expand -t 14
+	@sed -nE 's/^([a-z-]+):.*## /make \1\t/p' Makefile | expand -t 14
 
 demo: build ## boot a stock Debian kernel to a shell (no terminal: run a few commands in it)
 	@tools/need $(TO_FETCH)
@@ -34,6 +34,14 @@ test: build lint ## lint, then every test: Rust, Python, conformance, guests
 lab: build ## the kvm accelerator on the kernel's genuine KVM, emulated by QEMU
 	@tools/need $(TO_FETCH) $(TO_TEST)
 	$(BIN)/pytest tests/lab
+
+lab-full: build ## every test of a stock guest under kvm in the lab; takes hours; FILES="test_smp.py" for some
+	@tools/need $(TO_FETCH) $(TO_TEST)
+	PYTHONPATH=. $(BIN)/python tests/lab/full.py $(FILES)
+
+long: build ## what takes too long for make test: a guest of 264 CPUs
+	@tools/need $(TO_FETCH)
+	OSTLER_LONG=1 $(BIN)/pytest tests/guest/test_smp.py -k 264
 
 bench: build ## measure boot and guest speed beside qemu -accel tcg; writes build/bench.json
 	@tools/need $(TO_FETCH) $(TO_BENCH)

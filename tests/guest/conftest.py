@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stock import GREETING, Boot, start_shell
+from stock import ACCELERATOR, GREETING, Boot, start_shell
 
 import ostler
 from guests.fetch import Kernel, kernel
@@ -30,6 +30,7 @@ def boot(tmp_path: Path) -> Iterator[Boot]:
     with ExitStack() as machines:
 
         def start(**options: Any) -> ostler.VM:
+            options.setdefault("accelerator", ACCELERATOR)
             vm = machines.enter_context(ostler.VM(**options))
             log = tmp_path / "serial.log"
             machines.callback(lambda: log.write_text(vm.serial.history))

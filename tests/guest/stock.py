@@ -33,7 +33,7 @@ Boot = Callable[..., ostler.VM]
 
 def start_shell(boot: Boot, stock: Kernel, append: str = "", **options: Any) -> ostler.VM:
     """Start `stock` with the demo's initramfs and wait for its shell."""
-    settings = {"memory": "512M", "initrd": initrd(stock), "accelerator": ACCELERATOR, **options}
+    settings = {"memory": "512M", "initrd": initrd(stock), **options}
     vm = boot(kernel=stock.image, append=f"console=ttyS0 {append}", **settings)
     vm.serial.wait_for(READY, timeout=BOOT_S)
     return vm

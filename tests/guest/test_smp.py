@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -16,6 +17,9 @@ pytestmark = pytest.mark.guest
 COMPLAINTS = re.compile(r"^.*(?:WARNING|BUG|rcu: INFO|soft lockup|Oops).*$", re.MULTILINE)
 MANY = 160
 MANY_BOOT_S = 400
+# Past what an xAPIC numbers.
+BEYOND = 264
+BEYOND_BOOT_S = 1800
 
 
 def test_four_cpus_verify_what_they_compute_together(boot: Boot, cloud: Kernel) -> None:
@@ -35,3 +39,21 @@ def test_160_cpus_come_up_and_idle(boot: Boot, cloud: Kernel) -> None:
     vm.serial.wait_for("ostler: ready", timeout=MANY_BOOT_S)
     assert vm.serial.run("nproc", timeout=120).strip() == str(MANY)
     assert not COMPLAINTS.findall(vm.serial.run("dmesg", timeout=120))
+
+
+@pytest.mark.skipif("OSTLER_LONG" not in os.environ, reason="takes minutes; make long runs it")
+def test_264_cpus_come_up_by_x2apic_and_work(boot: Boot, cloud: Kernel) -> None:
+    vm = boot(
+        kernel=cloud.image,
+        initrd=initrd(cloud),
+        append="console=ttyS0 nowatchdog",
+        memory="2G",
+        cpus=BEYOND,
+        net="none",
+    )
+    vm.serial.wait_for("ostler: ready", timeout=BEYOND_BOOT_S)
+    assert vm.serial.run("nproc", timeout=400).strip() == str(BEYOND)
+    assert "x2apic" in vm.serial.run("dmesg | grep -i 'apic routing'", timeout=400)
+    last = BEYOND - 1
+    where = f"taskset -c {last} sh -c 'cut -d\" \" -f39 /proc/self/stat'"
+    assert vm.serial.run(where, timeout=400).strip() == str(last)

@@ -53,7 +53,19 @@ def available() -> bool:
     return shutil.which(QEMU) is not None
 
 
-def run(*commands: str) -> Done:
+@dataclass(frozen=True)
+class Limits:
+    """What a job may take."""
+
+    seconds: float = LIMIT_S
+    silence_s: float = SILENCE_S
+    memory: str = MEMORY
+
+
+USUAL = Limits()
+
+
+def run(*commands: str, limits: Limits = USUAL) -> Done:
     """Run shell commands in the repository, inside the lab, up to the first that fails.
 
     They may write to `/run` and, unseen by the host, to `build`. Raises `AssertionError` where the
@@ -65,7 +77,7 @@ def run(*commands: str) -> Done:
         image = Path(directory, "lab.gz")
         _image("\n".join(_job(commands))).write(image)
         for attempt in range(1, ATTEMPTS + 1):
-            output, silent = _emulate(image, Path(directory, "output"))
+            output, silent = _emulate(image, Path(directory, "output"), limits)
             if not silent:
                 break
             print(f"lab: silent in attempt {attempt} after:\n{output[-500:]}", file=sys.stderr)
@@ -74,21 +86,21 @@ def run(*commands: str) -> Done:
     return Done(int(ended[1]), output)
 
 
-def _emulate(image: Path, output: Path) -> tuple[str, bool]:
+def _emulate(image: Path, output: Path, limits: Limits) -> tuple[str, bool]:
     """What the lab printed until it ended or was stopped; and whether it had fallen silent."""
     with output.open("wb") as console:
-        command = _command(image)
+        command = _command(image, limits.memory)
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
         ) as qemu:
-            stopped = _wait(qemu, output)
+            stopped = _wait(qemu, output, limits)
             if stopped:
                 qemu.kill()
                 console.write(f"\n{QEMU} was stopped: {stopped}\n".encode())
     return output.read_text(errors="replace"), stopped == "silence"
 
 
-def _wait(qemu: subprocess.Popen[bytes], output: Path) -> str:
+def _wait(qemu: subprocess.Popen[bytes], output: Path, limits: Limits) -> str:
     """Wait for the end: why not any longer, or nothing when it came."""
     begun = heard = time.monotonic()
     size = 0
@@ -97,10 +109,10 @@ def _wait(qemu: subprocess.Popen[bytes], output: Path) -> str:
         now = time.monotonic()
         if output.stat().st_size != size:
             size, heard = output.stat().st_size, now
-        if now - heard > SILENCE_S:
+        if now - heard > limits.silence_s:
             return "silence"
-        if now - begun > LIMIT_S:
-            return f"{LIMIT_S} s are over"
+        if now - begun > limits.seconds:
+            return f"{limits.seconds} s are over"
     return ""
 
 
@@ -128,11 +140,11 @@ def _image(job: str) -> Initramfs:
     return image
 
 
-def _command(image: Path) -> list[str]:
+def _command(image: Path, memory: str) -> list[str]:
     share = "local,path=/,mount_tag=hostroot,security_model=none,readonly=on,multidevs=remap"
     return [
         QEMU, "-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", str(CPUS),
-        "-m", MEMORY, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+        "-m", memory, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
         "-serial", "stdio", "-kernel", str(kernel("full").image), "-initrd", str(image),
         "-append", KERNEL_OPTIONS, "-virtfs", share,
     ]  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from small_kernel import EXIT_1, write_kernel
 
+import ostler
 from ostler.config import AcceleratorChoice
 from ostler.control import accelerator
 
@@ -110,3 +111,16 @@ def test_run_on_a_host_without_kvm_falls_back_with_one_line(tmp_path: Path, want
     assert ran.stderr.count("\n") == 1
     speeds = json.loads((tmp_path / "ostler/speed.json").read_text())
     assert set(speeds["mips"]) == {"soft"}, "a refusal is not kept"
+
+
+@pytest.mark.parametrize(
+    "wanted", ["kvm", "kvm,kernel-irqchip=split", "kvm,dirty-ring-size=1024,kernel-irqchip=split"]
+)
+def test_machine_runs_under_kvm_as_its_options_say(tmp_path: Path, wanted: str) -> None:
+    choice = AcceleratorChoice.parse(wanted)
+    if reason := accelerator.why_not("kvm", choice.kvm):
+        pytest.skip(reason)
+    kernel = write_kernel(tmp_path / "kernel", EXIT_1)
+    with ostler.VM(kernel, accelerator=wanted, devices="debug-exit", net="none") as vm:
+        assert vm.wait(timeout=60).exit_code == 1
+        assert vm.stats().accelerator == "kvm"
