@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use ostler_block::{FileStorage, Raw};
-use ostler_virtio::scsi::{Bus, ControlService, Kind, RequestService, Unit};
+use ostler_virtio::scsi::{Bus, ControlService, Kind, RequestService, Tray, Unit};
 
 const DISK_BYTES: u64 = 1 << 20;
 
@@ -37,6 +37,7 @@ fn unit(kind: Kind) -> Unit {
         discard: true,
         writeback: true,
         granularity_bytes: 4096,
+        tray: Tray::default(),
     }
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +13,9 @@ import pytest
 
 from ostler.config import DiskConfig, MachineConfig
 from ostler.devices.virtio.scsi import CDB_SIZE_OFFSET, SENSE_SIZE_OFFSET, VirtioScsi
-from ostler.errors import ConfigError, StateError
+from ostler.errors import ConfigError, DiskError, StateError
 from ostler.machine.describe import draw
-from ostler.machine.disks import GuestDisk
+from ostler.machine.disks import GuestDisk, open_disks
 from ostler.testing.pci import FakeImage, FakeScsi, FakeWorkers
 
 CDB_SIZES = slice(20, 28)
@@ -69,6 +71,21 @@ def test_units_that_come_and_go_are_told_to_the_driver() -> None:
         scsi.detach(5, 5)
 
 
+def test_discs_are_changed_in_drives_only() -> None:
+    scsi, disc = VirtioScsi(FakeWorkers()), FakeImage()
+    scsi.attach(1, 2, disc, disc=True)
+    scsi.eject(1, 2)
+    assert backend(scsi).units[1, 2]["disk"] is None
+    scsi.insert(1, 2, disc)
+    assert backend(scsi).units[1, 2]["disk"] is disc.disk
+    scsi.attach(0, 0, FakeImage())
+    for target in (0, 5):
+        with pytest.raises(ConfigError, match="there is no CD-ROM drive"):
+            scsi.eject(target, 0)
+        with pytest.raises(ConfigError, match="there is no CD-ROM drive"):
+            scsi.insert(target, 0, disc)
+
+
 def units(*texts: str) -> set[tuple[int, int]]:
     config = MachineConfig(kernel=Path("k"), disks=tuple(map(DiskConfig.parse, texts)), nets=())
     image: Any = SimpleNamespace(size_bytes=1 << 20)
@@ -107,3 +124,13 @@ def test_disc_may_be_in_two_drives_since_nobody_writes_to_it() -> None:
     disks = tuple(DiskConfig.parse("a,media=cdrom") for _ in range(2))
     assert not disks[0].writes
     assert MachineConfig(kernel=Path("k"), disks=disks).disks == disks
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making device nodes takes root")
+def test_scsi_device_itself_is_refused_with_its_cure(tmp_path: Path) -> None:
+    node = tmp_path / "sg0"
+    os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(21, 0))
+    config = MachineConfig(kernel=Path("k"), disks=(DiskConfig.parse(f"{node},bus=scsi"),))
+    cure = "not passed on to a device; give its block device"
+    with pytest.raises(DiskError, match=cure), open_disks(config):
+        pass

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ostler_memory::GuestRam;
-use ostler_virtio::scsi::{Bus, ControlService, Kind, RequestService, Unit};
+use ostler_virtio::scsi::{Bus, ControlService, Kind, RequestService, Tray, Unit};
 use pyo3::prelude::*;
 
 use crate::block::BlockDisk;
@@ -49,6 +49,7 @@ impl VirtioScsi {
             discard,
             writeback,
             granularity_bytes,
+            tray: Tray::default(),
         };
         self.bus.attach((target, lun), unit);
     }
@@ -56,6 +57,17 @@ impl VirtioScsi {
     /// Take the unit at `target` and `lun` away when no command is executed; whether there was one.
     fn detach(&self, py: Python<'_>, target: u8, lun: u16) -> bool {
         py.detach(|| self.bus.detach((target, lun)))
+    }
+
+    /// Take the disc out of the drive at `target` and `lun`; whether there is such a drive.
+    fn eject(&self, target: u8, lun: u16) -> bool {
+        self.bus.eject((target, lun))
+    }
+
+    /// Put what `disk` holds into that drive, in place of what is in it, which is not used any more
+    /// then; whether there is such a drive.
+    fn insert(&self, py: Python<'_>, target: u8, lun: u16, disk: &BlockDisk) -> bool {
+        py.detach(|| self.bus.insert((target, lun), Arc::clone(&disk.disk)))
     }
 
     /// The sizes of command blocks and of sense data in requests.

@@ -194,6 +194,14 @@ class PaperScsi:
     def detach(self, target: int, lun: int) -> bool:
         return True
 
+    def eject(self, target: int, lun: int) -> bool:
+        """There is none."""
+        return False
+
+    def insert(self, target: int, lun: int, disk: Any) -> bool:
+        """There is none."""
+        return False
+
     def set_sizes(self, cdb_bytes: int, sense_bytes: int) -> None:
         pass
 

@@ -256,6 +256,16 @@ class FakeScsi:
         """Strike it out."""
         return self.units.pop((target, lun), None) is not None
 
+    def eject(self, target: int, lun: int) -> bool:
+        """Remember that there is no disc."""
+        return self.insert(target, lun, None)
+
+    def insert(self, target: int, lun: int, disk: Any) -> bool:
+        """Remember the disc."""
+        unit = self.units.get((target, lun), {})
+        unit["disk"] = disk
+        return bool(unit.get("disc"))
+
     def set_sizes(self, cdb_bytes: int, sense_bytes: int) -> None:
         """Remember them."""
         self.sizes = (cdb_bytes, sense_bytes)

@@ -1,4 +1,4 @@
-//! What a CD-ROM is asked besides (MMC-6): a disc of one track of data, always in its drive.
+//! What a CD-ROM is asked besides (MMC-6): a disc of one track of data.
 
 use ostler_memory::GuestMap;
 
@@ -13,6 +13,7 @@ const LEAD_IN_BLOCKS: u64 = 150;
 const BLOCKS_A_SECOND: u64 = 75;
 const PROFILE_CD_ROM: u16 = 0x0008;
 const MEDIA_EVENTS: u8 = 4;
+const MEDIA_PRESENT: u8 = 0b10;
 
 impl Unit {
     /// READ TOC/PMA/ATIP, section 6.25.
@@ -49,7 +50,7 @@ impl Unit {
         answer(request, map, &bytes, be(&request.cdb[7..9]))
     }
 
-    /// GET EVENT STATUS NOTIFICATION, section 6.6: nothing happens, and the disc is there.
+    /// GET EVENT STATUS NOTIFICATION, section 6.6: a disc that has come or gone, once, and whether there is one.
     pub(super) fn event_status(&self, request: &Request, map: &GuestMap) -> Result<u64, Failure> {
         if request.cdb[1] & 1 == 0 {
             return Err(Sense::INVALID_FIELD_IN_CDB.into());
@@ -58,7 +59,9 @@ impl Unit {
         if request.cdb[4] & (1 << MEDIA_EVENTS) == 0 {
             return answer(request, map, &[0, 2, 0x80, 1 << MEDIA_EVENTS], room);
         }
-        answer(request, map, &[0, 6, MEDIA_EVENTS, 1 << MEDIA_EVENTS, 0, 2, 0, 0], room)
+        let is_there = if self.tray.has_disc() { MEDIA_PRESENT } else { 0 };
+        let event = [0, 6, MEDIA_EVENTS, 1 << MEDIA_EVENTS, self.tray.event(), is_there, 0, 0];
+        answer(request, map, &event, room)
     }
 
     /// READ DISC INFORMATION, section 6.21: complete, one session, one track.

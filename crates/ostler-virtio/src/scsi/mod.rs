@@ -7,7 +7,7 @@
 //! Commands are executed one after the other in each queue, so a task is either not begun or done:
 //! task management waits for what is being executed.
 //!
-//! Not modelled: persistent reservations, protection information, unit attentions, command
+//! Not modelled: persistent reservations, protection information, unit attentions but those of another disc, command
 //! priorities; pass-through to a device of the host.
 
 mod command;
@@ -17,16 +17,19 @@ mod inquiry;
 mod mode;
 mod request;
 mod sense;
+mod tray;
 mod unit;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use ostler_block::Disk as Image;
 use ostler_memory::GuestMap;
 
 pub use control::ControlService;
 pub use request::{DEFAULT_CDB_BYTES, DEFAULT_SENSE_BYTES, MAX_CDB_BYTES, MAX_SENSE_BYTES};
+pub use tray::Tray;
 pub use unit::{Kind, Unit};
 
 use crate::chain::{Broken, Chain};
@@ -69,6 +72,21 @@ impl Bus {
         let was_there = self.units.write().unwrap_or_else(PoisonError::into_inner).remove(&address).is_some();
         self.settle();
         was_there
+    }
+
+    /// Takes the disc out of the drive at `address`; whether there is such a drive.
+    pub fn eject(&self, address: Address) -> bool {
+        let drive = self.unit(address).filter(|unit| unit.kind == Kind::Disc);
+        drive.inspect(|drive| drive.tray.take_out()).is_some()
+    }
+
+    /// Puts a disc into the drive at `address`, in place of what is in it; whether there is such a
+    /// drive. What was in it is not used any more then.
+    pub fn insert(&self, address: Address, image: Arc<dyn Image>) -> bool {
+        let Some(drive) = self.unit(address).filter(|unit| unit.kind == Kind::Disc) else { return false };
+        self.attach(address, drive.with_disc(image));
+        self.settle();
+        true
     }
 
     /// The sizes of command blocks and sense data in requests, as the driver wants them; what is

@@ -22,6 +22,9 @@ impl Sense {
     pub const NO_SUCH_UNIT: Self = Self::new(0x5, 0x25, 0x00);
     pub const INVALID_FIELD_IN_LIST: Self = Self::new(0x5, 0x26, 0x00);
     pub const LIST_LENGTH: Self = Self::new(0x5, 0x1a, 0x00);
+    pub const NO_MEDIUM: Self = Self::new(0x2, 0x3a, 0x00);
+    pub const MEDIUM_CHANGED: Self = Self::new(0x6, 0x28, 0x00);
+    pub const REMOVAL_PREVENTED: Self = Self::new(0x5, 0x53, 0x02);
     pub const WRITE_PROTECTED: Self = Self::new(0x7, 0x27, 0x00);
 
     const fn new(key: u8, code: u8, qualifier: u8) -> Self {

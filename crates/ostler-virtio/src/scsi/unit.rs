@@ -8,6 +8,7 @@ use ostler_memory::GuestMap;
 use super::command::{self, Blocks, be};
 use super::request::Request;
 use super::sense::{self, Failure, Sense};
+use super::tray::Tray;
 use crate::buffer::Buffer;
 
 /// The limits that the vital product data names.
@@ -42,6 +43,8 @@ pub struct Unit {
     pub writeback: bool,
     /// What is best given up at once.
     pub granularity_bytes: u32,
+    /// Where a disc is, and how it comes and goes.
+    pub tray: Tray,
 }
 
 /// Answers with `bytes`, cut off at `room` (the command's allocation length) and the buffer's end.
@@ -56,6 +59,11 @@ impl Unit {
         if self.kind == Kind::Disc { 2048 } else { 512 }
     }
 
+    /// The same drive with another disc in it.
+    pub fn with_disc(&self, image: Arc<dyn Image>) -> Self {
+        Self { image, tray: Tray::changed(), serial: self.serial.clone(), ..*self }
+    }
+
     pub fn blocks(&self) -> u64 {
         self.image.size() / self.block_bytes()
     }
@@ -67,7 +75,15 @@ impl Unit {
     /// Executes a command; the bytes it transferred.
     pub(super) fn execute(&self, request: &Request, map: &GuestMap) -> Result<u64, Failure> {
         use command::*;
+        if self.kind == Kind::Disc {
+            self.tray.check(request.cdb[0])?;
+        }
         match (request.cdb[0], self.kind) {
+            (START_STOP_UNIT, Kind::Disc) => Ok(self.tray.start_stop(&request.cdb).map(|()| 0)?),
+            (PREVENT_ALLOW, Kind::Disc) => {
+                self.tray.lock(&request.cdb);
+                Ok(0)
+            }
             (TEST_UNIT_READY | START_STOP_UNIT | PREVENT_ALLOW, _) => Ok(0),
             (REQUEST_SENSE, _) => answer(request, map, &NO_SENSE, u64::from(request.cdb[4])),
             (INQUIRY, _) => self.inquiry(request, map),

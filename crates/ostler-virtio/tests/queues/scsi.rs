@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use ostler_block::{FileStorage, Raw};
-use ostler_virtio::scsi::{Bus, ControlService, Kind, RequestService, Unit};
+use ostler_virtio::scsi::{Bus, ControlService, Kind, RequestService, Tray, Unit};
 use ostler_virtio::{Broken, Chain, Outcome, Segment, Service};
 
 use crate::driver::{DATA, Driver, disk_file};
@@ -37,6 +37,7 @@ pub fn unit(file: File, bytes: u64) -> Unit {
         discard: true,
         writeback: true,
         granularity_bytes: 4096,
+        tray: Tray::default(),
     }
 }
 
@@ -215,6 +216,43 @@ fn disc_has_one_track_from_its_first_to_its_last_block() {
     assert_eq!(rig.asks(DISC, &[0x4a, 1, 0, 0, 16, 0, 0, 0, 255, 0])[5], 2, "there is a disc");
     assert_eq!(rig.asks(DISC, &[0x51, 0, 0, 0, 0, 0, 0, 0, 255, 0]).len(), 34);
     assert_eq!(rig.asks(DISC, &[0x28, 0, 0, 0, 0, 63, 0, 0, 1, 0]).len(), 2048);
+}
+
+#[test]
+fn disc_is_ejected_and_another_put_in_and_the_driver_is_told_each_time() {
+    let rig = Rig::new();
+    let event = || rig.asks(DISC, &[0x4a, 1, 0, 0, 16, 0, 0, 0, 255, 0])[4..6].to_vec();
+    let (ready, read) = ([0; 6], [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+    let (eject, load) = ([0x1b, 0, 0, 0, 2, 0], [0x1b, 0, 0, 0, 3, 0]);
+    assert_eq!(event(), [0, 2]);
+    // The guest's lock holds against its own ejecting.
+    rig.asks(DISC, &[0x1e, 0, 0, 0, 1, 0]);
+    assert_eq!(rig.fails(DISC, &eject, b""), (5, 0x53, 2));
+    rig.asks(DISC, &[0x1e, 0, 0, 0, 0, 0]);
+    rig.asks(DISC, &eject);
+    assert_eq!((event(), event()), (vec![3, 0], vec![0, 0]));
+    for command in [&ready[..], &read, &[0x25], &[0x43, 0, 0, 0, 0, 0, 0, 0, 255, 0]] {
+        assert_eq!(rig.fails(DISC, command, b""), (2, 0x3a, 0), "{command:x?}");
+    }
+    rig.asks(DISC, &[0x12, 0, 0, 0, 36, 0]);
+    rig.asks(DISC, &load);
+    assert_eq!(event(), [2, 2]);
+    assert_eq!(rig.fails(DISC, &ready, b""), (6, 0x28, 0));
+    rig.asks(DISC, &ready);
+
+    // The host does not ask; another disc is in at once, and has another size.
+    rig.asks(DISC, &[0x1e, 0, 0, 0, 1, 0]);
+    assert!(rig.bus.eject((2, 1)));
+    assert_eq!(rig.fails(DISC, &ready, b""), (2, 0x3a, 0));
+    assert!(rig.bus.insert((2, 1), unit(disk_file(BYTES / 2), BYTES / 2).image));
+    assert_eq!(rig.fails(DISC, &[0x25], b""), (6, 0x28, 0));
+    assert_eq!(rig.asks(DISC, &[0x25]), [0, 0, 0, 31, 0, 0, 8, 0]);
+    assert_eq!(event(), [2, 2]);
+    // Disks have no tray, and where there is nothing, nothing is done.
+    assert!(!rig.bus.eject((0, 0)) && !rig.bus.eject((5, 5)));
+    assert!(!rig.bus.insert((0, 0), unit(disk_file(BYTES), BYTES).image));
+    rig.asks(DISK, &eject);
+    rig.asks(DISK, &ready);
 }
 
 #[test]

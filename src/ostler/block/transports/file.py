@@ -17,6 +17,8 @@ from ostler.errors import DiskError, HostError
 
 # _IO(0x12, 123): BLKPBSZGET; _IO(0x12, 119): BLKDISCARD
 _BLKPBSZGET, _BLKDISCARD = 0x127B, 0x1277
+# The major number of /dev/sg0 and so on.
+_SCSI_GENERIC = 21
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL)
 _ZEROES = bytes(1 << 20)
@@ -197,6 +199,7 @@ class _host:  # noqa: N801 - reads as a statement
 
 
 def _open(path: Path, readonly: bool) -> int:
+    _refuse_generic(path)
     try:
         return os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -208,6 +211,19 @@ def _open(path: Path, readonly: bool) -> int:
     except OSError as error:
         cure = "" if readonly else "; open it read-only or make it writable"
         raise DiskError(f"{path}: cannot open disk image: {error.strerror}{cure}") from None
+
+
+def _refuse_generic(path: Path) -> None:
+    """Refuse what takes SCSI commands (sg(4)): a guest's are not passed on."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return  # who opens it says why
+    if stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) == _SCSI_GENERIC:
+        raise DiskError(
+            f"{path}: SCSI commands are not passed on to a device; give its block device,"
+            " which lsscsi -g names beside it"
+        )
 
 
 def _is_block_device(path: Path, fd: int) -> bool:

@@ -114,6 +114,23 @@ class VirtioScsi(VirtioDevice[ScsiState]):
         self.units.discard((target, lun))
         self._tell(EVENT_TRANSPORT_RESET, target, lun, RESET_REMOVED)
 
+    def eject(self, target: int, lun: int) -> None:
+        """Take the disc out of the drive at `target` and `lun`, whether or not the guest locks it.
+
+        `ConfigError` where there is no drive.
+        """
+        if not self._bus.eject(target, lun):
+            raise ConfigError(f"SCSI unit {target}:{lun}: there is no CD-ROM drive")
+
+    def insert(self, target: int, lun: int, disk: Disk) -> None:
+        """Put `disk` into the drive at `target` and `lun`, in place of the disc that is in it.
+
+        That is not used any more then. The driver finds out when it next looks. `ConfigError` where
+        there is no drive.
+        """
+        if not self._bus.insert(target, lun, disk.disk):
+            raise ConfigError(f"SCSI unit {target}:{lun}: there is no CD-ROM drive")
+
     def capacity_changed(self, target: int, lun: int) -> None:
         """Tell the driver that the unit has another size now."""
         self._tell(EVENT_PARAMETER_CHANGE, target, lun, CAPACITY_CHANGED)

@@ -138,6 +138,12 @@ class ScsiBackend(Protocol):
     def detach(self, target: int, lun: int) -> bool:
         """Take the unit away; whether there was one."""
 
+    def eject(self, target: int, lun: int) -> bool:
+        """Take the disc out of a drive; whether there is such a drive."""
+
+    def insert(self, target: int, lun: int, disk: Any) -> bool:
+        """Put the data path `disk` into a drive as its disc; whether there is such a drive."""
+
     def set_sizes(self, cdb_bytes: int, sense_bytes: int) -> None:
         """Take the driver's sizes of command blocks and sense data."""
 
