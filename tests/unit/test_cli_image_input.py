@@ -211,3 +211,40 @@ def test_verb_without_its_file_says_so(run: Run) -> None:
     assert "amend: FILE is missing" in run("amend -o compat=1.1", code=2)
     assert "  key_file=<path of the passphrase>\n" in run("create -f luks -o help")
     assert "  compat=<1.1|v3|0.10|v2>\n" in run("amend -o help")
+
+
+@pytest.mark.parametrize(
+    ("verb", "cure"),
+    [
+        ("amend --force -o compat=1.1 a.qcow2", "leave it out"),
+        ("amend --object secret,id=a a.qcow2", "--key-file PATH"),
+        ("bench -i native a.qcow2", "one way"),
+        ("bench -n a.qcow2", "one way"),
+        ("bench --no-drain a.qcow2", "leave it out"),
+        ("info --image-opts driver=qcow2", "with -f"),
+        ("convert -C a.qcow2 b", "the kernel copies"),
+        ("convert --target-image-opts a.qcow2 b", "with -O"),
+    ],
+)
+def test_option_of_qemu_img_that_is_not_there_is_refused_with_a_cure(
+    verb: str, cure: str, run: Run
+) -> None:
+    said = run(verb, code=2)
+    assert cure in said
+    assert said.count("\n") == 1
+
+
+def test_image_that_is_not_there_is_looked_for_not_made(run: Run) -> None:
+    assert run("info nope", code=2) == "ostler: nope: no such disk image; check its path\n"
+
+
+@needs_qemu
+def test_measure_of_a_snapshot_is_what_it_takes(run: Run) -> None:
+    run("create a.qcow2 8M")
+    qemu("-c", "write 0 3M", "a.qcow2", program="qemu-io")
+    run("snapshot -c one a.qcow2")
+    qemu("-c", "discard 0 3M", "a.qcow2", program="qemu-io")
+    theirs = qemu("measure", "-O", "qcow2", "-l", "one", "a.qcow2")
+    ours = run("measure -O qcow2 -l one a.qcow2")
+    assert theirs.startswith(ours)
+    assert ours != run("measure -O qcow2 a.qcow2")

@@ -7,11 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from qcow2_oracle import needs_qemu
 
 from ostler.block import open_image
 from ostler.block.data_path import disk_of
 from ostler.block.image import Opening, open_with
 from ostler.cli import invoke
+from ostler.cli.image.info import describe
 from ostler.config import DiskConfig, MachineConfig
 from ostler.errors import DiskError
 from ostler.machine.disks import open_disks
@@ -163,3 +165,17 @@ def test_info_needs_no_passphrase_and_content_does_not_read_without(
             disk_of(locked)
     with pytest.raises(DiskError, match="needs a passphrase"):
         open_with(str(path), None, how._replace(readonly=False))
+
+
+@needs_qemu
+def test_info_shows_the_encryption_that_qemu_shows(key_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    chosen = f"encrypt.format=luks,encrypt.key_file={key_file},encrypt.iter-time=10"
+    assert image("create", "-q", "-o", chosen, path, "1M") == 0
+    theirs = subprocess.run(
+        ["qemu-img", "info", "--output=json", path], capture_output=True, check=True
+    )
+    with open_image(path, secret=SECRET, readonly=True) as opened:
+        ours = describe(opened)
+    wanted = json.loads(theirs.stdout)["format-specific"]["data"]["encrypt"]
+    assert ours["format-specific"]["data"]["encrypt"] == wanted

@@ -18,6 +18,17 @@ EXTRA = re.compile(r"unexpected extra argument\S* \((.*)\)")
 SLIP = 0.75
 # What other programs call it.
 SYNONYMS = {"-m": "memory", "--smp": "cpus", "-smp": "cpus"}
+# What qemu-img has and `ostler image` says in another way, or has no use for.
+OF_QEMU_IMG = {
+    "--image-opts": "name the image by its path or URL, and its format with -f",
+    "--target-image-opts": "name the target by its path or URL, and its format with -O",
+    "--object": "give an encrypted image's passphrase with --key-file PATH",
+    "--force": "leave it out: what is changed here is never lost by that",
+    "-i": "leave it out: there is one way in which requests are made",
+    "-n": "leave it out: there is one way in which requests are made",
+    "--no-drain": "leave it out: a flush waits for no request after it",
+    "-C": "leave it out: the kernel copies by itself where it can",
+}
 NO_COMMAND = re.compile(r"No such command '([^']*)'")
 
 
@@ -36,6 +47,9 @@ def _cause(error: Any, context: Any, words: Sequence[str]) -> str | None:
             return f"{_option(error.param)} is missing: give {_usage(error.param, context)}"
         case "NoSuchOption":
             typed = _whole(error.option_name, words)
+            is_image = context is not None and " image " in f"{context.command_path} "
+            if is_image and typed in OF_QEMU_IMG:
+                return f"there is no option {typed}: {OF_QEMU_IMG[typed]}"
             near = _nearest(typed, context)
             return f"there is no option {typed}" + (near and f": did you mean {near}?")
         case "BadOptionUsage" if "not take" in error.message:

@@ -15,6 +15,7 @@ import secrets
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID, uuid4
 
 from ostler.block.crypto.cipher import HASHES, CipherSpec
@@ -89,6 +90,11 @@ class Luks1Header:
         """How much a slot's split key takes."""
         return self.key_bytes * STRIPES
 
+    @property
+    def cipher_bits(self) -> int:
+        """Of the cipher's key: XTS has two in one."""
+        return self.key_bytes * 8 // (2 if self.spec.mode == "xts" else 1)
+
     def pack(self) -> bytes:
         """The header as it is on disk."""
         fixed = _HEADER.pack(
@@ -103,6 +109,32 @@ class Luks1Header:
             )
             for slot in self.slots
         )  # fmt: skip
+
+
+def facts(header: Luks1Header) -> dict[str, Any]:
+    """What `qemu-img info` shows of a LUKS1 header."""
+    spec = header.spec
+    told: dict[str, Any] = {
+        "ivgen-alg": spec.iv,
+        "hash-alg": header.hash_name,
+        "cipher-alg": f"{spec.algorithm}-{header.cipher_bits}",
+        "uuid": header.uuid,
+        "cipher-mode": spec.mode,
+    }
+    if spec.iv_hash:
+        told["ivgen-hash-alg"] = spec.iv_hash
+    told["slots"] = [_slot_facts(slot) for slot in header.slots]
+    return told | {
+        "payload-offset": header.payload_offset,
+        "master-key-iters": header.digest_iterations,
+    }
+
+
+def _slot_facts(slot: KeySlot) -> dict[str, Any]:
+    place = {"key-offset": slot.key_material_sector * SECTOR_BYTES}
+    if not slot.active:
+        return {"active": False, **place}
+    return {"active": True, "iters": slot.iterations, **place, "stripes": slot.stripes}
 
 
 def parse(source: ByteSource) -> Luks1Header:

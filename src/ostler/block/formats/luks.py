@@ -167,28 +167,7 @@ class LuksImage(Closing):
         """What `qemu-img info` shows of a LUKS image."""
         if isinstance(self.header, luks2.Luks2Header):
             return {"version": 2, "uuid": self.header.uuid}
-        spec = self.header.spec
-        facts: dict[str, Any] = {
-            "cipher-alg": f"{spec.algorithm}-{self._key_bits()}", "cipher-mode": spec.mode,
-            "ivgen-alg": spec.iv, "hash-alg": self.header.hash_name, "uuid": self.header.uuid,
-            "payload-offset": self.payload_offset,
-            "master-key-iters": self.header.digest_iterations,
-        }  # fmt: skip
-        if spec.iv_hash:
-            facts["ivgen-hash-alg"] = spec.iv_hash
-        facts["slots"] = [
-            {
-                "active": slot.active, "key-offset": slot.key_material_sector * SECTOR_BYTES,
-                **({"iters": slot.iterations, "stripes": slot.stripes} if slot.active else {}),
-            }
-            for slot in self.header.slots
-        ]  # fmt: skip
-        return facts
-
-    def _key_bits(self) -> int:
-        assert isinstance(self.header, luks1.Luks1Header)
-        halves = 2 if self.header.spec.mode == "xts" else 1
-        return self.header.key_bytes * 8 // halves
+        return luks1.facts(self.header)
 
     def close(self) -> None:
         """Release the file; a second call does nothing."""

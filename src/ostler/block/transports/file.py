@@ -203,9 +203,8 @@ def _open(path: Path, readonly: bool) -> int:
     try:
         return os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise DiskError(
-            f"{path}: no such disk image; create one with: ostler image create {path} 10G"
-        ) from None
+        cure = "check its path" if readonly else f"make one: ostler image create {path} 10G"
+        raise DiskError(f"{path}: no such disk image; {cure}") from None
     except IsADirectoryError:
         raise DiskError(f"{path}: is a directory; give a disk image file") from None
     except OSError as error:

@@ -105,7 +105,7 @@ def convert(
             for name in names
         ]
         if snapshot is not None:
-            sources = [stack.enter_context(_snapshot(source, snapshot)) for source in sources]
+            sources = [stack.enter_context(snapshot_of(source, snapshot)) for source in sources]
         job = convert(
             sources,
             target,
@@ -128,7 +128,7 @@ def convert(
     return 0
 
 
-def _snapshot(image: Any, wanted: str) -> Any:
+def snapshot_of(image: Any, wanted: str) -> Any:
     """The disk as an internal snapshot of it has it."""
     from ostler.block.formats.qcow2 import Qcow2Image
     from ostler.errors import DiskError

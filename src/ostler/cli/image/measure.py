@@ -7,6 +7,7 @@ from typing import Annotated
 
 from ostler.cli.declare import Argument, Option, echo
 from ostler.cli.image import options as opt
+from ostler.cli.image.convert import snapshot_of
 from ostler.errors import ConfigError
 
 
@@ -22,6 +23,9 @@ def measure(
     objects: opt.Objects = None,
     size: Annotated[
         str | None, Option("--size", metavar="SIZE", help="Of an empty disk, without FILE.")
+    ] = None,
+    snapshot: Annotated[
+        str | None, Option("-l", "--snapshot", metavar="NAME", help="Of this internal snapshot.")
     ] = None,
     output: opt.Output = "human",
     shared: opt.Shared = False,
@@ -50,6 +54,8 @@ def measure(
                 filename, format=format, readonly=True, lock=not shared, secret=secret
             )
             image = stack.enter_context(opened)
+            if snapshot is not None:
+                image = stack.enter_context(snapshot_of(image, snapshot))
             size_bytes = image.size_bytes
         elif size is not None:
             size_bytes = opt.size_option(size, "--size")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from ostler.block.crypto import luks1
 from ostler.block.crypto.options import LuksOptions
@@ -55,17 +56,28 @@ def unlock(file: ImageFile, header: Header, how: Opening) -> SectorCipher | None
         return None
     if header.crypt_method == AES:
         raise unsupported(file, "qcow2's own AES encryption, which is broken,")
+    part = _part(file, header)
+    if how.secret is None:
+        raise needs_passphrase(file.name)
+    parsed = luks1.parse(part)
+    return parsed.spec.cipher(file.name, luks1.unlock(part, parsed, how.secret))
+
+
+def _part(file: ImageFile, header: Header) -> _Part:
     found = places(header)
     if not found:
         raise damaged(file, "encryption header extension", "is missing")
     ((offset, length),) = found
     if offset % header.cluster_bytes or not luks1.HEADER_BYTES <= length <= HEADER_BYTES_MAX:
         raise damaged(file, "encryption header", f"has {length} bytes at {offset:#x}")
-    if how.secret is None:
-        raise needs_passphrase(file.name)
-    part = _Part(file, offset, length)
-    parsed = luks1.parse(part)
-    return parsed.spec.cipher(file.name, luks1.unlock(part, parsed, how.secret))
+    return _Part(file, offset, length)
+
+
+def facts(file: ImageFile, header: Header) -> dict[str, Any]:
+    """What `qemu-img info` shows of an image's encryption."""
+    if header.crypt_method == AES:
+        return {"format": "aes"}
+    return {"format": "luks", **luks1.facts(luks1.parse(_part(file, header)))}
 
 
 @dataclass(frozen=True)

@@ -357,14 +357,19 @@ class Qcow2Image(Closing):
 
     def format_specific(self) -> dict[str, Any]:
         """What `qemu-img info` shows of the format."""
-        header = self.header
+        header, encrypt = self.header, {}
+        if header.crypt_method:
+            from ostler.block.formats.qcow2 import encryption
+
+            encrypt = {"encrypt": encryption.facts(self.file, header)}
         if header.version < 3:
-            return {"compat": "0.10", "compression-type": "zlib", "refcount-bits": 16}
+            return {"compat": "0.10", "compression-type": "zlib", "refcount-bits": 16, **encrypt}
         facts: dict[str, Any] = {
             "compat": "1.1",
             "compression-type": COMPRESSION_TYPES[header.compression],
             "lazy-refcounts": bool(header.compatible & Compatible.LAZY_REFCOUNTS),
             "refcount-bits": 1 << header.refcount_order,
+            **encrypt,
             "corrupt": bool(header.incompatible & Incompatible.CORRUPT),
             "extended-l2": bool(header.incompatible & Incompatible.EXTENDED_L2),
         }
