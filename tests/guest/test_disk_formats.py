@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from stock import END_S, Boot, process, start_shell
+from stock import ACCELERATOR, END_S, Boot, process, start_shell
 
 from guests.fetch import Kernel
 from guests.images import initrd
@@ -108,3 +109,28 @@ def test_guest_sees_its_disk_grow_while_it_is_mounted(
     check(qcow2)
     with open_image(qcow2, readonly=True) as disk:
         assert hashlib.sha256(disk.read(before, 64 << 20)).hexdigest() == digest
+
+
+def test_examples_of_disks_in_use_do_what_they_say(
+    cloud: Kernel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = Path(__file__).parents[2].joinpath("docs/disks-in-use.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for written, here in (
+        ("build/demo/vmlinuz", str(cloud.image)),
+        ("build/demo/initrd.gz", str(initrd(cloud))),
+        ('append="console', f'accelerator="{ACCELERATOR}", net="none", append="console'),
+    ):
+        first, second = (text.replace(written, here) for text in (first, second))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(first, names)
+    assert str(tmp_path / "moved.raw") in capsys.readouterr().out
+    for name in ("disk", "today", "tomorrow", "full"):
+        check(tmp_path / f"{name}.qcow2")
+    subprocess.run(["qemu-img", "bitmap", "--add", "disk.qcow2", "daily"], check=True)
+    exec(second, names)
+    subprocess.run(["qemu-img", "compare", "disk.qcow2", "tuesday.qcow2"], check=True)
