@@ -167,3 +167,25 @@ def test_vector_of_the_pic_is_where_it_was_after_a_pause(guests: list[Guest]) ->
         guest.vcpu.events = guest.vcpu.events
         guest.threads.resume()
         assert guest.heard() == PIC_BASE + LINE
+
+
+def test_state_of_the_chips_goes_to_the_software_cpu_and_back(guests: list[Guest]) -> None:
+    code = init_pics() + redirect(PIN, LEVEL | PIN_VECTOR) + say(READY) + FOREVER_HALTED
+    guests.append(guest := Guest(code))
+    guest.start()
+    assert guest.threads is not None
+    guest.threads.pause()
+    state = guest.vm.irqchip_state
+    assert state.ioapic.redirtbl[PIN] == LEVEL | PIN_VECTOR
+    assert [pic.irq_base for pic in state.pics] == [PIC_BASE, PIC_BASE + 8]
+    other = VirtualMachine("soft")
+    other.create_irqchip()
+    other.irqchip_state = state
+    moved = other.irqchip_state
+    assert (moved.pics, moved.ioapic) == (state.pics, state.ioapic)
+    guest.vm.irqchip_state = moved
+    guest.threads.resume()
+    guest.vm.irq_line(LINE).pulse()
+    assert guest.heard() == PIC_BASE + LINE
+    guest.vm.irq_line(PIN).set_level(True)
+    assert guest.heard() == PIN_VECTOR

@@ -210,8 +210,12 @@ fn kvm_ioapic_of(from: &IoapicState) -> kvm_ioapic_state {
 }
 
 fn pit_channel(from: &kvm_pit_channel_state, count_load_time_ns: i64) -> PitChannelState {
+    // Before the first control word KVM has a mode that is none, and a count that nobody wrote.
+    const NO_MODE: u8 = 0xff;
+    const RESET_MODE: u8 = 3;
+    let (mode, count) = if from.mode == NO_MODE { (RESET_MODE, 0) } else { (from.mode, from.count) };
     PitChannelState {
-        count: from.count,
+        count,
         latched_count: from.latched_count,
         count_latched: from.count_latched,
         status_latched: from.status_latched,
@@ -220,7 +224,7 @@ fn pit_channel(from: &kvm_pit_channel_state, count_load_time_ns: i64) -> PitChan
         write_state: from.write_state,
         write_latch: from.write_latch,
         rw_mode: from.rw_mode,
-        mode: from.mode,
+        mode,
         bcd: from.bcd,
         gate: from.gate,
         count_load_time_ns,

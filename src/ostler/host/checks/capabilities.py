@@ -12,6 +12,7 @@ WANTED = {
     "XSAVE2": "guests with AMX",
     "MANUAL_DIRTY_LOG_PROTECT2": "migration of large guests",
     "DIRTY_LOG_RING_ACQ_REL": "migration of large guests",
+    "COALESCED_PIO": "fewer exits for writes to index registers",
     "SPLIT_IRQCHIP": "interrupt controllers in user space",
     "X2APIC_API": "more than 255 CPUs",
     "TSC_DEADLINE_TIMER": "cheap timers",
