@@ -24,10 +24,11 @@ from tempfile import TemporaryDirectory
 from typing import cast
 from unittest.mock import patch
 
-from ostler.block import create_image
+from ostler.block import create_image, open_image
 from ostler.block.crypto.keys import pbkdf2
 from ostler.block.formats.luks import LuksImage
 from ostler.block.formats.qcow2 import Qcow2Image
+from ostler.block.formats.qcow2.recording import read_map
 from ostler.block.formats.vdi import VdiImage
 from ostler.block.formats.vhdx import VhdxImage
 from ostler.block.formats.vmdk import VmdkImage
@@ -157,7 +158,34 @@ def _qcow2_seeds() -> list[bytes]:
     return images
 
 
+def _bitmaps(source: ByteSource) -> Qcow2Image:
+    image = Qcow2Image(cast(ImageFile, source), Opening(readonly=True, backing=False))
+    for bitmap in image.bitmaps:
+        map = read_map(image, bitmap)
+        assert map.run_at(0, map.size_bytes)[1] > 0, "an empty run"
+    return image
+
+
+def _bitmap_seeds() -> list[bytes]:
+    """Images whose bitmaps mark something, nothing, and all."""
+    images = []
+    with TemporaryDirectory() as directory:
+        path = Path(directory, "disk")
+        for options in ({"cluster_size": 512}, {"cluster_size": 4096}):
+            create_image(path, 256 * KIB, **options)
+            with open_image(path) as image:
+                bitmaps = cast(Qcow2Image, image).record()
+                for name, granularity in (("some", 512), ("none", 64 * KIB), ("all", 512)):
+                    bitmaps.add(name, granularity, enabled=name != "none")
+                image.write(10 * KIB, b"x" * 5000)
+                bitmaps.disable("some")
+                image.write(0, b"y" * 256 * KIB)
+            images.append(path.read_bytes())
+    return images
+
+
 TARGETS = {
+    "bitmaps": Target(_bitmaps, "bitmaps", (), ((0, 512), (0, 4096), (256 * KIB, 64 * KIB))),
     "qcow2": Target(_qcow2, "qcow2", (), ((0, 112), (0, 1024), (512, 4096), (16 * KIB, 64 * KIB))),
     "vdi": Target(VdiImage, "vdi", ("", "static=on"), ((64, 448), (512, 64))),
     "vpc": Target(VpcImage, "vpc", ("", "subformat=fixed"), ((0, 2048), (-512, 512))),
@@ -192,6 +220,8 @@ def seeds(target: Target) -> list[bytes]:
         return _luks_seeds()
     if target.format == "qcow2":
         return _qcow2_seeds()
+    if target.format == "bitmaps":
+        return _bitmap_seeds()
     with TemporaryDirectory() as directory:
         raw = Path(directory, "raw")
         raw.write_bytes(random.Random(1).randbytes(200 * KIB) + bytes(2 * MIB) + b"end" * 1000)
