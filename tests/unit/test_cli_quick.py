@@ -136,7 +136,17 @@ def test_plain_run_loads_no_parser(tmp_path: Path) -> None:
 
 def test_plain_verb_loads_no_parser_and_nothing_slow(tmp_path: Path) -> None:
     create_image(tmp_path / "disk", 1 << 20)
-    for verb in ("info", "check", "snapshot", "map"):
-        loaded = loaded_by("image", verb, tmp_path / "disk")
+    disk, new = tmp_path / "disk", tmp_path / "new"
+    for words in (
+        ("info", disk),
+        ("check", disk),
+        ("snapshot", disk),
+        ("map", disk),
+        ("compare", disk, disk),
+        ("measure", "-O", "qcow2", disk),
+        ("create", new, "1G"),
+        ("convert", "-O", "qcow2", disk, new),
+    ):
+        loaded = loaded_by("image", *words)
         assert "ostler.block.formats.qcow2.image" in loaded
-        assert not {"typer", "msgspec", "asyncio", "rich"} & loaded, verb
+        assert not {"typer", "msgspec", "asyncio", "rich", "dataclasses"} & loaded, words

@@ -16,9 +16,9 @@ from ostler.config.size import parse_size
 from ostler.errors import DiskError
 
 if TYPE_CHECKING:
-    import msgspec
+    from ostler.block.choices import Choices
 
-T = TypeVar("T", bound="msgspec.Struct")
+T = TypeVar("T", bound="Choices")
 PROBED_BYTES = 4096
 
 
@@ -37,7 +37,7 @@ class Format(NamedTuple):
     """The module that makes new images, if there is one: it has `Options` and `prepare`."""
 
     @property
-    def Options(self) -> type[msgspec.Struct] | None:  # noqa: N802 - it is a class
+    def Options(self) -> type[Choices] | None:  # noqa: N802 - it is a class
         """What can be chosen at creation, by QEMU's names with `_` for `-`."""
         return import_module(self.creation).Options if self.creation else None
 
@@ -54,19 +54,23 @@ class Format(NamedTuple):
 
 
 def parse_options(kind: type[T], given: Mapping[str, Any]) -> T:
-    """A struct of options from values or their texts; `DiskError` names a wrong one."""
+    """Choices from values or their texts; `DiskError` names a wrong one."""
+    for name in given:
+        if name not in kind.names():
+            there_is = ", ".join(sorted(kind.names())) or "none"
+            raise DiskError(f"there is no option {name!r} of this format; there is: {there_is}")
+    if not given:
+        return kind()
     import msgspec
 
-    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    for name in given:
-        if name not in known:
-            there_is = ", ".join(sorted(known)) or "none"
-            raise DiskError(f"there is no option {name!r} of this format; there is: {there_is}")
+    struct = kind.struct()
+    known = {field.name: field.type for field in msgspec.structs.fields(struct)}
     plain = {name: _plain(known[name], value) for name, value in given.items()}
     try:
-        return msgspec.convert(plain, kind, strict=False)
+        checked = msgspec.convert(plain, struct, strict=False)
     except msgspec.ValidationError as error:
         raise DiskError(f"option of the disk image: {error}") from None
+    return kind(**{name: getattr(checked, name) for name in given})
 
 
 def _plain(kind: Any, value: Any) -> Any:

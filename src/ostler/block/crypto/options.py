@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
-
+from ostler.block.choices import Choices
 from ostler.errors import DiskError
 
 if TYPE_CHECKING:
     from ostler.block.crypto.cipher import CipherSpec
 
 
-class LuksOptions(msgspec.Struct, frozen=True):
+class LuksOptions(Choices):
     """QEMU's options. `secret` is the passphrase itself; `iter_time`: milliseconds for a slot."""
 
     secret: bytes = b""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-import msgspec
-
+from ostler.block.choices import Choices
 from ostler.block.image import ImageFile, ImageWriter
 
 
-class Options(msgspec.Struct, frozen=True):
+class Options(Choices):
     """`preallocation`: `falloc` reserves the space, `full` writes it."""
 
     preallocation: Literal["off", "falloc", "full"] = "off"

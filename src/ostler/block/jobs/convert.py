@@ -6,14 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ostler.block.chain import layers
 from ostler.block.data_path import disk_of
 from ostler.block.formats.qcow2 import Qcow2Image
-from ostler.block.formats.qcow2.bitmaps import Flag
 from ostler.block.formats.qcow2.header import COMPRESSION_TYPES
-from ostler.block.formats.qcow2.recording import find_map
 from ostler.block.image import (
     Image,
     Opening,
@@ -26,6 +24,9 @@ from ostler.block.jobs.concat import Concatenated
 from ostler.block.jobs.job import THREADS, Job, check_limit
 from ostler.engine.block import DirtyMap, copy_disk
 from ostler.errors import DiskError
+
+if TYPE_CHECKING:
+    from ostler.block.formats.qcow2.bitmaps import Flag
 
 SPARSE_BYTES = 4096
 Bitmaps = Literal["all", "sound"] | None
@@ -144,6 +145,9 @@ def bitmaps_of(
     sources: Sequence[Image], target: str, format: str, *, skip: bool
 ) -> list[tuple[str, Flag, DirtyMap]]:
     """The bitmaps of the source, which has to be one image, as a target can have them."""
+    from ostler.block.formats.qcow2.bitmaps import Flag
+    from ostler.block.formats.qcow2.recording import find_map
+
     if len(sources) != 1 or not isinstance(sources[0], Qcow2Image):
         raise DiskError("--bitmaps: only a single qcow2 image has bitmaps; leave it out")
     if format != Qcow2Image.format:
@@ -162,6 +166,8 @@ def bitmaps_of(
 
 def put_bitmap(image: Image, name: str, flags: Flag, map: DirtyMap) -> None:
     """Add a bitmap to an image whose content is there already."""
+    from ostler.block.formats.qcow2.bitmaps import Flag
+
     assert isinstance(image, Qcow2Image)
     bitmaps = image.record()
     bitmaps.add(name, map.granularity_bytes, enabled=bool(flags & Flag.AUTO))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -114,6 +114,8 @@ def secret_of(key_file: Path | None) -> bytes | None:
 
 def with_secret(options: dict[str, Any], objects: list[str] | None) -> dict[str, Any]:
     """`-o` with the passphrase in place of what names it: `key_secret=NAME` or `key_file=PATH`."""
+    if not options and not objects:
+        return {}
     from ostler.block.crypto.secret import find_secret, parse_secrets, read_secret
 
     named = parse_secrets(objects or ())
@@ -152,12 +154,12 @@ def creation_options(
     return with_secret(dict(given), objects)
 
 
-def refuse_unknown(format: str, options: Any, given: Iterable[str]) -> None:
+def refuse_unknown(format: str, options: Any, given: Sequence[str] | Mapping[str, str]) -> None:
     """`ConfigError` for a name that is none of the options, or of `size`, which all have."""
-    if options is None:
+    if options is None or not given:
         return
     names = [name for name, _, _ in _written(options)]
-    known = {"size", "secret", *options.__struct_fields__, *map(_plain, names)}
+    known = {"size", "secret", *options.names(), *map(_plain, names)}
     for name in given:
         if _plain(name) not in known:
             raise ConfigError(
@@ -191,16 +193,16 @@ def _written(options: Any) -> Iterator[tuple[str, str, str]]:
 
     from ostler.block.crypto.options import LuksOptions
 
-    fields = list(msgspec.structs.fields(options))
+    fields = list(msgspec.structs.fields(options.struct()))
     # Where encryption is a choice its options have the prefix that QEMU gives them, and come last.
     is_choice = any(field.name == "encryption" for field in fields)
     if is_choice:
-        order = ("encryption", *LuksOptions.__struct_fields__)
+        order = ("encryption", *LuksOptions.names())
         fields.sort(key=lambda field: order.index(field.name) if field.name in order else -1)
     for field in fields:
         default = "" if field.default in (None, msgspec.NODEFAULT) else _shown(field.default)
         name = field.name
-        if is_choice and name in LuksOptions.__struct_fields__:
+        if is_choice and name in LuksOptions.names():
             name = "encrypt." + name.replace("_", "-")
         match field.name:
             case "secret":

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from ostler.block.choices import Choices
 from ostler.block.formats.qcow2.create import Compat
 from ostler.block.formats.qcow2.header import Autoclear, Compatible, Incompatible
 from ostler.block.image import check_writable
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 PIECE_BYTES = 1 << 20
 
 
-class AmendOptions(msgspec.Struct, frozen=True):
+class AmendOptions(Choices):
     """What can be changed, by QEMU's names."""
 
     compat: Compat | None = None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ostler.block.crypto.options import LuksOptions
 from ostler.block.formats.qcow2.header import (
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 Compat = Literal["1.1", "v3", "0.10", "v2"]
 
 
-class Options(LuksOptions, frozen=True):
+class Options(LuksOptions):
     """What can be chosen, by QEMU's names.
 
     `preallocation`: `metadata` maps every cluster, `falloc` also reserves its space, `full` writes
@@ -69,8 +68,7 @@ def prepare(name: str, size_bytes: int, options: Options) -> ImageWriter:
     return _NewImage(options, header, blocks, luks).write
 
 
-@dataclass(frozen=True)
-class _NewImage:
+class _NewImage(NamedTuple):
     """An image that can be, and is to be written."""
 
     options: Options
