@@ -59,6 +59,7 @@ class Qcow2Image(Closing):
     def __init__(self, file: ImageFile, how: Opening) -> None:
         self.file, self.name, self.readonly = file, file.name, file.readonly
         self.header = read_header(file)
+        self._opened_bytes = file.size_bytes
         self.how = how
         self.recording: Recording | None = None
         self._refuse_unsafe_writing()
@@ -399,17 +400,17 @@ class Qcow2Image(Closing):
             self.file.close()
 
     def _fill_last_cluster(self) -> None:
-        """End the file with a whole cluster: some readers do not take what is missing as zero."""
-        if (
-            self.readonly
-            or not self.ends_whole
-            or not self.file.size_bytes % self.header.cluster_bytes
-        ):
+        """End a file that grew with a whole cluster: some readers take what is missing not as zero.
+
+        One that did not grow is left as it was.
+        """
+        end = self.file.size_bytes
+        missing = -end % self.header.cluster_bytes
+        if self.readonly or not self.ends_whole or not missing or end == self._opened_bytes:
             return
-        missing = -self.file.size_bytes % self.header.cluster_bytes
         # An export of a server, say, has the size that it has.
         with suppress(DiskError):
-            self.file.truncate(self.file.size_bytes + missing)
+            self.file.truncate(end + missing)
 
     def _close_others(self) -> None:
         if self.data_file is not None:
