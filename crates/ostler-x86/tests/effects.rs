@@ -49,13 +49,60 @@ fn jump_back_to_a_block_that_is_known_already_is_linked() {
     }
     let cpu = after(|a| {
         let mut again = a.create_label();
+        let mut over = a.create_label();
         a.set_label(&mut again)?;
         a.inc(rax)?;
+        a.jmp(over)?;
+        a.set_label(&mut over)?;
         a.cmp(rax, 1000)?;
         a.jne(again)
     });
     assert_eq!(cpu.regs.get(0), 1000);
-    assert_eq!(cpu.jit.statistics.links, 1);
+    assert_eq!(cpu.jit.statistics.links, 2);
+}
+
+/// Calls a function with a frame of some words 1000 times, with the stack at `stack`; RAX counts.
+fn frames(a: &mut CodeAssembler, stack: u64) -> Result<(), IcedError> {
+    let (mut again, mut function, mut done) = (a.create_label(), a.create_label(), a.create_label());
+    a.mov(rsp, stack)?;
+    a.mov(ebx, 1000)?;
+    a.set_label(&mut again)?;
+    a.call(function)?;
+    a.dec(ebx)?;
+    a.jne(again)?;
+    a.jmp(done)?;
+    a.set_label(&mut function)?;
+    a.push(rbx)?;
+    a.push(rax)?;
+    a.sub(rsp, 16)?;
+    a.mov(qword_ptr(rsp + 8), 1)?;
+    a.mov(rbx, qword_ptr(rsp + 8))?;
+    a.add(rsp, 16)?;
+    a.pop(rax)?;
+    a.add(rax, rbx)?;
+    a.pop(rbx)?;
+    a.ret()?;
+    a.set_label(&mut done)?;
+    a.nop()
+}
+
+#[test]
+fn accesses_of_a_frame_share_a_look_up_and_are_made_one_by_one_across_pages() {
+    if !host_is_fit() {
+        return;
+    }
+    let cpu = after(|a| frames(a, 0x8f00));
+    assert_eq!(cpu.regs.get(0), 1000);
+    let together = cpu.jit.statistics;
+    for stack in (0x8fd0..=0x9030).step_by(8) {
+        let cpu = after(|a| frames(a, stack));
+        assert_eq!(cpu.regs.get(0), 1000);
+        let apart = cpu.jit.statistics;
+        assert!(apart.careful <= together.careful + 2 && apart.call_outs < 20, "at {stack:#x}: {apart:?}");
+    }
+    // 12 bytes are in no page as a whole.
+    let cpu = after(|a| frames(a, 0x9004));
+    assert_eq!(cpu.regs.get(0), 1000);
 }
 
 /// A page of its own.

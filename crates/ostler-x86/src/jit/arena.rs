@@ -71,6 +71,15 @@ impl Arena {
         self.used = used;
     }
 
+    /// Makes the five bytes that end at the executable address `end` a jump to `target`.
+    pub fn patch_jump(&mut self, end: u64, target: u64) {
+        let offset = (end - self.executable as u64) as usize - 5;
+        debug_assert!(offset + 5 <= ARENA_BYTES);
+        // SAFETY: inside the mapping.
+        unsafe { self.writable.add(offset).write(0xe9) };
+        self.patch(end, target);
+    }
+
     /// Makes the 32-bit displacement that ends at the executable address `end` lead to `target`.
     pub fn patch(&mut self, end: u64, target: u64) {
         let offset = (end - self.executable as u64) as usize - 4;

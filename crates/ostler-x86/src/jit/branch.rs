@@ -11,7 +11,7 @@ use crate::jit::code::Memory;
 use crate::jit::context::field;
 use crate::jit::encoding::Encoding;
 use crate::jit::memory::Wanted;
-use crate::jit::registers::{C, GUEST_RSP, Home, T, home};
+use crate::jit::registers::{C, Home, T, home};
 use crate::jit::stubs::{jump_to_found, look_up_jump};
 use crate::jit::translate::{Cold, Translator};
 
@@ -88,7 +88,11 @@ impl Translator<'_> {
         let raised = self.look_at_signals();
         self.add_to_count(self.op + 1);
         let end = self.code.branch_later(condition);
-        self.add_site(end, target);
+        match self.again {
+            // No link is needed: whoever drops the block raises a signal.
+            Some(again) if target == self.offset => self.code.fix(end, again),
+            _ => self.add_site(end, target),
+        }
         self.take_from_count(self.op + 1);
         let over = self.code.jump_short_later();
         self.leave_for_signals(raised, self.op, self.offset + i64::from(op.end) - i64::from(op.len));
@@ -158,8 +162,8 @@ impl Translator<'_> {
 
     fn ret(&mut self, instruction: &Instruction) {
         let dropped = if instruction.op_count() == 1 { i32::from(instruction.immediate16()) } else { 0 };
-        self.look_up(GUEST_RSP, Wanted::read(8));
-        self.code.load_from(T, Memory::indexed(C, GUEST_RSP));
+        let top = self.look_up_top();
+        self.code.load_from(T, top);
         self.find_target();
         self.move_stack_pointer(8 + dropped);
         self.jump_to_target();

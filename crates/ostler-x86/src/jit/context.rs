@@ -67,6 +67,9 @@ pub struct SparedBank {
     pub lines: [u64; SPARED],
 }
 
+/// Ranges of a block that are in use at a time.
+pub const NEAR: usize = 4;
+
 /// Operands of PEXT: parts of a register that is an offset in a string of bits.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -88,6 +91,12 @@ pub struct Context {
     pub registers: [u64; 3],
     /// Linear address of the page of the running block.
     pub page_base: u64,
+    /// What [`super::near`] found: host address minus linear address.
+    pub near: [u64; NEAR],
+    /// [`crate::signals::Signals`]' word: 0 when translated code has to be left.
+    pub signals: *const AtomicU32,
+    /// Zero while the guest's vector registers are in the host's.
+    pub vector_absent: u64,
     /// Operands of PEXT: what has to be zero on a TLB hit, the page number and the low bits of an aligned operand.
     pub page_mask_16: u64,
     pub page_mask_32: u64,
@@ -97,10 +106,6 @@ pub struct Context {
     pub pushed: u64,
     /// For bit offsets of 32 and of 64 bits.
     pub bits: [BitMasks; 2],
-    /// [`crate::signals::Signals`]' word: 0 when translated code has to be left.
-    pub signals: *const AtomicU32,
-    /// Zero while the guest's vector registers are in the host's.
-    pub vector_absent: u64,
     pub fs_base: u64,
     pub gs_base: u64,
     pub scratch: u64,
@@ -111,6 +116,8 @@ pub struct Context {
     pub resume: u64,
     pub saved_rax: u64,
     pub saved_t: u64,
+    /// The instruction whose careful copy is needed.
+    pub careful: u64,
     /// Instructions retired since translated code was entered.
     pub count: u64,
     /// RIP after an exit.

@@ -157,6 +157,7 @@ impl Jit {
         }
         self.blocks.clear();
         self.sites.clear();
+        self.careful.clear();
         if let Some(arena) = &mut self.arena {
             arena.truncate(self.stub_bytes);
         }

@@ -110,11 +110,7 @@ impl Translator<'_> {
                 self.code.lea(C, Memory::indexed(C, address));
                 self.code.pext(C, C, mask);
             }
-            _ => {
-                let reach = i32::from(wanted.bytes) - 1;
-                self.code.lea(C, Memory { base: Some(C), index: Some((address, 0)), disp: reach });
-                self.code.page_number(C);
-            }
+            _ => self.page_of_last(address, i32::from(wanted.bytes)),
         }
         self.code.skip_jump_if_rcx_zero();
         let end = self.code.jump_later();
@@ -125,6 +121,23 @@ impl Translator<'_> {
             self.misses.jumps.push(end);
         }
         self.load_of_page(address, tlb_addend(bank));
+    }
+
+    /// C is zero when `bytes` bytes at `address` are in the page whose negated address it is.
+    fn page_of_last(&mut self, address: u8, bytes: i32) {
+        self.code.lea(C, Memory { base: Some(C), index: Some((address, 0)), disp: bytes - 1 });
+        self.code.page_number(C);
+    }
+
+    /// Looks up `bytes` bytes at once, as [`Translator::look_up`]: where the displacement ends of the jump made on a miss.
+    pub fn look_up_bytes(&mut self, address: u8, write: bool, bytes: i32) -> u64 {
+        let bank = self.around.key.bank();
+        self.load_of_page(address, if write { tlb_write(bank) } else { tlb_read(bank) });
+        self.page_of_last(address, bytes);
+        self.code.skip_jump_if_rcx_zero();
+        let miss = self.code.jump_later();
+        self.load_of_page(address, tlb_addend(bank));
+        miss
     }
 
     /// C is what the array at `array` has for the page of `address`.

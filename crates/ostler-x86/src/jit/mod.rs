@@ -7,6 +7,7 @@
 //! * [`translate`]: one block; [`transcode`], [`divide`], [`stack`], [`branch`], [`memory`],
 //!   [`bits`], [`system`]: its instructions; [`encoding`]: a guest instruction's fields; [`code`]: the host's;
 //! * [`registers`]: which host register is which guest register; [`context`]: what is in memory;
+//! * [`near`]: which memory operands are looked up together;
 //! * [`stubs`]: the way in and out; [`run`]: Rust's side of it;
 //! * [`links`]: which jumps lead where; [`arena`]: the memory code lives in;
 //! * [`key`]: what code was translated for.
@@ -21,6 +22,7 @@ mod encoding;
 mod key;
 pub mod links;
 mod memory;
+mod near;
 mod registers;
 mod run;
 mod stack;
@@ -28,6 +30,8 @@ mod stubs;
 mod system;
 mod transcode;
 mod translate;
+
+use std::collections::HashMap;
 
 use iced_x86::InstructionInfoFactory;
 
@@ -64,6 +68,8 @@ pub(crate) mod exit {
     pub const JUMP: u32 = 0;
     /// A call to Rust stopped with [`super::Jit::stop`].
     pub const STOPPED: u32 = 1;
+    /// The block goes on in its careful copy.
+    pub const CAREFUL: u32 = 2;
 }
 
 /// What happened, for people.
@@ -77,6 +83,8 @@ pub struct Statistics {
     pub call_outs: u64,
     /// Jumps that were made to lead straight to their target.
     pub links: u64,
+    /// Careful copies of blocks.
+    pub careful: u64,
     /// Times all code was dropped because the memory for it was full.
     pub flushes: u64,
 }
@@ -93,6 +101,8 @@ pub struct Jit {
     /// Translated blocks by number.
     blocks: Vec<*const Block>,
     sites: Vec<Site>,
+    /// Where each instruction of careful copies begins, by the block's number.
+    careful: HashMap<u32, Vec<u64>>,
     noted: links::Noted,
     /// What the code that each bank of the table leads to was translated for.
     bank_keys: [Key; BANKS],
@@ -138,6 +148,7 @@ impl Jit {
             stub_bytes: 0,
             blocks: Vec::new(),
             sites: Vec::new(),
+            careful: HashMap::new(),
             noted: links::Noted::default(),
             bank_keys: [Key::default(); BANKS],
             generation: 0,
@@ -199,5 +210,28 @@ impl Jit {
         self.statistics.translations += 1;
         self.statistics.translation_ns += began.elapsed().as_nanos() as u64;
         true
+    }
+
+    /// Where instruction `op` of block `number` begins in its careful copy, to which the jump that ends at `end` is made to
+    /// lead; `None` when the memory for code is full.
+    fn careful(&mut self, number: u32, op: usize, end: u64) -> Option<u64> {
+        let arena = self.arena.as_mut()?;
+        if !self.careful.contains_key(&number) {
+            // SAFETY: the block's code was running, so it was not buried.
+            let block = unsafe { &*self.blocks[number as usize] };
+            let site = self.sites.len() as u32;
+            let (stubs, key, place_word) = (self.stubs, self.key, self.place_word);
+            let around = Surroundings { stubs, key, block: number, site, place_word };
+            let (copy, starts) = translate::careful(block, around, arena.next(), &mut self.factory);
+            if !arena.append(&copy.bytes) {
+                return None;
+            }
+            self.sites.extend(copy.sites);
+            self.careful.insert(number, starts);
+            self.statistics.careful += 1;
+        }
+        let start = *self.careful.get(&number)?.get(op)?;
+        arena.patch_jump(end, start);
+        Some(start)
     }
 }

@@ -88,8 +88,40 @@ impl Cpu {
         let enter: extern "sysv64" fn(*mut u8, u64) = unsafe { std::mem::transmute(self.jit.stubs.enter) };
         let before = self.begins(Activity::Translated);
         enter(stack_pointer, entry);
+        let mut goes_on = true;
+        while goes_on && self.mmu.tlb.context.exit == u64::from(exit::CAREFUL) {
+            let resume = self.careful_copy();
+            goes_on = resume.is_some();
+            resume.into_iter().for_each(|resume| enter(stack_pointer, resume));
+        }
         self.goes_back_to(before);
+        if !goes_on {
+            return Stop::Jump;
+        }
         self.left_translated()
+    }
+
+    /// Where translated code goes on in the careful copy of the block it was in; `None` when it cannot, and RIP is where
+    /// to look up what can.
+    #[cold]
+    fn careful_copy(&mut self) -> Option<u64> {
+        let context = &mut *self.mmu.tlb.context;
+        self.instructions += context.count;
+        let site = context.careful as u32;
+        let (number, index) = (site >> OP_BITS, (site & ((1 << OP_BITS) - 1)) as usize);
+        if let Some(start) = self.jit.careful(number, index, context.resume) {
+            context.resume = start;
+            return Some(self.jit.stubs.resume);
+        }
+        // SAFETY: the block's code was running, so the block was not buried.
+        let block = unsafe { &*self.jit.blocks[number as usize] };
+        let op = &block.ops[index];
+        self.rip = context.page_base + (block.gpa & !PAGE_MASK) + u64::from(op.end) - u64::from(op.len);
+        self.instructions += index as u64;
+        let flags = context.flags;
+        self.flags.set_arithmetic(unpacked_flags(flags));
+        self.jit.drop_all(&mut self.mmu.tlb.context, &self.code);
+        None
     }
 
     fn left_translated(&mut self) -> Stop {

@@ -32,10 +32,23 @@ impl Translator<'_> {
         Some(())
     }
 
-    /// Looks up the eight bytes below the top of the stack: `[T]`-relative as [`Translator::look_up`] leaves it.
-    fn look_up_below(&mut self) {
+    /// Looks up the eight bytes below the top of the stack; T and C are in use afterwards.
+    fn look_up_below(&mut self) -> Memory {
+        if let Some(found) = self.found_near(-8) {
+            return found;
+        }
         self.code.lea(T, Memory::at(GUEST_RSP, -8));
         self.look_up(T, Wanted::write(8));
+        Memory::indexed(C, T)
+    }
+
+    /// Looks up the eight bytes at the top of the stack; C is in use afterwards.
+    pub fn look_up_top(&mut self) -> Memory {
+        if let Some(found) = self.found_near(0) {
+            return found;
+        }
+        self.look_up(GUEST_RSP, Wanted::read(8));
+        Memory::indexed(C, GUEST_RSP)
     }
 
     pub fn move_stack_pointer(&mut self, by: i32) {
@@ -43,11 +56,11 @@ impl Translator<'_> {
     }
 
     fn push_register(&mut self, guest: u8) {
-        self.look_up_below();
+        let below = self.look_up_below();
         match home(guest) {
-            Home::Host(host) => self.code.store_to(Memory::indexed(C, T), host),
+            Home::Host(host) => self.code.store_to(below, host),
             Home::Slot(offset) => {
-                self.code.lea(T, Memory::indexed(C, T));
+                self.code.lea(T, below);
                 self.code.load(C, offset);
                 self.code.store_to(Memory::at(T, 0), C);
             }
@@ -56,8 +69,8 @@ impl Translator<'_> {
     }
 
     fn push_immediate(&mut self, value: u32) {
-        self.look_up_below();
-        self.code.with_memory(true, &[0xc7], 0, Memory::indexed(C, T));
+        let below = self.look_up_below();
+        self.code.with_memory(true, &[0xc7], 0, below);
         self.code.put32(value);
         self.move_stack_pointer(-8);
     }
@@ -73,8 +86,8 @@ impl Translator<'_> {
     /// Pushes T.
     pub fn push_t(&mut self) {
         self.code.store(crate::jit::context::field!(scratch), T);
-        self.look_up_below();
-        self.code.lea(T, Memory::indexed(C, T));
+        let below = self.look_up_below();
+        self.code.lea(T, below);
         self.code.load(C, crate::jit::context::field!(scratch));
         self.code.store_to(Memory::at(T, 0), C);
         self.move_stack_pointer(-8);
@@ -82,8 +95,8 @@ impl Translator<'_> {
 
     /// Pushes the address of the next instruction.
     pub fn push_return_address(&mut self) {
-        self.look_up_below();
-        self.code.lea(T, Memory::indexed(C, T));
+        let below = self.look_up_below();
+        self.code.lea(T, below);
         self.code.load(C, crate::jit::context::field!(page_base));
         let next = self.offset + i64::from(self.block.ops[self.op].end);
         self.code.lea(C, Memory::at(C, next as i32));
@@ -92,8 +105,7 @@ impl Translator<'_> {
     }
 
     fn pop_register(&mut self, guest: u8) {
-        self.look_up(GUEST_RSP, Wanted::read(8));
-        let top = Memory::indexed(C, GUEST_RSP);
+        let top = self.look_up_top();
         match home(guest) {
             Home::Host(GUEST_RSP) => return self.code.load_from(GUEST_RSP, top),
             Home::Host(host) => self.code.load_from(host, top),

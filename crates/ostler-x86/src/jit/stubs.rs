@@ -14,6 +14,10 @@ pub struct Stubs {
     pub call_out: u64,
     /// Leaves with RIP in T.
     pub leave: u64,
+    /// Called with the site of an instruction in ECX: leaves to go on in the careful copy of it.
+    pub careful: u64,
+    /// Goes on at [`super::context::Context::resume`], with the guest's vector registers loaded.
+    pub resume: u64,
     /// Goes on at T by the table of jumps, or leaves with it.
     pub jump: [u64; BANKS],
     /// Loads the guest's vector registers.
@@ -49,6 +53,13 @@ pub fn emit(code: &mut Code) -> Stubs {
     code.with_context(&[0xc7], 0, field!(vector_absent) + 8);
     code.put32(0);
     code.byte(0xc3);
+    code.align(16);
+    stubs.careful = code.here();
+    careful(code);
+    code.align(16);
+    stubs.resume = code.here();
+    code.call(stubs.load_vector);
+    code.jump_through(field!(resume));
     code.align(16);
     for bank in 0..BANKS {
         for size in 0..SIZES {
@@ -260,6 +271,16 @@ fn call_out(code: &mut Code) {
     code.jump_through(field!(resume));
     let here = code.here();
     code.fix(stopped, here);
+    return_to_host(code);
+}
+
+fn careful(code: &mut Code) {
+    // pop [rsp + resume], as for a call to Rust
+    code.put(&[0x8f, 0x84, 0x24]);
+    code.put32(field!(resume) as u32);
+    code.store(field!(careful), C);
+    code.store_immediate(field!(exit), exit::CAREFUL);
+    store_registers(code);
     return_to_host(code);
 }
 

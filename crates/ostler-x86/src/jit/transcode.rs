@@ -182,17 +182,23 @@ impl Translator<'_> {
         let bytes = u8::try_from(instruction.memory_size().size()).ok().filter(|bytes| (1..=32).contains(bytes))?;
         let write = !matches!(access, OpAccess::Read | OpAccess::CondRead);
         let aligned = if must_be_aligned(instruction, bytes, encoding.vex.is_some()) { bytes } else { 1 };
-        let address = self.linear_address(instruction)?;
-        self.look_up(address, Wanted { bytes, write, aligned });
+        let found = match self.found_near(instruction.memory_displacement64() as i32) {
+            Some(found) => found,
+            None => {
+                let address = self.linear_address(instruction)?;
+                self.look_up(address, Wanted { bytes, write, aligned });
+                Memory::indexed(C, address)
+            }
+        };
         if no_rex {
-            self.code.lea(C, Memory::indexed(C, address));
+            self.code.lea(C, found);
             return (!in_one).then_some(Memory::at(C, 0));
         }
         if in_one {
-            self.code.lea(T, Memory::indexed(C, address));
+            self.code.lea(T, found);
             return Some(Memory::at(T, 0));
         }
-        Some(Memory::indexed(C, address))
+        Some(found)
     }
 
     /// Fills the field that operand `index` is encoded in.

@@ -3,7 +3,7 @@
 //! The hot path runs straight through; what is rare (misses, calls to Rust, jumps that are not
 //! linked yet) follows at the end.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory};
+use iced_x86::{Decoder, DecoderOptions, EncodingKind, Instruction, InstructionInfoFactory};
 
 use crate::decode::block::Block;
 use crate::decode::op::op_flag;
@@ -12,6 +12,7 @@ use crate::jit::code::{Code, Memory};
 use crate::jit::context::field;
 use crate::jit::encoding::Encoding;
 use crate::jit::key::Key;
+use crate::jit::near::{Range, Ranges};
 use crate::jit::registers::{C, T};
 use crate::jit::stubs::{ARRIVAL_BYTES, Stubs, arrive};
 use crate::jit::transcode::reaches_beyond;
@@ -63,8 +64,8 @@ impl Misses {
 /// Code that is placed behind the block.
 #[derive(Debug)]
 pub(super) enum Cold {
-    /// Runs instruction `op` in Rust and goes on at `resume`.
-    CallOut { from: Misses, op: usize, resume: u64 },
+    /// Runs instruction `op` in Rust and goes on at `resume`; in the careful copy of the next one where that is `None`.
+    CallOut { from: Misses, op: usize, resume: Option<u64> },
     /// The taken side of a conditional jump.
     Taken { from: u64, op: usize, target: i64 },
     /// A jump that was not linked yet.
@@ -101,6 +102,16 @@ pub(super) struct Translator<'a> {
     pub ended: bool,
     /// The instruction after the one under way is a jump.
     pub next_jumps: bool,
+    /// The accesses that share look-ups, in the copy of the block where they do.
+    ranges: Option<Ranges>,
+    /// The last instruction that Rust ran, plus one: ranges that began before are stale.
+    called_out: usize,
+    /// Jumps to the careful copy of an instruction.
+    escapes: Vec<(u64, usize)>,
+    /// Where each instruction begins.
+    starts: Vec<u64>,
+    /// Where a jump back to the block itself leads, which has passed what is done once.
+    pub again: Option<u64>,
 }
 
 /// A translated block.
@@ -111,30 +122,61 @@ pub struct Translation {
     pub sites: Vec<Site>,
 }
 
+/// Where the context keeps what a range was found at.
+fn near(range: &Range) -> i32 {
+    field!(near) + 8 * range.slot as i32
+}
+
 /// Where in a translation its block begins.
 pub const ENTRY: usize = 16;
 
 /// Makes host code for `block`, to be put at `start`.
 pub fn translate(block: &Block, around: Surroundings, start: u64, factory: &mut InstructionInfoFactory) -> Translation {
-    let mut translator = Translator {
-        code: Code::new(start),
-        around,
-        block,
-        offset: (block.gpa & 0xfff) as i64,
-        op: 0,
-        misses: Misses::default(),
-        cold: Vec::new(),
-        sites: Vec::new(),
-        vector_loaded: false,
-        ended: false,
-        next_jumps: false,
-    };
+    let mut translator = Translator::new(block, around, start);
     translator.code.bytes.resize(ENTRY - ARRIVAL_BYTES, 0xcc);
     arrive(&mut translator.code, translator.offset);
     translator.say_place();
-    translator.instructions(factory);
-    translator.cold_paths();
+    let instructions = translator.decode();
+    let ranges = Ranges::of(&instructions, factory);
+    translator.ranges = (!ranges.is_empty()).then_some(ranges);
+    translator.copy(&instructions, factory);
     Translation { bytes: translator.code.bytes, sites: translator.sites }
+}
+
+/// Makes the careful copy of `block`, to be put at `start`, and where each of its instructions begins.
+pub fn careful(
+    block: &Block,
+    around: Surroundings,
+    start: u64,
+    factory: &mut InstructionInfoFactory,
+) -> (Translation, Vec<u64>) {
+    let mut translator = Translator::new(block, around, start);
+    let instructions = translator.decode();
+    translator.copy(&instructions, factory);
+    (Translation { bytes: translator.code.bytes, sites: translator.sites }, translator.starts)
+}
+
+impl<'a> Translator<'a> {
+    fn new(block: &'a Block, around: Surroundings, start: u64) -> Self {
+        Self {
+            code: Code::new(start),
+            around,
+            block,
+            offset: (block.gpa & 0xfff) as i64,
+            op: 0,
+            misses: Misses::default(),
+            cold: Vec::new(),
+            sites: Vec::new(),
+            vector_loaded: false,
+            ended: false,
+            next_jumps: false,
+            ranges: None,
+            called_out: 0,
+            escapes: Vec::new(),
+            starts: Vec::with_capacity(block.ops.len()),
+            again: None,
+        }
+    }
 }
 
 impl Translator<'_> {
@@ -147,29 +189,68 @@ impl Translator<'_> {
         }
     }
 
-    fn instructions(&mut self, factory: &mut InstructionInfoFactory) {
-        // Addresses come out relative to the page: what is added at run time is the page's address.
-        let mut decoder =
-            Decoder::with_ip(64, &self.block.bytes, self.offset as u64, DecoderOptions::FORCE_RESERVED_NOP);
-        let mut instruction = Instruction::default();
+    /// The block's instructions. Addresses come out relative to the page: what is added at run time is the page's address.
+    fn decode(&self) -> Vec<Instruction> {
+        let options = DecoderOptions::FORCE_RESERVED_NOP;
+        let mut decoder = Decoder::with_ip(64, &self.block.bytes, self.offset as u64, options);
+        self.block.ops.iter().map(|_| decoder.decode()).collect()
+    }
+
+    /// Emits the block, with what it has cold behind it.
+    fn copy(&mut self, instructions: &[Instruction], factory: &mut InstructionInfoFactory) {
+        self.prepare_loop(instructions);
+        self.instructions(instructions, factory);
+        self.cold_paths();
+        self.escape();
+    }
+
+    /// Does what a loop of one block needs to have done once before its first instruction.
+    fn prepare_loop(&mut self, instructions: &[Instruction]) {
+        let loops = instructions
+            .last()
+            .is_some_and(|last| last.is_jcc_short_or_near() && last.near_branch_target() as i64 == self.offset);
+        if loops && instructions.iter().any(|instruction| self.is_vector(instruction)) {
+            self.ensure_vector();
+        }
+        self.again = loops.then(|| self.code.here());
+    }
+
+    /// Whether the instruction becomes one that works on the host's vector registers.
+    fn is_vector(&self, instruction: &Instruction) -> bool {
+        let native = isa::row(instruction.mnemonic()).map_or(Native::Interpreted, |row| row.native);
+        matches!(native, Native::Vector | Native::Float) && self.may_run(instruction, native)
+    }
+
+    /// Emits what leads to careful copies: it leaves, and is replaced by a jump there.
+    fn escape(&mut self) {
+        let mut escapes = std::mem::take(&mut self.escapes);
+        escapes.sort_by_key(|(_, op)| *op);
+        for ways in escapes.chunk_by(|one, other| one.1 == other.1) {
+            let here = self.code.here();
+            ways.iter().for_each(|(end, _)| self.code.fix(*end, here));
+            self.code.set32(C, self.site_of_op(ways[0].1));
+            self.code.call(self.around.stubs.careful);
+        }
+    }
+
+    fn instructions(&mut self, instructions: &[Instruction], factory: &mut InstructionInfoFactory) {
         let mut at = 0;
         let count = self.block.ops.len();
-        for index in 0..count {
-            decoder.decode_out(&mut instruction);
+        for (index, instruction) in instructions.iter().enumerate() {
             let op = &self.block.ops[index];
             let bytes = &self.block.bytes[at..at + usize::from(op.len)];
             at += usize::from(op.len);
             self.op = index;
-            self.next_jumps = decoder.can_decode() && {
-                let row = isa::row(
-                    Decoder::with_ip(64, &self.block.bytes[at..], 0, DecoderOptions::NONE).decode().mnemonic(),
-                );
-                row.is_some_and(|row| row.native == Native::Branch)
-            };
+            let next = instructions.get(index + 1).and_then(|next| isa::row(next.mnemonic()));
+            self.next_jumps = next.is_some_and(|row| row.native == Native::Branch);
+            let here = self.code.here();
+            self.starts.push(here);
+            self.look_up_range();
             let known = !op.has(op_flag::UNDEFINED | op_flag::OLDER);
-            let native = known && self.native(&instruction, bytes, factory);
+            let native = known && self.native(instruction, bytes, factory);
             if !native {
                 self.call_out();
+                self.called_out = index + 1;
             }
             self.flush_misses();
             if index + 1 == count && !self.ended {
@@ -223,16 +304,45 @@ impl Translator<'_> {
         factory: &mut InstructionInfoFactory,
         native: Native,
     ) -> Option<()> {
-        let key = self.around.key;
-        let usable = if encoding.vex.is_some() { key.avx() } else { key.sse() };
-        if !usable || native == Native::Float && !key.exceptions_masked() {
-            return None;
-        }
-        if !crate::exec::vector::host_has(instruction) {
+        if !self.may_run(instruction, native) {
             return None;
         }
         self.ensure_vector();
         self.transcode(instruction, encoding, factory)
+    }
+
+    /// Whether the host may run the vector instruction as itself.
+    fn may_run(&self, instruction: &Instruction, native: Native) -> bool {
+        let key = self.around.key;
+        let usable = if instruction.code().encoding() == EncodingKind::Legacy { key.sse() } else { key.avx() };
+        usable && (native != Native::Float || key.exceptions_masked()) && crate::exec::vector::host_has(instruction)
+    }
+
+    /// Looks up the range that begins with the instruction under way, if one does.
+    fn look_up_range(&mut self) {
+        let Some(range) = self.ranges.as_ref().and_then(|ranges| ranges.of_op(self.op)).copied() else { return };
+        if range.head != self.op {
+            return;
+        }
+        let mut address = range.base;
+        if range.low != 0 {
+            self.code.lea(T, Memory::at(range.base, range.low as i32));
+            address = T;
+        }
+        let miss = self.look_up_bytes(address, range.write, (range.high - range.low) as i32);
+        self.escapes.push((miss, self.op));
+        self.code.store(near(&range), C);
+    }
+
+    /// The access of the instruction under way, at `offset` from the range's register, if it was looked up before: C
+    /// is part of its address.
+    pub fn found_near(&mut self, offset: i32) -> Option<Memory> {
+        let range = self.ranges.as_ref()?.of_op(self.op).copied()?;
+        if range.head < self.called_out {
+            return None;
+        }
+        self.code.load(C, near(&range));
+        Some(Memory { base: Some(C), index: Some((range.base, 0)), disp: offset })
     }
 
     fn ensure_vector(&mut self) {
@@ -259,7 +369,8 @@ impl Translator<'_> {
     /// Has what missed so far run the instruction in Rust, and go on here.
     pub fn flush_misses(&mut self) {
         if !self.misses.is_empty() {
-            let resume = self.code.here();
+            let last = self.op + 1 == self.block.ops.len();
+            let resume = (last || self.ranges.is_none()).then(|| self.code.here());
             self.cold.push(Cold::CallOut { from: std::mem::take(&mut self.misses), op: self.op, resume });
         }
     }
@@ -365,7 +476,13 @@ impl Translator<'_> {
                 let site = self.site_of_op(op);
                 self.code.set32(C, site);
                 self.code.call(self.around.stubs.call_out);
-                self.code.jump(resume);
+                match resume {
+                    Some(resume) => self.code.jump(resume),
+                    None => {
+                        let end = self.code.jump_later();
+                        self.escapes.push((end, op + 1));
+                    }
+                }
             }
             Cold::Taken { from, op, target } => {
                 self.code.fix(from, here);

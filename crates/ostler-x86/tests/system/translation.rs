@@ -162,3 +162,75 @@ fn loop_of_returns_ends_by_a_kick() {
     guest.put64(STACK - 8, CODE);
     assert!(kick_ends(guest));
 }
+
+#[test]
+fn frame_whose_lower_page_is_missing_faults_at_the_instruction_that_needs_it() {
+    let mut guest = Guest::long();
+    // The page below 4 MiB is not there.
+    guest.put64(PD + 8, 0);
+    guest.set_regs(|regs| (regs.rsp, regs.rbx, regs.rsi) = (0x40_0010, 0x1234, 0x40_0000));
+    guest.code(64, CODE, |a| {
+        a.push(rbx).expect("push");
+        a.push(rbx).expect("push");
+        a.cmp(rbx, 0x1235).expect("carry, sign and parity");
+        a.push(rbx).expect("it faults");
+        a.hlt().expect("hlt");
+    });
+    // The handler has a stack of its own.
+    guest.put(IDT + 16 * 14 + 4, &[1]);
+    let frame = guest.run_to_exception(14, true);
+    assert_eq!((frame.rsp, frame.flags & 0x8d5), (0x40_0000, 0x95), "before the third push");
+    assert_eq!((guest.get64(0x40_0000), guest.get64(0x40_0008)), (0x1234, 0x1234));
+}
+
+#[test]
+fn range_of_accesses_notices_a_page_exchanged_between_them() {
+    let mut guest = Guest::long();
+    guest.put64(0x40_0000, 1);
+    guest.put64(0x40_0008, 2);
+    guest.put64(0x60_0000, 3);
+    guest.put64(0x60_0008, 4);
+    guest.set_regs(|regs| (regs.rsi, regs.rdi) = (0x40_0000, PD + 16));
+    guest.code(64, CODE, |a| {
+        a.mov(r8, qword_ptr(rsi)).expect("mov");
+        a.mov(r9, qword_ptr(rsi + 8)).expect("mov");
+        a.mov(qword_ptr(rdi), 0x60_0087).expect("another page");
+        a.invlpg(byte_ptr(rsi)).expect("invlpg");
+        a.mov(r12, qword_ptr(rsi)).expect("mov");
+        a.mov(r13, qword_ptr(rsi + 8)).expect("mov");
+        a.hlt().expect("hlt");
+    });
+    assert_eq!(guest.run(), Exit::Hlt);
+    let regs = guest.regs();
+    assert_eq!([regs.r8, regs.r9, regs.r12, regs.r13], [1, 2, 3, 4]);
+}
+
+#[test]
+fn push_that_overwrites_code_is_noted_among_others_of_its_frame() {
+    let mut guest = Guest::long();
+    // mov eax, 1; ret: called, and then overwritten by the second push with mov eax, 2; ret.
+    let code = |value: u8| u64::from_le_bytes([0xb8, value, 0, 0, 0, 0xc3, 0, 0]);
+    guest.put64(FUNCTION + 0x40, code(1));
+    guest.set_regs(|regs| (regs.rbx, regs.rsi) = (code(2), code(1)));
+    guest.code(64, CODE, |a| {
+        let mut again = a.create_label();
+        a.mov(r12d, 50).expect("mov");
+        a.set_label(&mut again).expect("label");
+        a.mov(rsp, STACK).expect("mov");
+        a.call(FUNCTION + 0x40).expect("call");
+        a.add(r13, rax).expect("add");
+        a.mov(rsp, FUNCTION + 0x50).expect("mov");
+        a.push(rsi).expect("push");
+        a.push(rbx).expect("push");
+        a.push(rsi).expect("push");
+        a.mov(rsp, STACK).expect("mov");
+        a.call(FUNCTION + 0x40).expect("call");
+        a.add(r13, rax).expect("add");
+        a.mov(qword_ptr(FUNCTION + 0x40), rsi).expect("mov");
+        a.dec(r12d).expect("dec");
+        a.jnz(again).expect("jnz");
+        a.hlt().expect("hlt");
+    });
+    assert_eq!(guest.run(), Exit::Hlt);
+    assert_eq!(guest.regs().r13, 50 * 3);
+}
