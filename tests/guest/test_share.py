@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from stock import Boot, start_shell
+from stock import END_S, Boot, start_shell
 
 import ostler
 from guests.fetch import kernel
@@ -47,6 +47,10 @@ def test_directory_of_the_host_is_a_file_system_of_the_guest(vm: ostler.VM, shar
         assert digest in vm.serial.run(f"sha256sum {place}/blob")
         assert vm.serial.run(f"ls {place}/folder | wc -l").strip() == "300"
         assert vm.serial.run(f"cat {place}/folder/*.txt | wc -l").strip() == "300"
+    # Several programs at once.
+    copies = "for n in 1 2 3 4; do cp /host/blob /host/copy$n & done; wait; sync"
+    vm.serial.run(copies, timeout=END_S)
+    assert all((shared / f"copy{number}").read_bytes() == BLOB for number in range(1, 5))
     vm.serial.run("cp /host/blob /host/copy; sync; mv /host/copy /host/folder/moved")
     assert (shared / "folder/moved").read_bytes() == BLOB
     vm.serial.run("cd /host; mkdir -p a/b; echo text > a/b/c; ln -s c a/b/l; ln a/b/c a/hard; cd /")

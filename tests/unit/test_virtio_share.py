@@ -107,6 +107,45 @@ def test_files_are_read_written_and_listed_in_pieces(client: Client, root: Path)
     assert sorted(names[2:]) == [f"file-{number:02}" for number in range(40)]
 
 
+def test_file_beyond_four_gibibytes_is_written_and_read_where_it_should(
+    client: Client, root: Path
+) -> None:
+    fid, far = client.open("hello", flags=os.O_RDWR), 5 << 30
+    client.ask(T.WRITE, struct.pack("<IQI", fid, far, 3) + b"far")
+    assert (root / "hello").stat().st_size == far + 3
+    assert client.read(fid, 16, far - 1) == b"\0far"
+    assert client.read(fid, 16, far + 3) == b""
+    for offset in (1 << 63, (1 << 64) - 1):
+        with pytest.raises(Refused):
+            client.read(fid, 16, offset)
+
+
+@pytest.mark.parametrize(("wanted", "given"), [(4096, 4096), (8192, 8192), (1 << 30, 512 << 10)])
+def test_messages_are_as_long_as_both_sides_want(client: Client, wanted: int, given: int) -> None:
+    answer = client.ask(T.VERSION, struct.pack("<I", wanted) + text(b"9P2000.L"))
+    assert struct.unpack_from("<I", answer) == (given,)
+    with pytest.raises(Refused, match=str(errno.EMSGSIZE)):
+        client.ask(T.VERSION, struct.pack("<I", 4095) + text(b"9P2000.L"))
+
+
+def test_extended_attributes_are_not_offered_and_locks_are_the_guests_own(client: Client) -> None:
+    fid = client.walk("hello")
+    with pytest.raises(Refused, match=str(errno.EOPNOTSUPP)):
+        client.ask(T.XATTRWALK, struct.pack("<II", fid, 9) + text(b"user.a"))
+    lock = struct.pack("<IBIQQI", fid, 1, 0, 0, 0, 1) + text(b"guest")
+    assert client.ask(T.LOCK, lock) == b"\0"
+
+
+def test_reply_without_room_is_an_error_as_long_as_there_is_room(client: Client) -> None:
+    request = HEADER.pack(HEADER.size + 12, T.GETATTR, 7) + struct.pack("<IQ", 0, 0x7FF)
+    for room in (0, 5, 11, 64):
+        answer = client.server.answer(request, room)
+        assert len(answer) == min(room, 11)
+        if room >= 11:
+            assert HEADER.unpack_from(answer) == (11, T.LERROR + 1, 7)
+            assert struct.unpack_from("<I", answer, 7) == (errno.EMSGSIZE,)
+
+
 def test_files_are_made_linked_renamed_and_removed(client: Client, root: Path) -> None:
     top = client.walk()
     create = text(b"new") + struct.pack("<III", os.O_RDWR, 0o6755, 0)
