@@ -36,10 +36,11 @@ def card() -> Iterator[str]:
         stack.callback(ip, "netns", "del", space)
         ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", space)
         ip("link", "set", name, "up")
-        probe = ["ip", "link", "add", "link", name, "name", "omprobe", "type", "macvtap"]
+        spare = f"omp{os.getpid()}"
+        probe = ["ip", "link", "add", "link", name, "name", spare, "type", "macvtap"]
         if subprocess.run(probe, capture_output=True).returncode:
             pytest.skip("this kernel has no macvtap")
-        ip("link", "del", "omprobe")
+        ip("link", "del", spare)
         ip("-n", space, "addr", "add", f"{PEER}/24", "dev", "eth0")
         ip("-n", space, "link", "set", "eth0", "up")
         command = ["ip", "netns", "exec", space, str(native.talk()), "serve", str(PORT)]
