@@ -213,6 +213,8 @@ def test_backup_has_the_disk_as_it_was_when_it_began(tmp_path: Path) -> None:
     truth = filled(source)
     before = bytes(truth)
     with opened(source) as live:
+        # As a backup leaves it that was killed.
+        Path(f"{copy}.part").write_bytes(b"half")
         job = live.backup(copy, limit_bytes_s=16 << 20)
         with Writer(live, truth):
             job.wait(PATIENCE_S)

@@ -9,12 +9,13 @@ import subprocess
 import sysconfig
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from qcow2_oracle import needs_qemu, qemu
 
 from ostler.block import create_image, open_image
-from ostler.block.jobs.convert import convert
+from ostler.block.jobs.convert import convert, copy_disk
 from ostler.errors import DiskError, OstlerError
 
 MIB = 1 << 20
@@ -112,15 +113,22 @@ def test_conversion_that_fails_midway_leaves_no_image(tmp_path: Path, was_there:
 
 
 def test_conversion_takes_no_name_that_somebody_took_meanwhile(
-    source: Path, tmp_path: Path
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "target"
-    with open_image(source, format="raw", readonly=True) as image:
-        job = convert([image], target, limit_bytes_s=4 * MIB)
+
+    def copy_and_take(*args: Any, **how: Any) -> int:
+        lost = copy_disk(*args, **how)
         target.write_bytes(b"mine")
+        return lost
+
+    monkeypatch.setattr("ostler.block.jobs.convert.copy_disk", copy_and_take)
+    with open_image(source, format="raw", readonly=True) as image:
+        job = convert([image], target)
         with pytest.raises(DiskError, match="somebody made it meanwhile"):
             job.wait()
     assert target.read_bytes() == b"mine"
+    assert not (tmp_path / "target.part").exists()
 
 
 def test_target_that_is_there_keeps_its_identity_and_may_be_a_link(

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("irqchip")
 PIC_BASE = 0x50
 TIMER, LINE, SLAVE_LINE = 0, 4, 12
 PIN, PIN_VECTOR = 20, 0x71
+EDGE_PIN, EDGE_VECTOR = 21, 0x61
 IOAPIC = 0xFEC0_0000
 LEVEL = 1 << 15
 READY = 1
@@ -64,7 +65,8 @@ class Guest:
             end = outb(0xA0, 0x20) + outb(0x20, 0x20) if number >= 8 else outb(0x20, 0x20)
             self._handler(PIC_BASE + number, end)
         # The local APIC is ES: mov dword es:[0xb0], 0.
-        self._handler(PIN_VECTOR, b"\x26" + write(0xB0, 0))
+        for vector in (PIN_VECTOR, EDGE_VECTOR):
+            self._handler(vector, b"\x26" + write(0xB0, 0))
         self.vcpu = self.vm.create_vcpu(0)
         enter_real_mode(self.vcpu)
         sregs = self.vcpu.sregs
@@ -142,15 +144,21 @@ def test_pit_ticks_through_the_pic(guests: list[Guest]) -> None:
 
 
 def test_level_triggered_pin_interrupts_until_its_line_falls(guests: list[Guest]) -> None:
-    code = redirect(PIN, LEVEL | PIN_VECTOR) + say(READY) + FOREVER_HALTED
-    guests.append(guest := Guest(code))
+    pins = redirect(PIN, LEVEL | PIN_VECTOR) + redirect(EDGE_PIN, EDGE_VECTOR)
+    guests.append(guest := Guest(pins + say(READY) + FOREVER_HALTED))
     guest.start()
     line = guest.vm.irq_line(PIN)
     line.set_level(True)
     assert [guest.heard() for _ in range(3)] == [PIN_VECTOR] * 3
     line.set_level(False)
-    # What was under way has come to its end when an edge of another pin is heard.
-    guest.vm.irq_line(PIN).set_level(True)
+    # What was under way has come to its end when an edge of lower priority is heard.
+    edge = guest.vm.irq_line(EDGE_PIN)
+    edge.pulse()
+    while guest.heard() != EDGE_VECTOR:
+        pass
+    edge.pulse()
+    assert guest.heard() == EDGE_VECTOR
+    line.set_level(True)
     assert guest.heard() == PIN_VECTOR
 
 

@@ -100,12 +100,22 @@ def test_device_of_a_process_that_was_killed_is_removed_by_the_next(cable: str) 
     process = subprocess.Popen(["true"])
     process.wait()
     space = os.stat("/proc/self/ns/pid").st_ino & 0xFF
-    left, anothers = (f"o{number:02x}t{process.pid}.0" for number in (space, space ^ 1))
-    for name in (left, anothers):
+    left, anothers, alike, running = (
+        macvtap.NAME.format(number, pid, count)
+        for number, pid, count in (
+            (space, process.pid, 0),
+            (space ^ 1, process.pid, 0),
+            (space, process.pid, 1),
+            (space, os.getpid(), 9),
+        )
+    )
+    # The namespace of `alike` has the same last byte as ours.
+    owners = {left: macvtap.owner(), anothers: "", alike: "ostler 1", running: macvtap.owner()}
+    for name, owner in owners.items():
         rtnetlink.add_macvtap(name, cable, random_mac())
+        rtnetlink.set_alias(name, owner)
     macvtap.remove_left_behind()
-    assert not interface.exists(left)
-    assert interface.exists(anothers)
+    assert {name for name in owners if interface.exists(name)} == {anothers, alike, running}
 
 
 def test_machine_on_a_card_that_is_not_there_is_refused() -> None:

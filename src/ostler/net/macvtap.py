@@ -54,6 +54,7 @@ class Macvtap(Backend):
         try:
             rtnetlink.add_macvtap(name, lower, mac, queues=queues, mtu=mtu)
             self.name = name
+            rtnetlink.set_alias(name, owner())
             self._open(queues)
             self.link = links.tap(self._fds)
         except OSError as error:
@@ -100,12 +101,35 @@ def _namespace() -> int:
     return os.stat("/proc/self/ns/pid").st_ino & 0xFF
 
 
+def owner() -> str:
+    """What is noted with a device of ours: a name has no room for all of the namespace's number."""
+    return f"ostler {os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def _is_ours(name: str) -> bool:
+    try:
+        return Path(f"/sys/class/net/{name}/ifalias").read_text().strip() == owner()
+    except OSError:
+        return False
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether there is no such process; /proc may hide those of other users."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
 def remove_left_behind() -> None:
     """Remove the devices of processes that were killed."""
     ours = re.compile(NAME.format(_namespace(), r"(\d+)", r"\d+"))
     for _, name in socket.if_nameindex():
         found = ours.fullmatch(name)
-        if found and not Path(f"/proc/{found[1]}").exists():
+        if found and _is_gone(int(found[1])) and _is_ours(name):
             with suppress(OSError):
                 rtnetlink.delete_link(name)
 

@@ -8,9 +8,9 @@ import struct
 
 NETLINK_ROUTE = 0
 NLMSG_ERROR = 2
-RTM_NEWLINK, RTM_DELLINK = 16, 17
+RTM_NEWLINK, RTM_DELLINK, RTM_SETLINK = 16, 17, 19
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 0x001, 0x004, 0x200, 0x400
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO = 1, 3, 4, 5, 18
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_LINKINFO, IFLA_IFALIAS = 1, 3, 4, 5, 18, 20
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
 IFLA_MACVLAN_MODE = 1
@@ -59,6 +59,13 @@ def add_macvtap(name: str, lower: str, mac: bytes, *, queues: int = 1, mtu: int 
         attributes.append(_attribute(IFLA_MTU, struct.pack("=I", mtu)))
     body = INFO.pack(0, 0, 0, IFF_UP, IFF_UP) + b"".join(attributes)
     _request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def set_alias(name: str, alias: str) -> None:
+    """Note `alias` with the device `name`, where `ip link` shows it."""
+    index = socket.if_nametoindex(name)
+    body = INFO.pack(0, 0, index, 0, 0) + _attribute(IFLA_IFALIAS, alias.encode())
+    _request(RTM_SETLINK, 0, body)
 
 
 def delete_link(name: str) -> None:

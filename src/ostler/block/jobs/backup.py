@@ -11,7 +11,7 @@ from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.image import Opening
 from ostler.block.jobs.convert import rename_new, starts_as_zero
 from ostler.block.jobs.job import Job
-from ostler.block.jobs.mirror import GRANULE_BITS, create_new
+from ostler.block.jobs.mirror import GRANULE_BITS, create_opened
 from ostler.engine.block import CopyProgress, DirtyMap
 from ostler.errors import DiskError
 
@@ -30,11 +30,12 @@ def backup(
     """Copy what the disk has now, or what a bitmap marks of it, to a new image at `path`."""
     size = live.image.size_bytes
     marks = None if bitmap is None else _marks(live, bitmap)
-    if os.path.exists(path):
+    if os.path.lexists(path):
         raise DiskError(f"{path}: is there already; give the path of a new file")
     # It has its name when it is a copy: whoever finds the file knows.
     part = f"{path}.part"
-    target = create_new(part, size, format, options, Opening(secret=options.get("secret")))
+    # What a backup that was killed has left there is replaced, what is in use is refused.
+    target = create_opened(part, size, format, options, Opening(secret=options.get("secret")))
     # Zeroes of an incremental backup hide what is behind it.
     is_zero = marks is None and starts_as_zero(target)
     progress = CopyProgress()
@@ -48,11 +49,12 @@ def backup(
         try:
             try:
                 running.run(limit=limit)
+                target.flush()
             finally:
                 with live.held():
                     live.disk.end_backup()
                 target.close()
-            rename_new(part, Path(path))
+            rename_new(part, Path(path), lasting=True)
         except BaseException:
             if marks is not None:
                 marks.merge(todo)

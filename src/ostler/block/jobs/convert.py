@@ -88,7 +88,7 @@ def convert(
             raise
 
     def work(job: Job[int]) -> int:
-        with place.finished(), image:
+        with place.finished(lasting=not unsafe), image:
             lost = copy_disk(
                 disk_of(source),
                 disk_of(image),
@@ -120,12 +120,12 @@ class _Place:
         """The name it has meanwhile."""
 
     @contextmanager
-    def finished(self) -> Iterator[None]:
+    def finished(self, *, lasting: bool) -> Iterator[None]:
         """At the end the target has its name; after a failure there is nothing of it."""
         try:
             yield
             if self.is_new and self.target is not None:
-                rename_new(self.now, self.target)
+                rename_new(self.now, self.target, lasting=lasting)
         except BaseException:
             if self.is_new:
                 Path(self.now).unlink(missing_ok=True)
@@ -134,11 +134,26 @@ class _Place:
             raise
 
 
-def rename_new(name: str, target: Path) -> None:
-    """Give a file that is whole its name, which nothing else has."""
-    if os.path.lexists(target):
-        raise DiskError(f"{target}: somebody made it meanwhile; give another target")
-    os.rename(name, target)
+def rename_new(name: str, target: Path, *, lasting: bool) -> None:
+    """Give a file that is whole its name, which nothing else has; `lasting` outlives the host."""
+    try:
+        os.link(name, target)
+        os.unlink(name)
+    except FileExistsError:
+        raise DiskError(f"{target}: somebody made it meanwhile; give another target") from None
+    except OSError:
+        # A file system without hard links.
+        os.rename(name, target)
+    if lasting:
+        _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def bitmaps_of(

@@ -63,10 +63,17 @@ def mirror(
 
 def create_new(path: str, size: int, format: str, options: dict[str, Any], how: Opening) -> Image:
     """A new image, opened as `how` says; a file that is there already is not touched."""
-    if os.path.exists(path):
+    if os.path.lexists(path):
         raise DiskError(f"{path}: is there already; give the path of a new file")
+    return create_opened(path, size, format, options, how)
+
+
+def create_opened(
+    path: str, size: int, format: str, options: dict[str, Any], how: Opening
+) -> Image:
+    """An image made anew at `path` in place of what nobody uses, opened as `how` says."""
+    create_image(path, size, format=format, **options)
     try:
-        create_image(path, size, format=format, **options)
         image = open_with(path, format, how)
         try:
             # Whether its file takes O_DIRECT is known once the engine has it.
