@@ -99,3 +99,28 @@ fn change_of_the_only_code_of_a_page_is_seen_by_another_vcpu() {
 fn change_of_code_beside_other_code_is_seen_by_another_vcpu() {
     changed_code_is_seen(true);
 }
+
+#[test]
+fn loop_of_one_block_ends_when_another_vcpu_changes_it() {
+    let mut guest = Guest::long();
+    // again: cmp eax, 0; je again; hlt
+    guest.put(SHARED + 0x400, &[0x3d, 0, 0, 0, 0, 0x74, 0xf9, 0xf4]);
+    guest.set_regs(|regs| (regs.rip, regs.rax) = (SHARED + 0x400, 0));
+    let writer = guest.add_vcpu(1, READER, STACK - 0x1000);
+    guest.code(64, READER, |a| {
+        let mut wait = a.create_label();
+        a.mov(ecx, 100_000).unwrap();
+        a.set_label(&mut wait).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(wait).unwrap();
+        a.mov(byte_ptr(SHARED + 0x401), 1).unwrap();
+        a.hlt().unwrap();
+    });
+    let mut writer = writer;
+    thread::scope(|scope| {
+        let writes = scope.spawn(move || writer.run(&NobodyAnswers));
+        assert_eq!(guest.run(), Exit::Hlt);
+        assert_eq!(writes.join().expect("no panic").expect("it runs"), Exit::Hlt);
+    });
+    assert_eq!(guest.regs().rip, SHARED + 0x408);
+}

@@ -234,3 +234,37 @@ fn push_that_overwrites_code_is_noted_among_others_of_its_frame() {
     assert_eq!(guest.run(), Exit::Hlt);
     assert_eq!(guest.regs().r13, 50 * 3);
 }
+
+#[test]
+fn loop_of_one_block_that_changes_itself_runs_what_it_wrote() {
+    let mut guest = Guest::long();
+    // again: add eax, 1; inc byte [rip - 8], the 1; cmp ebx, eax; ja again; hlt
+    let code = [0x83, 0xc0, 1, 0xfe, 0x05, 0xf9, 0xff, 0xff, 0xff, 0x39, 0xc3, 0x77, 0xf3, 0xf4];
+    guest.put(CODE, &code);
+    guest.set_regs(|regs| (regs.rax, regs.rbx) = (0, 100));
+    assert_eq!(guest.run(), Exit::Hlt);
+    // 1 + 2 + ... + 14
+    assert_eq!(guest.regs().rax, 105);
+}
+
+#[test]
+fn loop_of_one_block_keeps_its_vector_registers_over_calls_to_rust() {
+    let mut guest = Guest::long();
+    guest.code(64, CODE, |a| {
+        let mut again = a.create_label();
+        a.mov(eax, 3).expect("mov");
+        a.cvtsi2sd(xmm1, eax).expect("three");
+        a.xorps(xmm0, xmm0).expect("zero");
+        a.mov(ebx, 1000).expect("mov");
+        a.jmp(again).expect("jmp");
+        a.set_label(&mut again).expect("label");
+        a.addsd(xmm0, xmm1).expect("addsd");
+        a.rdtsc().expect("rdtsc");
+        a.dec(ebx).expect("dec");
+        a.jnz(again).expect("jnz");
+        a.cvtsd2si(r8d, xmm0).expect("the sum");
+        a.hlt().expect("hlt");
+    });
+    assert_eq!(guest.run(), Exit::Hlt);
+    assert_eq!(guest.regs().r8, 3000);
+}
