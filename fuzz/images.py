@@ -171,8 +171,8 @@ def _bitmap_seeds() -> list[bytes]:
     images = []
     with TemporaryDirectory() as directory:
         path = Path(directory, "disk")
-        for options in ({"cluster_size": 512}, {"cluster_size": 4096}):
-            create_image(path, 256 * KIB, **options)
+        for cluster_bytes in (512, 4096):
+            create_image(path, 256 * KIB, cluster_size=cluster_bytes)
             with open_image(path) as image:
                 bitmaps = cast(Qcow2Image, image).record()
                 for name, granularity in (("some", 512), ("none", 64 * KIB), ("all", 512)):
