@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from ostler.config import (
     VirtioRngConfig,
     VirtioShareConfig,
 )
-from ostler.errors import ConfigError
+from ostler.control.parameters import by_parameters
+from ostler.errors import ConfigError, DiskError
 
 
 def config(**options: Any) -> MachineConfig:
@@ -85,5 +87,35 @@ def test_sizes_and_counts_may_be_texts() -> None:
 
 def test_memory_that_is_no_size_is_refused() -> None:
     for wrong in (1.5, None, "1G,size_bytes=4", "1G,warp=on"):
-        with pytest.raises(ConfigError, match=r"^--memory "):
+        with pytest.raises(ConfigError, match=r"^memory "):
             config(memory=wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"memory": "5"}, "memory 5: "),
+        ({"disks": "a.img,cache=x"}, "disks a.img: no cache 'x'"),
+        ({"accelerator": "none"}, "accelerator 'none': there is"),
+        ({"cpus": 0}, "cpus 0: a guest has"),
+        ({"shares": "/tmp"}, "shares '/tmp': name it for the guest"),
+    ],
+)
+def test_mistake_in_python_is_told_by_its_parameter(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        VM("vmlinuz", **options)
+    assert "--" not in str(caught.value)
+
+
+def test_mistake_found_at_the_start_is_told_by_its_parameter(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.img"
+    empty.touch()
+    vm = VM(tmp_path / "vmlinuz", disks=f"{empty},format=raw,readonly=on", net="none")
+    with pytest.raises(DiskError, match=r"^disks .*empty\.img: the disk has no sectors"):
+        vm.start()
+
+
+def test_command_in_a_message_stays_as_it_is() -> None:
+    said = "--disk a: too small; run: ostler image resize --shrink a, or leave --disk out"
+    assert by_parameters(said) == f"disks{said[6:]}"
+    assert by_parameters("no --other-thing; see --net") == "no --other-thing; see net"

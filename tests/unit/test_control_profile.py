@@ -102,7 +102,7 @@ def test_vm_without_a_profile_says_how_to_get_one(tmp_path: Path) -> None:
         VM(kernel).profile()
     with pytest.raises(ConfigError, match="has not run yet"):
         VM(kernel, profile=True).profile()
-    with pytest.raises(ConfigError, match="add --profile"):
+    with pytest.raises(ConfigError, match="add profile"):
         VM(kernel, symbols="System.map")
 
 

@@ -45,6 +45,7 @@ from ostler.control.console import SerialConsole
 from ostler.control.hotplug import Hotplug
 from ostler.control.network import NetworkCard
 from ostler.control.outcome import Ending, Outcome
+from ostler.control.parameters import told_as_made, told_by_parameters
 from ostler.control.ports import Consoles, Ends, open_ends
 from ostler.control.records import Records
 from ostler.control.reports import Reports, log
@@ -106,6 +107,7 @@ class VM:
     hoped for, and `on_report` is called with such lines.
     """
 
+    @told_by_parameters
     def __init__(
         self,
         kernel: str | PathLike[str],
@@ -150,6 +152,7 @@ class VM:
             symbols=None if symbols is None else Path(symbols),
         )
         self._begin(config, plug)
+        self.in_python = True
 
     @classmethod
     def from_config(cls, config: MachineConfig, plug: Plug | Iterable[Plug] = ()) -> Self:
@@ -189,6 +192,7 @@ class VM:
 
     # -- life -------------------------------------------------------------------------------
 
+    @told_as_made
     def start(self) -> None:
         """Build the machine and let it run. May be called once."""
         if self._control.ident is not None:
@@ -217,10 +221,7 @@ class VM:
 
     @property
     def disks(self) -> tuple[LiveImage, ...]:
-        """The disks in the order of the configuration: their snapshots, copies and backups.
-
-        `ConfigError` while the machine does not run.
-        """
+        """In the order of the configuration; `ConfigError` while the machine does not run."""
         disks = tuple(disk.live for disk in self._images)
         if not self.running or len(disks) < len(self.config.disks):
             raise ConfigError("this VM does not run, so its disks are closed; ask while it does")
@@ -253,8 +254,7 @@ class VM:
     def resize_console(self, columns: int, rows: int) -> None:
         """Tell the guest the size of the terminal `hvc` is shown in; safe in a signal handler."""
         self._console_size = (columns, rows)
-        session = self._session
-        if session is not None:
+        if (session := self._session) is not None:
             session.resize_console(self._console_size)
 
     def renew_generation(self) -> None:
