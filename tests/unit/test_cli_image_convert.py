@@ -15,7 +15,8 @@ import pytest
 from qcow2_oracle import needs_qemu, qemu
 
 from ostler.block import create_image, open_image
-from ostler.block.jobs.convert import convert, copy_disk
+from ostler.block.jobs.convert import convert
+from ostler.engine.block import copy_disk
 from ostler.errors import DiskError, OstlerError
 
 MIB = 1 << 20
