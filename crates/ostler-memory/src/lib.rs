@@ -13,6 +13,7 @@
 //! All numbers are bytes; `gpa` is a guest physical address.
 
 mod discard;
+mod hole;
 pub mod log;
 pub mod monitor;
 pub mod ram;

@@ -5,17 +5,17 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap,
     GuestMemoryRegion, GuestRegionMmap,
 };
 
-use crate::PAGE_BYTES;
 use crate::log::{PageLog, WriteWatch};
+use crate::{PAGE_BYTES, hole};
 
 /// What a smaller slot cannot hold, so that asking would do nothing.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// One slot as `vm-memory` sees it.
 pub type Region = GuestRegionMmap<PageLog>;
@@ -235,23 +235,47 @@ impl GuestRam {
     }
 
     fn map_region(&self, gpa: u64, size: u64, backing: Backing) -> Result<Region, MemoryError> {
-        let log = PageLog::new(gpa, size, Arc::clone(&self.watch))?;
-        let size = usize::try_from(size).map_err(|_| MemoryError::TooLarge(size))?;
-        let builder = MmapRegionBuilder::new_with_bitmap(size, log).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
-        let anonymous = matches!(backing, Backing::Anonymous);
-        let builder = match backing {
-            Backing::Anonymous => {
-                builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+        let bytes = usize::try_from(size).map_err(|_| MemoryError::TooLarge(size))?;
+        let mapping = match backing {
+            Backing::Anonymous if bytes >= HUGE_PAGE_BYTES => self.map_in_huge_pages(gpa, bytes)?,
+            Backing::Anonymous => self.map_anonymous(gpa, bytes)?,
+            Backing::Shared { file, offset } => {
+                let builder = self.builder(gpa, bytes)?.with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE);
+                build(builder.with_file_offset(FileOffset::new(file, offset)))?
             }
-            Backing::Shared { file, offset } => builder
-                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-                .with_file_offset(FileOffset::new(file, offset)),
         };
-        let mapping = builder.build().map_err(|error| MemoryError::Map(std::io::Error::other(error)))?;
-        if anonymous && size >= HUGE_PAGE_BYTES {
-            ask_for_huge_pages(mapping.as_ptr(), size);
-        }
         GuestRegionMmap::new(mapping, GuestAddress(gpa)).ok_or(MemoryError::TooLarge(gpa))
+    }
+
+    fn builder(&self, gpa: u64, bytes: usize) -> Result<MmapRegionBuilder<PageLog>, MemoryError> {
+        let log = PageLog::new(gpa, bytes as u64, Arc::clone(&self.watch))?;
+        let builder = MmapRegionBuilder::new_with_bitmap(bytes, log);
+        Ok(builder.with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE))
+    }
+
+    fn map_anonymous(&self, gpa: u64, bytes: usize) -> Result<MmapRegion<PageLog>, MemoryError> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        build(self.builder(gpa, bytes)?.with_mmap_flags(flags))
+    }
+
+    /// A mapping that begins as far into a huge page as `gpa` does, where the host lets us: only then can a page of
+    /// 2 MiB on both sides be one entry of the nested page table. Linux since 6.7 places large mappings so by itself, for
+    /// a `gpa` that begins a huge page, as RAM does.
+    fn map_in_huge_pages(&self, gpa: u64, bytes: usize) -> Result<MmapRegion<PageLog>, MemoryError> {
+        // Those that came to lie elsewhere stay until the end: they fill the holes that were found before ours.
+        let mut elsewhere = Vec::new();
+        for _ in 0..hole::ATTEMPTS {
+            let _around = hole::leave(gpa, bytes);
+            let mapping = self.map_anonymous(gpa, bytes)?;
+            if hole::is_aligned(mapping.as_ptr(), gpa) {
+                ask_for_huge_pages(mapping.as_ptr(), bytes);
+                return Ok(mapping);
+            }
+            elsewhere.push(mapping);
+        }
+        let mapping = elsewhere.pop().ok_or(MemoryError::TooLarge(bytes as u64))?;
+        ask_for_huge_pages(mapping.as_ptr(), bytes);
+        Ok(mapping)
     }
 
     fn with_log<R>(&self, slot: u32, act: impl FnOnce(&PageLog) -> R) -> Result<R, MemoryError> {
@@ -265,6 +289,10 @@ impl GuestRam {
         self.map.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).replace(map);
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
+}
+
+fn build(builder: MmapRegionBuilder<PageLog>) -> Result<MmapRegion<PageLog>, MemoryError> {
+    builder.build().map_err(|error| MemoryError::Map(std::io::Error::other(error)))
 }
 
 /// Asks for transparent huge pages: memory is then filled 2 MiB at a time, and a translation covers
@@ -336,6 +364,16 @@ mod tests {
         ram.set_dirty_log(0, true).expect("enable");
         ram.write(0x10_3fff, b"xy").expect("write");
         assert_eq!(ram.take_dirty_log(0).expect("log")[0], 0b11000);
+    }
+
+    #[test]
+    fn slot_lies_in_huge_pages_of_the_host_as_in_the_guests() {
+        let huge = HUGE_PAGE_BYTES as u64;
+        for gpa in [0, 6 * huge, 1 << 32] {
+            let ram = ram_with(0, gpa, 700 * huge);
+            let (_map, views) = ram.layout();
+            assert_eq!(views[0].host_address % huge, 0, "{gpa:#x}");
+        }
     }
 
     #[test]
