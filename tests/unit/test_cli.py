@@ -175,6 +175,21 @@ def test_run_whose_output_cannot_be_written_says_why(kernel: Path) -> None:
         assert process.wait() == BAD_INPUT
 
 
+@pytest.mark.parametrize("words", [["--help"], ["image", "info", "disk"], ["host", "check"]])
+def test_output_that_cannot_be_written_is_no_defect(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "disk").write_bytes(bytes(512))
+    command = [sys.executable, "-c", PROGRAM, *words]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == BAD_INPUT
+    assert ended.stderr == (
+        "ostler: what is printed cannot be written: No space left on device; make room or send it"
+        " elsewhere\n"
+    )
+
+
 def test_run_with_memory_that_linux_could_not_start_in_is_refused_alone(
     refused: Refused, kernel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

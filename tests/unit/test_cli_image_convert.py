@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sysconfig
@@ -186,3 +187,23 @@ def test_conversion_in_every_cache_mode_is_equal(
     subprocess.run(timed, check=True)
     if format == "qcow2":
         qemu("check", target)
+
+
+def test_errors_name_the_target_as_it_was_given(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "none" / "target"
+    with (
+        open_image(source, format="raw", readonly=True) as image,
+        pytest.raises(DiskError, match=f"^{target}: .*; make the directory {target.parent} first"),
+    ):
+        convert([image], target)
+
+
+def test_target_over_the_limit_of_files_has_a_cure(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    command = [OSTLER, "image", "convert", "-f", "raw", "-O", "raw", str(source), str(target)]
+    limit = f"trap '' XFSZ; ulimit -f 1000; exec {shlex.join(map(str, command))}"
+    ended = subprocess.run(["sh", "-c", limit], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"ostler: {target}: cannot ")
+    assert "File too large; raise the limit (ulimit -f)" in ended.stderr
+    assert not list(tmp_path.glob("target*"))

@@ -7,6 +7,7 @@ reads what we print.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 BAD_INPUT, GUEST_FAILED, DEFECT = 2, 3, 4
 DEBUG_VARIABLE = "OSTLER_DEBUG"
+LOST_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Verb(NamedTuple):
@@ -91,6 +93,7 @@ def invoke(arguments: Sequence[str]) -> int:
     except OstlerError as error:
         return _fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
+        _cancel_jobs()
         return _fail("interrupted", 130)
     except BrokenPipeError:
         return output_closed()
@@ -99,13 +102,25 @@ def invoke(arguments: Sequence[str]) -> int:
         if not isinstance(ended.__context__, BrokenPipeError):
             raise
         return output_closed()
+    except OSError as error:
+        # What is done to a file is an error of ours with its name.
+        if error.errno not in LOST_OUTPUT or error.filename is not None:
+            return _unforeseen(error)
+        output_closed()
+        cure = "make room or send it elsewhere"
+        return _fail(f"what is printed cannot be written: {error.strerror}; {cure}", BAD_INPUT)
     except Exception as error:
         if (code := _said_by_typer(error, verb, arguments)) is not None:
             return code
-        if os.environ.get(DEBUG_VARIABLE):
-            raise
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        return _fail(f"defect: {what}; please report it with {DEBUG_VARIABLE}=1's output", DEFECT)
+        return _unforeseen(error)
+
+
+def _unforeseen(error: Exception) -> int:
+    """The exit code for what nobody thought of."""
+    if os.environ.get(DEBUG_VARIABLE):
+        raise error
+    what = f"{type(error).__name__}: {error}".splitlines()[0]
+    return _fail(f"defect: {what}; please report it with {DEBUG_VARIABLE}=1's output", DEFECT)
 
 
 def _run(arguments: Sequence[str], verb: str | None, below: str | None) -> Any:
@@ -139,6 +154,12 @@ def _said_by_typer(error: Exception, verb: str | None, arguments: Sequence[str])
     if isinstance(error, typer.Abort):
         return _fail("interrupted", 130)
     return _usage(error, verb, arguments) if isinstance(error, typer.TyperException) else None
+
+
+def _cancel_jobs() -> None:
+    """End what was being done, if Ctrl-C came before or after anybody waited for it."""
+    if jobs := sys.modules.get("ostler.block.jobs.job"):
+        jobs.cancel_all()
 
 
 def output_closed() -> int:

@@ -44,12 +44,13 @@ def explain(error: typer.TyperException, command: str, words: Sequence[str] = ()
 def _cause(error: Any, context: Any, words: Sequence[str]) -> str | None:
     match type(error).__name__:
         case "MissingParameter" if error.param is not None:
-            return f"{_option(error.param)} is missing: give {_usage(error.param, context)}"
+            option, usage = _option(error.param), _usage(error.param, context)
+            return f"{option} is missing" + (f": give {usage}" if usage != option else "")
         case "NoSuchOption":
             typed = _whole(error.option_name, words)
             is_image = context is not None and " image " in f"{context.command_path} "
             if is_image and typed in OF_QEMU_IMG:
-                return f"there is no option {typed}: {OF_QEMU_IMG[typed]}"
+                return f"there is no option {typed}; {OF_QEMU_IMG[typed]}"
             near = _nearest(typed, context)
             return f"there is no option {typed}" + (near and f": did you mean {near}?")
         case "BadOptionUsage" if "not take" in error.message:

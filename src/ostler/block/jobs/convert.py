@@ -23,7 +23,7 @@ from ostler.block.image import (
 from ostler.block.jobs.concat import Concatenated
 from ostler.block.jobs.job import THREADS, Job, check_limit
 from ostler.engine.block import DirtyMap, copy_disk
-from ostler.errors import DiskError
+from ostler.errors import DiskError, HostError
 
 if TYPE_CHECKING:
     from ostler.block.formats.qcow2.bitmaps import Flag
@@ -73,7 +73,7 @@ def convert(
         maps = bitmaps_of(sources, target, format, skip=bitmaps == "sound")
     source = sources[0] if len(sources) == 1 else Concatenated(sources)
     place = _Place(target, create)
-    with removed_if_new(place.now):
+    with place.named(), removed_if_new(place.now):
         if create:
             create_image(place.now, size, format=format, **options)
         how = Opening(unsafe=unsafe, direct=direct, secret=options.get("secret"))
@@ -87,26 +87,26 @@ def convert(
             image.close()
             raise
 
-    def work(job: Job[int]) -> int:
-        with place.finished(lasting=not unsafe), image:
-            lost = copy_disk(
-                disk_of(source),
-                disk_of(image),
-                job.progress,
-                threads=threads,
-                sparse=sparse_bytes,
-                target_is_zero=has_zeroes,
-                compression=compression,
-                limit=limit_bytes_s,
-                salvage=salvage,
-            )
-            for name, flags, map in maps:
-                put_bitmap(image, name, flags, map)
-            if not unsafe:
-                image.flush()
-            return lost
+        def work(job: Job[int]) -> int:
+            with place.named(), place.finished(lasting=not unsafe), image:
+                lost = copy_disk(
+                    disk_of(source),
+                    disk_of(image),
+                    job.progress,
+                    threads=threads,
+                    sparse=sparse_bytes,
+                    target_is_zero=has_zeroes,
+                    compression=compression,
+                    limit=limit_bytes_s,
+                    salvage=salvage,
+                )
+                for name, flags, map in maps:
+                    put_bitmap(image, name, flags, map)
+                if not unsafe:
+                    image.flush()
+                return lost
 
-    return Job("convert", size, work)
+        return Job("convert", size, work)
 
 
 class _Place:
@@ -118,6 +118,16 @@ class _Place:
         self.is_new = self.target is not None and not os.path.lexists(self.target)
         self.now = f"{self.target}.part" if self.is_new else target
         """The name it has meanwhile."""
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors have the name that the target was given."""
+        try:
+            yield
+        except (DiskError, HostError) as error:
+            if not self.is_new or self.now not in str(error):
+                raise
+            raise type(error)(str(error).replace(self.now, str(self.target))) from error
 
     @contextmanager
     def finished(self, *, lasting: bool) -> Iterator[None]:

@@ -5,14 +5,26 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from ostler.engine.block import CopyProgress
-from ostler.errors import ConfigError, WaitTimeout
+from ostler.errors import ConfigError, OstlerError, WaitTimeout
 
 T = TypeVar("T")
 THREADS = min(4, os.cpu_count() or 1)
 """Of the work on one image."""
+
+
+_unfinished: set[Job[Any]] = set()
+
+
+def cancel_all() -> None:
+    """Have all jobs end, and wait until they have cleared away what they made."""
+    for job in tuple(_unfinished):
+        job.cancel()
+        with suppress(OstlerError):
+            job.wait()
 
 
 def check_limit(limit_bytes_s: object) -> None:
@@ -46,6 +58,7 @@ class Job(Generic[T]):
         self._result: T | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=name[:15], daemon=True)
+        _unfinished.add(self)
         self._thread.start()
 
     def _run(self) -> None:
@@ -54,6 +67,7 @@ class Job(Generic[T]):
         except BaseException as error:
             self._error = error
         with self._lock:
+            _unfinished.discard(self)
             self._finished.set()
             watchers, self._watchers = self._watchers, []
         for watcher in watchers:

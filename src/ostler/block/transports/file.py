@@ -54,9 +54,10 @@ class LocalFile(Closing):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise DiskError(
-                f"{path}: cannot create disk image: {error.strerror}; give a path that is writable"
-            ) from None
+            cure = "give a path that is writable"
+            if not path.parent.exists():
+                cure = f"make the directory {path.parent} first"
+            raise DiskError(f"{path}: cannot create disk image: {error.strerror}; {cure}") from None
         file._adopt(path, fd, readonly=False, lock=True)
         return file
 
@@ -183,6 +184,13 @@ class LocalFile(Closing):
             os.close(fd)
 
 
+CURES = {
+    errno.ENOSPC: "; free some space",
+    errno.EDQUOT: "; free some space",
+    errno.EFBIG: "; raise the limit (ulimit -f), or use a file system for larger files",
+}
+
+
 class _host:  # noqa: N801 - reads as a statement
     """Makes the host's refusal an error of ours."""
 
@@ -194,7 +202,7 @@ class _host:  # noqa: N801 - reads as a statement
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
-            cure = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            cure = CURES.get(error.errno or 0, "")
             raise HostError(f"{self.name}: cannot {self.what}: {error.strerror}{cure}") from error
 
 

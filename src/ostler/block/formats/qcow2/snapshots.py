@@ -130,8 +130,9 @@ def find(image: Qcow2Image, entries: list[Entry], name: str) -> Entry:
     for entry in entries:
         if entry.name == name:
             return entry
-    there_is = ", ".join(entry.name for entry in entries) or "none"
-    raise DiskError(f"{image.name}: there is no snapshot {name!r}; there is: {there_is}")
+    there_is = ", ".join(entry.name for entry in entries)
+    others = f"there is: {there_is}" if there_is else "it has none"
+    raise DiskError(f"{image.name}: there is no snapshot {name!r}; {others}")
 
 
 def _refuse_impossible(image: Qcow2Image) -> None:
