@@ -106,6 +106,8 @@ pub(super) struct Translator<'a> {
     ranges: Option<Ranges>,
     /// The last instruction that Rust ran, plus one: ranges that began before are stale.
     called_out: usize,
+    /// Where the code of the last range's look-up ends.
+    found_until: u64,
     /// Jumps to the careful copy of an instruction.
     escapes: Vec<(u64, usize)>,
     /// Where each instruction begins.
@@ -172,6 +174,7 @@ impl<'a> Translator<'a> {
             next_jumps: false,
             ranges: None,
             called_out: 0,
+            found_until: 0,
             escapes: Vec::new(),
             starts: Vec::with_capacity(block.ops.len()),
             again: None,
@@ -332,6 +335,7 @@ impl Translator<'_> {
         let miss = self.look_up_bytes(address, range.write, (range.high - range.low) as i32);
         self.escapes.push((miss, self.op));
         self.code.store(near(&range), C);
+        self.found_until = self.code.here();
     }
 
     /// The access of the instruction under way, at `offset` from the range's register, if it was looked up before: C
@@ -341,7 +345,10 @@ impl Translator<'_> {
         if range.head < self.called_out {
             return None;
         }
-        self.code.load(C, near(&range));
+        // Right behind the look-up, C still is what was found.
+        if self.code.here() != self.found_until {
+            self.code.load(C, near(&range));
+        }
         Some(Memory { base: Some(C), index: Some((range.base, 0)), disp: offset })
     }
 
