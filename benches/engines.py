@@ -13,10 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from guests.fetch import busybox
+from guests.memory import beyond_guest_bytes
 
 MEMORY = "512M"
+MEMORY_BYTES = 512 << 20
+# From the shell to what is said of memory: what was needed to start is given back by then.
+SETTLE_S = 2.0
 APPEND = "console=ttyS0 quiet run=/bin/bench"
+SHELL = "console=ttyS0 quiet"
 USERLAND = "ostler: userland"
+READY = "ostler: ready"
 # The unit is the rest of the line, and may have spaces.
 LINE = re.compile(r"bench (\w+) ([\d.]+) (\S.*?)\s*$")
 TIMEOUT_S = 600
@@ -40,31 +46,60 @@ class Sample:
 
 
 def ostler(kernel: Path, initrd: Path) -> Sample:
-    """One run on our software CPU."""
+    """One run on our software CPU, and a start for its memory."""
     program = Path(sysconfig.get_path("scripts"), "ostler")
-    return guest(
-        [
-            str(program), "run", "--kernel", str(kernel), "--initrd", str(initrd),
-            "--append", APPEND, "--memory", MEMORY, "--cpus", "1", "--accel", "soft",
-        ]
-    )  # fmt: skip
+    command = [
+        str(program), "run", "--kernel", str(kernel), "--initrd", str(initrd),
+        "--memory", MEMORY, "--cpus", "1", "--accel", "soft", "--append",
+    ]  # fmt: skip
+    return _run(command)
 
 
 def qemu(kernel: Path, initrd: Path) -> Sample:
-    """One run on QEMU's TCG."""
-    return guest(
-        [
-            "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", MEMORY, "-smp", "1",
-            "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
-            "-kernel", str(kernel), "-initrd", str(initrd), "-append", APPEND,
-        ]
-    )  # fmt: skip
+    """One run on QEMU's TCG, and a start for its memory."""
+    command = [
+        "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", MEMORY, "-smp", "1",
+        "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
+        "-kernel", str(kernel), "-initrd", str(initrd), "-append",
+    ]  # fmt: skip
+    return _run(command)
+
+
+def _run(command: Sequence[str]) -> Sample:
+    """The measurements of `command`, which ends where the kernel's command line goes."""
+    sample = guest([*command, APPEND])
+    taken = memory([*command, SHELL])
+    sample.add("memory", taken.values["memory"], taken.units["memory"])
+    return sample
 
 
 def native(program: Path) -> Sample:
     """The benchmark program on this machine itself."""
     environment = {**os.environ, "BUSYBOX": str(busybox())}
     return _listen([str(program)], environment)
+
+
+def memory(command: Sequence[str]) -> Sample:
+    """How much a machine takes beyond its guest, which stays at its shell, in MiB."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace",
+    )  # fmt: skip
+    killer = threading.Timer(TIMEOUT_S, process.kill)
+    killer.start()
+    sample = Sample()
+    try:
+        assert process.stdout is not None
+        if not any(READY in line for line in process.stdout):
+            raise BenchError(f"{command[0]}: the guest never came to its shell")
+        time.sleep(SETTLE_S)
+        taken = beyond_guest_bytes(process.pid, MEMORY_BYTES)
+        sample.add("memory", taken / (1 << 20), "MiB")
+    finally:
+        killer.cancel()
+        process.kill()
+        process.wait()
+    return sample
 
 
 def guest(command: Sequence[str]) -> Sample:

@@ -41,6 +41,7 @@ TITLES = {
     "codestore": "stores beside code",
     "memcpy": "memcpy by rep movsb",
     "mips": "integer loop",
+    "memory": "memory beyond the guest",
     "mean": "geometric mean of the ten rows that compute",
     "disk_read4k_raw": "4 KiB random reads, raw",
     "disk_read4k_qcow2": "4 KiB random reads, qcow2",

@@ -8,11 +8,12 @@
 //! * [`PageLog`], which hears of every write: it keeps the dirty log and the *watched lines*, the
 //!   64-byte lines of which a software CPU holds decoded copies ([`log`]);
 //! * [`LineMonitors`], which wake who waits for a write to a line ([`monitor`]);
-//! * [`discard`], which gives memory back to the host.
+//! * [`discard`], which gives memory back to the host, and [`heap`], for the allocator's.
 //!
 //! All numbers are bytes; `gpa` is a guest physical address.
 
 mod discard;
+pub mod heap;
 mod hole;
 pub mod log;
 pub mod monitor;

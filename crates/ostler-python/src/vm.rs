@@ -176,6 +176,8 @@ impl VirtualMachine {
         let vcpus = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.get().handle)).collect();
         let on_exit = self::on_exit(on_exit);
         let (bus, clock) = (Arc::clone(&self.bus.get().bus), Arc::clone(&self.clock.get().clock));
+        // Reading and unpacking a kernel took memory that is not needed again.
+        py.detach(ostler_memory::heap::give_back);
         let threads = py.detach(|| ostler_engine::Threads::start(vcpus, bus, clock, on_exit, paused));
         threads.map(Threads::new).map_err(raise)
     }

@@ -242,6 +242,9 @@ impl Cpu {
         }
         let block = self.decode_block(linear, gpa)?;
         let global = global && block.second_page.is_none();
+        if self.jit.enabled && self.code.is_crowded() {
+            self.code.shed();
+        }
         let pointer = self.code.insert(block);
         self.code.remember_jump(linear, pointer, global);
         Ok(pointer)

@@ -22,6 +22,8 @@ const JUMPS: usize = 8192;
 const FETCHES: usize = 256;
 /// Blocks kept before everything is dropped: bounds what a guest can make us remember.
 const MAX_BLOCKS: usize = 100_000;
+/// Instructions decoded before the blocks that are of no use any more are looked for: about 1 MiB.
+const CROWD: usize = 16 * 1024;
 
 /// A decoded block.
 #[derive(Debug)]
@@ -128,6 +130,8 @@ pub struct CodeCache {
     fetches: Box<[Fetch; FETCHES]>,
     pages: AddressMap<u64, PageBlocks>,
     blocks: usize,
+    /// Instructions decoded since [`CodeCache::shed`].
+    fresh_ops: usize,
     /// Pages that the rest of a crossing instruction was read from.
     second_pages: AddressMap<u64, ()>,
     /// Pages that lost their last block.
@@ -159,6 +163,7 @@ impl CodeCache {
             fetches: Box::new([Fetch::default(); FETCHES]),
             pages: AddressMap::default(),
             blocks: 0,
+            fresh_ops: 0,
             second_pages: AddressMap::default(),
             emptied: Vec::new(),
             held: AddressMap::default(),
@@ -237,6 +242,7 @@ impl CodeCache {
             self.forget_all();
         }
         let (gpa, bitness) = (block.gpa, u32::from(block.bitness));
+        self.fresh_ops += block.ops.len();
         if let Some(second) = block.second_page {
             self.second_pages.insert(second, ());
         }
@@ -329,6 +335,28 @@ impl CodeCache {
         emptied
     }
 
+    /// Whether it is time for [`CodeCache::shed`].
+    pub fn is_crowded(&self) -> bool {
+        self.fresh_ops >= CROWD
+    }
+
+    /// Drops the blocks of 64-bit code that were neither translated nor run since the last time: much of a guest's code
+    /// runs once, when it starts. Only where executions are counted, which is where code is translated.
+    pub fn shed(&mut self) {
+        let before = self.retired.len();
+        let (retired, emptied) = (&mut self.retired, &mut self.emptied);
+        self.pages.retain(|page, blocks| {
+            retired.extend(blocks.extract_if(|_, block| !block.is_worth_keeping()).map(|(_, block)| block));
+            if blocks.is_empty() {
+                emptied.push(*page);
+            }
+            !blocks.is_empty()
+        });
+        self.blocks -= self.retired.len() - before;
+        self.fresh_ops = 0;
+        self.tags.forget();
+    }
+
     /// Drops every block.
     pub fn forget_all(&mut self) {
         self.emptied.extend(self.pages.keys().chain(self.second_pages.keys()));
@@ -355,6 +383,11 @@ fn fetch_slot(linear: u64, tag: u64) -> usize {
 }
 
 impl Block {
+    /// Whether it may run again soon, as far as one can tell.
+    fn is_worth_keeping(&self) -> bool {
+        self.bitness != 64 || self.translated.is_used()
+    }
+
     /// Whether a write touched bytes this block was decoded from.
     fn overlaps(&self, write: &WatchedWrite) -> bool {
         let write_end = write.gpa + write.len;
@@ -369,4 +402,44 @@ impl Block {
 pub fn lines_of(offset: u64, len: u64) -> u64 {
     let (first, last) = (offset / LINE_BYTES, (offset + len - 1) / LINE_BYTES);
     u64::MAX << first & u64::MAX >> (63 - last.min(63))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn insert(cache: &mut CodeCache, gpa: u64, bitness: u8) {
+        cache.insert(Block {
+            ops: Box::new([]),
+            bytes: Box::new([]),
+            gpa,
+            len: 1,
+            bitness,
+            second_page: None,
+            translated: Translated::default(),
+        });
+    }
+
+    fn run(cache: &CodeCache, gpa: u64) {
+        assert!(!cache.find(gpa, 64).expect("it is there").translated.is_due(u32::MAX));
+    }
+
+    #[test]
+    fn blocks_that_did_not_run_since_the_last_time_are_shed_with_their_pages() {
+        let mut cache = CodeCache::new(&GuestRam::new());
+        [0x1000, 0x1040, 0x2000].into_iter().for_each(|gpa| insert(&mut cache, gpa, 64));
+        insert(&mut cache, 0x3000, 32);
+        cache.find(0x1040, 64).expect("it is there").translated.set(0x1234, crate::jit::Key::default());
+        (0x1000..=0x3000).step_by(0x1000).for_each(|page| assert!(cache.hold(page)));
+        run(&cache, 0x1000);
+        let generation = cache.generation();
+        cache.shed();
+        let left = [0x1000, 0x1040, 0x2000].map(|gpa| cache.find(gpa, 64).is_some());
+        assert_eq!(left, [true, true, false], "one ran, one is translated");
+        assert!(cache.find(0x3000, 32).is_some(), "its executions are not counted");
+        assert_ne!(cache.generation(), generation, "jumps may have led to what is gone");
+        assert_eq!((cache.take_emptied(), cache.retired().len()), (vec![0x2000], 1));
+        cache.shed();
+        assert!(cache.find(0x1000, 64).is_none() && cache.find(0x1040, 64).is_some());
+    }
 }

@@ -12,6 +12,7 @@ mod pv_eoi;
 mod step;
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use ostler_engine::Exit;
 use ostler_engine::profile::Activity;
@@ -24,6 +25,9 @@ use crate::signals::signal;
 
 pub use deliver::{Event, EventKind};
 pub use gate64::null_stack;
+
+/// A sleep beside which filling the tables of translations and jumps anew is nothing: that takes some 2 ms.
+const LONG_SLEEP: Duration = Duration::from_millis(100);
 
 /// Events under way, and what blocks them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -99,9 +103,21 @@ impl Cpu {
     pub fn sleep(&mut self) {
         self.sibling.running.store(false, Ordering::SeqCst);
         let before = self.begins(Activity::Idle);
+        if self.mmu.tlb.is_worn() {
+            self.signals.wait(Some(LONG_SLEEP));
+            self.give_back_memory();
+        }
         self.signals.wait(None);
         self.goes_back_to(before);
         self.run_again();
+    }
+
+    /// Gives back what is found again easily, of a vCPU that sleeps long enough for that to be nothing.
+    fn give_back_memory(&mut self) {
+        if self.signals.pending() == 0 {
+            self.mmu.tlb.give_back();
+            self.jit.give_back_jumps(&mut self.mmu.tlb.context);
+        }
     }
 
     /// Whether the next instruction is the one after STI or MOV SS.

@@ -6,6 +6,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Bytes of code per vCPU; only what is used takes memory. Less than 2 GiB, so that any jump reaches.
 pub const ARENA_BYTES: usize = 32 * 1024 * 1024;
+/// What was written is let go of in pieces of this size: the mapping to write through takes no memory of its own, but counts
+/// for the process like another copy.
+const WINDOW_BYTES: usize = 256 * 1024;
 /// Blocks begin at multiples of this.
 const ALIGNMENT: usize = 16;
 
@@ -57,8 +60,18 @@ impl Arena {
         }
         // SAFETY: the bytes are inside the mapping.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(self.used), code.len()) };
+        let window = self.used / WINDOW_BYTES;
         self.used = end.next_multiple_of(ALIGNMENT);
+        if self.used / WINDOW_BYTES != window {
+            self.let_go(self.used / WINDOW_BYTES * WINDOW_BYTES);
+        }
         true
+    }
+
+    /// Drops the first `bytes` from the mapping to write through; they are mapped again when something is patched there.
+    fn let_go(&self, bytes: usize) {
+        // SAFETY: whole pages of our mapping of a file, which keeps what was written. An error changes nothing.
+        unsafe { libc::madvise(self.writable.cast(), bytes, libc::MADV_DONTNEED) };
     }
 
     /// Bytes in use.
@@ -105,4 +118,25 @@ fn map(fd: &OwnedFd, protection: i32) -> io::Result<*mut u8> {
     let address: *mut c_void =
         unsafe { libc::mmap(std::ptr::null_mut(), ARENA_BYTES, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
     if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address.cast()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_let_go_of_is_still_there_to_run_and_to_patch() {
+        let mut arena = Arena::new().expect("memory for code");
+        let start = arena.next();
+        // mov eax, 7; ret
+        assert!(arena.append(&[0xb8, 7, 0, 0, 0, 0xc3]));
+        while arena.used() < 2 * WINDOW_BYTES {
+            assert!(arena.append(&[0xcc; 4000]));
+        }
+        // SAFETY: code of that signature, in executable memory.
+        let run: extern "sysv64" fn() -> u32 = unsafe { std::mem::transmute(start) };
+        assert_eq!(run(), 7);
+        arena.patch(start + 5, start + 5 + 9);
+        assert_eq!(run(), 9);
+    }
 }

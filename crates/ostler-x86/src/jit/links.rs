@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 
 use crate::decode::block::{Block, CodeCache};
+use crate::host::zeros::give_back;
 use crate::jit::context::{Context, JUMP_ENTRIES};
 use crate::jit::stubs::ARRIVAL_BYTES;
 use crate::jit::{Jit, Key};
@@ -15,6 +16,8 @@ pub struct Translated {
     key: Cell<Key>,
     /// Executions by the interpreter.
     runs: Cell<u32>,
+    /// What `runs` was when [`Translated::is_used`] was last asked.
+    seen_runs: Cell<u32>,
     /// The sites linked to it.
     incoming: RefCell<Vec<u32>>,
 }
@@ -29,6 +32,12 @@ impl Translated {
     pub fn set(&self, entry: u64, key: Key) {
         self.entry.set(entry);
         self.key.set(key);
+    }
+
+    /// Whether it has code, or was counted since this was last asked.
+    pub fn is_used(&self) -> bool {
+        let runs = self.runs.get();
+        self.entry.get() != 0 || self.seen_runs.replace(runs) != runs
     }
 
     pub fn is_linked(&self) -> bool {
@@ -94,6 +103,16 @@ impl Jit {
         };
         let global = if all { 0 } else { self.noted.global.len() };
         self.noted.local.drain(..).chain(self.noted.global.drain(global..)).for_each(forget);
+    }
+
+    /// Empties the table of jumps, and gives its memory back to the host.
+    pub fn give_back_jumps(&mut self, context: &mut Context) {
+        self.forget_jumps(context, true);
+        for bank in &mut context.jumps {
+            give_back(&mut bank.target);
+            give_back(&mut bank.entry);
+        }
+        Self::clear_jumps(context);
     }
 
     /// Makes the bank of `key` one of code that was translated for `key`: it is looked up by address alone.
@@ -189,6 +208,9 @@ mod tests {
         jit.forget_jumps(&mut context, false);
         assert!(leads(&context, global) && !leads(&context, local));
         jit.forget_jumps(&mut context, true);
+        assert!(!leads(&context, global) && !leads(&context, 0));
+        jit.remember_jump(&mut context, 0, global, ENTRY, true);
+        jit.give_back_jumps(&mut context);
         assert!(!leads(&context, global) && !leads(&context, 0));
     }
 

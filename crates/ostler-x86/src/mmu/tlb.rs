@@ -8,6 +8,7 @@ use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 
 use ostler_memory::PAGE_BYTES;
 
+use crate::host::zeros::give_back;
 use crate::jit::context::{ContextBox, TLB_BANKS, TLB_ENTRIES};
 use crate::mmu::Privilege;
 use crate::mmu::physical::PAGE_MASK;
@@ -37,6 +38,9 @@ pub const TOLD: u64 = 4;
 /// Entries noted before everything is forgotten.
 const NOTED: usize = 8192;
 
+/// Entries filled in that make it worth giving the tables back: each may have touched a page of its own.
+const WORN: u32 = 1024;
+
 /// The guest physical page of each entry.
 type Physical = [[u64; TLB_ENTRIES]; TLB_BANKS];
 
@@ -62,6 +66,8 @@ pub struct Tlb {
     filled: Vec<(u8, u16)>,
     /// Which 4 MiB (hashed to a bit) larger pages were cut into entries in.
     large: u64,
+    /// Entries filled in since [`Tlb::give_back`].
+    wear: u32,
     spared: Spared,
 }
 
@@ -72,12 +78,13 @@ impl Default for Tlb {
             physical: no_physical(),
             filled: Vec::with_capacity(NOTED),
             large: 0,
+            wear: 0,
             spared: Spared::default(),
         };
         Spared::prepare(&mut tlb.context);
         for bank in 0..TLB_BANKS {
             // Elsewhere, zero is invalid.
-            [0, TLB_ENTRIES - 1].into_iter().for_each(|index| tlb.clear(bank, index));
+            tlb.clear_ends(bank);
         }
         tlb
     }
@@ -132,6 +139,7 @@ impl Tlb {
         }
         self.spared.clear(&mut self.context);
         self.filled.push((number as u8, index as u16));
+        self.wear = self.wear.saturating_add(1);
         let page = (linear & PAGE_MASK).wrapping_neg();
         let bank = &mut self.context.tlb[number];
         bank.read[index] = if entry.read { page } else { invalid(index) };
@@ -141,6 +149,11 @@ impl Tlb {
         if entry.physical & (LARGE | HUGE) != 0 {
             self.large |= large_bit(linear, entry.physical);
         }
+    }
+
+    /// Makes the entries invalid for which zero is not.
+    fn clear_ends(&mut self, bank: usize) {
+        [0, TLB_ENTRIES - 1].into_iter().for_each(|index| self.clear(bank, index));
     }
 
     fn clear(&mut self, bank: usize, index: usize) {
@@ -168,6 +181,23 @@ impl Tlb {
         self.filled = filled;
         self.filled.clear();
         self.large = 0;
+    }
+
+    /// Whether [`Tlb::give_back`] would give much.
+    pub fn is_worn(&self) -> bool {
+        self.wear >= WORN
+    }
+
+    /// Forgets everything, and gives the memory of the tables back to the host.
+    pub fn give_back(&mut self) {
+        self.flush();
+        self.wear = 0;
+        for (bank, physical) in self.context.tlb.iter_mut().zip(self.physical.iter_mut()) {
+            [&mut bank.read, &mut bank.write, &mut bank.addend, physical]
+                .into_iter()
+                .for_each(|table| give_back(table));
+        }
+        (0..TLB_BANKS).for_each(|bank| self.clear_ends(bank));
     }
 
     /// The linear page an entry is for; `None` when it is invalid.
@@ -286,5 +316,10 @@ mod tests {
             assert_eq!(pages.iter().filter(|other| finds(&tlb, **other, 1)).count(), 1);
             tlb.flush();
         }
+        for page in pages {
+            tlb.insert(Privilege::User, page, TlbEntry { read: true, write: true, addend: 0, physical: 0 });
+        }
+        tlb.give_back();
+        assert!(!pages.iter().any(|page| finds(&tlb, *page, 1) || finds(&tlb, page + 0xfff, 2)) && !tlb.is_worn());
     }
 }
