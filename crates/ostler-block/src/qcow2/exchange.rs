@@ -47,12 +47,13 @@ impl Change<'_> {
 }
 
 impl Qcow2 {
-    /// Makes a change that a crash leaves undone or done: the offset of the disk's L1 table.
+    /// Makes a change that a crash leaves undone or done: the offset of the disk's L1 table. An error says that it is
+    /// undone; what fails once the header names the new tables is reported when the image is next settled.
     pub fn exchange(&self, change: &Change<'_>) -> Result<u64> {
         self.check_write()?;
         let _alone = self.close_gate();
         let mut tables = self.tables();
-        if tables.is_marked_dirty || tables.has_changed_maps() || !tables.unlinked.is_empty() {
+        if tables.owed.is_some() || tables.is_marked_dirty || tables.has_changed_maps() || !tables.unlinked.is_empty() {
             self.settle_tables(&mut tables)?;
         }
         tables.slices.clear();
@@ -66,7 +67,11 @@ impl Qcow2 {
             tables.refcounts = Refcounts::reopen(&tables.refcounts, self.storage.as_ref())?;
             return done;
         }
-        self.free_exchanged(&mut tables, change)?;
+        if let Err(error) = self.free_exchanged(&mut tables, change) {
+            // The change is done: whoever asked for it has to know that above all.
+            tables.owed = Some(error);
+            self.is_unsettled.store(true, std::sync::atomic::Ordering::Release);
+        }
         done
     }
 

@@ -84,6 +84,9 @@ impl Qcow2 {
     }
 
     fn try_commit(&self, tables: &mut Tables) -> Result<()> {
+        if let Some(error) = tables.owed.take() {
+            return Err(error);
+        }
         if tables.layout.lazy_refcounts {
             self.sync_all()?;
         } else {
@@ -131,19 +134,21 @@ impl Qcow2 {
 
     /// Step 4. What was unlinked can be allocated from now on.
     pub(super) fn free_unlinked(&self, tables: &mut Tables) -> Result<()> {
-        for run in std::mem::take(&mut tables.unlinked) {
-            self.forget_unpacked();
-            let bits = tables.layout.cluster_bits;
-            let packing = tables.packed_end >> bits;
-            if tables.packed_end != 0 && (run.first..run.first + run.count).contains(&packing) {
-                tables.packed_end = 0;
-            }
-            tables.refcounts.add(self.storage.as_ref(), run.first, run.count, -1)?;
-            if run.punch {
-                self.punch(tables, &run)?;
-            }
+        let mut runs = std::mem::take(&mut tables.unlinked).into_iter();
+        let freed = runs.try_for_each(|run| self.free_run(tables, &run));
+        // One that failed may be counted off in part, and is left as a leak; those after it have their turn yet.
+        tables.unlinked.extend(runs);
+        freed
+    }
+
+    fn free_run(&self, tables: &mut Tables, run: &Unlinked) -> Result<()> {
+        self.forget_unpacked();
+        let packing = tables.packed_end >> tables.layout.cluster_bits;
+        if tables.packed_end != 0 && (run.first..run.first + run.count).contains(&packing) {
+            tables.packed_end = 0;
         }
-        Ok(())
+        tables.refcounts.add(self.storage.as_ref(), run.first, run.count, -1)?;
+        if run.punch { self.punch(tables, run) } else { Ok(()) }
     }
 
     /// Gives the space of clusters that nobody uses any more back to the host.

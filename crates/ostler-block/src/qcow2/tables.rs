@@ -50,6 +50,8 @@ pub struct Tables {
     pub slices: SliceCache,
     pub refcounts: Refcounts,
     pub unlinked: Vec<Unlinked>,
+    /// What failed after its caller was told of success; for whoever settles next.
+    pub owed: Option<BlockError>,
     /// Guest clusters that are being allocated: first and end.
     pub in_flight: Vec<(u64, u64)>,
     /// Where the next compressed cluster goes, within a host cluster that has room.
@@ -68,6 +70,7 @@ impl Tables {
             slices: SliceCache::new(cache_bytes, layout.cluster()),
             refcounts: Refcounts::open(layout, storage, file_bytes)?,
             unlinked: Vec::new(),
+            owed: None,
             in_flight: Vec::new(),
             packed_end: 0,
             is_marked_dirty: false,

@@ -34,6 +34,9 @@ struct Held {
     /// With dice: what a crash would have left, each time before the writes became stable.
     recording: Option<Dice>,
     recorded: Vec<Vec<u8>>,
+    /// Writes fail after one at this offset.
+    last_write: Option<u64>,
+    is_failing: bool,
 }
 
 impl Held {
@@ -63,6 +66,11 @@ impl Fragile {
 
     fn with<T>(&self, act: impl FnOnce(&mut Held) -> T) -> T {
         act(&mut self.0.lock().expect("no panic"))
+    }
+
+    /// Has every write fail after the next one at `offset`; with `None`, none any more.
+    pub fn fail_after(&self, offset: Option<u64>) {
+        self.with(|held| (held.last_write, held.is_failing) = (offset, false));
     }
 
     /// What might be found after the power failed.
@@ -103,12 +111,16 @@ impl Storage for Fragile {
         let mut bytes = vec![0; from.len()];
         from.copy_to(&mut bytes);
         self.with(|held| {
+            if held.is_failing {
+                return Err(io::Error::other("the disk fails"));
+            }
+            held.is_failing = held.last_write == Some(offset);
             let end = offset as usize + bytes.len();
             held.now.resize(held.now.len().max(end), 0);
             held.now[offset as usize..end].copy_from_slice(&bytes);
             held.unflushed.push((offset as usize, bytes));
-        });
-        Ok(())
+            Ok(())
+        })
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -24,11 +24,18 @@ struct State {
     kept: Vec<Kept>,
 }
 
+/// Where the header's fields that a change replaces begin.
+const HEADER_FIELDS: u64 = 24;
+
 struct World {
     image: Qcow2,
     storage: Arc<Fragile>,
     state: State,
     table: (u64, u64),
+    /// Whoever made the world settles the image.
+    settles_later: bool,
+    /// Freed by the next change after what it leaves itself.
+    also_freed: Option<(u64, u64)>,
 }
 
 impl World {
@@ -86,11 +93,21 @@ impl World {
         let snapshots = (offset, kept.len() as u32);
         let mut freed = vec![self.table];
         freed.extend(free.map(|(offset, entries)| (offset, 8 * u64::from(entries))));
+        freed.extend(self.also_freed.take());
         let change = Change { l1, size: DISK, copy_at, gone, snapshots, freed: &freed };
         self.image.exchange(&change).expect("an exchange");
-        self.image.settle().expect("settled");
         self.table = (offset, bytes.len().max(1) as u64);
         self.state.kept = kept;
+        if !self.settles_later {
+            self.image.settle().expect("settled");
+        }
+    }
+
+    /// Nothing is lost, and nothing leaks.
+    fn check(&self, round: u64) {
+        let snapshots: Vec<(u64, u32)> = self.state.kept.iter().map(|kept| kept.l1).collect();
+        let report = self.image.check(&snapshots, &[self.table]).expect("a check");
+        assert!(report.differences.is_empty(), "round {round}: {:?}", report.differences);
     }
 }
 
@@ -122,12 +139,17 @@ fn check(layout: &Layout, left: Vec<u8>, states: [&State; 2], round: u64) {
     assert!(states.iter().any(|state| **state == found), "round {round}: neither before nor after");
 }
 
+fn world(layout: &Layout, bytes: Vec<u8>) -> World {
+    let storage = Arc::new(Fragile::new(bytes));
+    let image = open(layout, Arc::clone(&storage) as _);
+    let state = State { sectors: vec![0; DISK as usize / SECTOR], kept: Vec::new() };
+    World { image, storage, state, table: (0, 0), settles_later: false, also_freed: None }
+}
+
 fn crash_often(cluster_bits: u32, refcount_order: u32, extended_l2: bool, rounds: u64) {
     let (layout, bytes) = empty(cluster_bits, refcount_order, extended_l2);
-    let storage = Arc::new(Fragile::new(bytes));
-    let image = open(&layout, Arc::clone(&storage) as _);
-    let state = State { sectors: vec![0; DISK as usize / SECTOR], kept: Vec::new() };
-    let mut world = World { image, storage: Arc::clone(&storage), state, table: (0, 0) };
+    let mut world = world(&layout, bytes);
+    let storage = Arc::clone(&world.storage);
     let mut dice = Dice(0x0571e6);
     for round in 0..rounds {
         world.write(&mut dice);
@@ -143,9 +165,7 @@ fn crash_often(cluster_bits: u32, refcount_order: u32, extended_l2: bool, rounds
         for left in crashes {
             check(&layout, left, [&before, &world.state], round);
         }
-        let snapshots: Vec<(u64, u32)> = world.state.kept.iter().map(|kept| kept.l1).collect();
-        let report = world.image.check(&snapshots, &[world.table]).expect("a check");
-        assert!(report.differences.is_empty(), "round {round}: {:?}", report.differences);
+        world.check(round);
     }
 }
 
@@ -162,4 +182,38 @@ fn crash_in_a_snapshot_operation_with_small_clusters_leaves_it_undone_or_done() 
 #[test]
 fn crash_in_a_snapshot_operation_with_subclusters_leaves_it_undone_or_done() {
     crash_often(14, 5, true, 40);
+}
+
+#[test]
+fn disk_that_fails_after_the_header_has_the_change_done_and_is_told_of_when_settled() {
+    let (layout, bytes) = empty(9, 4, false);
+    let mut world = world(&layout, bytes);
+    world.write(&mut Dice(5));
+    world.create();
+    world.write(&mut Dice(6));
+    world.image.flush().expect("a flush");
+    world.settles_later = true;
+    world.storage.fail_after(Some(HEADER_FIELDS));
+    world.create();
+    world.image.settle().expect_err("the disk fails");
+    world.storage.fail_after(None);
+    world.image.settle().expect("settled");
+    assert_eq!(sectors_of(&world.image), world.state.sectors);
+    world.check(0);
+}
+
+#[test]
+fn cluster_that_is_free_already_keeps_no_other_from_being_freed_after_a_snapshot() {
+    let (layout, bytes) = empty(16, 4, false);
+    let mut world = world(&layout, bytes);
+    world.write(&mut Dice(5));
+    world.create();
+    world.image.flush().expect("a flush");
+    world.settles_later = true;
+    let table = std::mem::replace(&mut world.table, (5000 << 16, 8));
+    world.also_freed = Some(table);
+    world.create();
+    world.image.settle().expect_err("what was to be freed was free");
+    world.image.settle().expect("settled");
+    world.check(0);
 }
