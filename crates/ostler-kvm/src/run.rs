@@ -109,6 +109,7 @@ impl KvmVcpu {
                 self.wait_halted();
                 continue;
             }
+            self.vm.split().map_or(Ok(()), Split::check)?;
             self.offer_interrupt()?;
             if let Some(exit) = self.enter()? {
                 self.answer_coalesced(io);
@@ -144,7 +145,7 @@ impl KvmVcpu {
         self.kick.ends();
         offered?;
         match result {
-            Ok(()) => self.external_taken(),
+            Ok(()) => {}
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 self.interrupted();
                 return Ok(None);
@@ -152,8 +153,11 @@ impl KvmVcpu {
             Err(error) => return Err(self.cannot_run(error)),
         }
         self.stage = Stage::Between;
+        let reason = self.fd.get_kvm_run().exit_reason;
+        if !may_precede_injection(reason) || self.held_external()?.is_none() {
+            self.external_taken();
+        }
         let run = self.fd.get_kvm_run();
-        let reason = run.exit_reason;
         match reason {
             KVM_EXIT_IO | KVM_EXIT_MMIO => self.stage = Stage::Access { done: 0, asked: false },
             KVM_EXIT_HLT => return Ok(Some(Exit::Hlt)),
@@ -302,6 +306,11 @@ impl KvmVcpu {
     }
 }
 
+/// Whether KVM may come back with `reason` before it has entered the guest, and so with the vector it was given.
+fn may_precede_injection(reason: u32) -> bool {
+    matches!(reason, KVM_EXIT_IOAPIC_EOI | KVM_EXIT_DIRTY_RING_FULL)
+}
+
 type InternalError = kvm_run__bindgen_ty_1__bindgen_ty_13;
 type EmulationFailure = kvm_run__bindgen_ty_1__bindgen_ty_14;
 
@@ -317,4 +326,19 @@ fn describe_internal_error(internal: &InternalError, failure: &EmulationFailure)
     let bytes = &bytes.insn_bytes[..if has_bytes { bytes.insn_size.min(15).into() } else { 0 }];
     let shown: String = bytes.iter().map(|byte| format!(" {byte:02x}")).collect();
     format!("cannot emulate the instruction{shown}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_exits_before_the_guest_is_entered_may_leave_a_vector_with_kvm() {
+        assert!([KVM_EXIT_IOAPIC_EOI, KVM_EXIT_DIRTY_RING_FULL].into_iter().all(may_precede_injection));
+        assert!(
+            ![KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_EXIT_HLT, KVM_EXIT_IRQ_WINDOW_OPEN]
+                .into_iter()
+                .any(may_precede_injection)
+        );
+    }
 }

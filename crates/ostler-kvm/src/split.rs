@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap, kvm_irq_routing_entry};
 use kvm_ioctls::VmFd;
+use ostler_engine::AccelError;
 use ostler_engine::accel::Result;
 use ostler_engine::irq::MsiRouteEntry;
 use ostler_engine::regs::{IoapicState, IrqchipState};
@@ -34,11 +35,27 @@ struct Routes {
     /// Level-triggered pins of the IOAPIC.
     pins: Vec<MsiRouteEntry>,
     messages: Vec<MsiRouteEntry>,
+    /// Why the kernel did not take the pins, until somebody is told.
+    refused: Option<AccelError>,
 }
 
 impl Routes {
     fn entries(&self) -> Vec<kvm_irq_routing_entry> {
         self.pins.iter().chain(&self.messages).map(irqchip::message).collect()
+    }
+
+    /// Takes `pins` if `set` gives the kernel the table they make. Otherwise they are what the kernel still has, so that
+    /// the next change is one.
+    fn set_pins(&mut self, pins: Vec<MsiRouteEntry>, set: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        if self.pins == pins {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.pins, pins);
+        let done = set(self);
+        if done.is_err() {
+            self.pins = before;
+        }
+        done
     }
 }
 
@@ -65,15 +82,20 @@ impl Split {
     }
 
     /// Tells the kernel of the level-triggered pins, where they have changed.
+    /// What it does not take is for [`Split::check`]: the write that changed them cannot fail.
     pub fn set_pins(&self, vm: &VmFd, ioapic: &IoapicState) {
         let row = |(gsi, message): (u32, Message)| MsiRouteEntry { gsi, msi: message.to_msi() };
         let pins: Vec<_> = level_messages(ioapic).into_iter().map(row).collect();
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        if routes.pins != pins {
-            routes.pins = pins;
-            // The guest's doing, so nobody to tell. There is room for the pins: messages are fewer than KVM's rows.
-            let _set = irqchip::set_table(vm, &routes.entries());
+        if let Err(error) = routes.set_pins(pins, |routes| irqchip::set_table(vm, &routes.entries())) {
+            routes.refused = Some(error);
         }
+    }
+
+    /// Fails, once, after the kernel did not take the pins: without them the guest's level-triggered interrupts end
+    /// unheard.
+    pub fn check(&self) -> Result<()> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner).refused.take().map_or(Ok(()), Err)
     }
 
     /// Has the chips answer a port access; false when it is not theirs.
@@ -106,5 +128,29 @@ impl Split {
     pub fn set_clock_ns(&self, ns: u64) {
         self.clock.set_ns(ns);
         self.chips.clock_changed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ostler_engine::accel::Msi;
+
+    use super::*;
+
+    #[test]
+    fn pins_that_the_kernel_does_not_take_are_offered_again() {
+        let pins = vec![MsiRouteEntry { gsi: 9, msi: Msi { address: 0xfee0_0000, data: 0x8031 } }];
+        let mut routes = Routes::default();
+        let refused = routes.set_pins(pins.clone(), |_| Err(AccelError::Unavailable("no room".into())));
+        assert!(refused.is_err() && routes.pins.is_empty());
+        let mut offered = 0;
+        for _ in 0..2 {
+            let taken = routes.set_pins(pins.clone(), |routes| {
+                offered += routes.entries().len();
+                Ok(())
+            });
+            taken.expect("the kernel takes it");
+        }
+        assert_eq!((offered, routes.pins), (1, pins));
     }
 }

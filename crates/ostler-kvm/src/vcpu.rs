@@ -143,7 +143,7 @@ impl KvmVcpu {
     }
 
     /// The vector of the PIC that KVM holds, and says nothing of: the guest stands where it was given.
-    fn held_external(&self) -> Result<Option<u8>> {
+    pub(crate) fn held_external(&self) -> Result<Option<u8>> {
         let Some((vector, rip)) = self.handed else { return Ok(None) };
         let stands = self.fd.get_regs().map_err(host("KVM_GET_REGS"))?.rip == rip;
         Ok(stands.then_some(vector))
