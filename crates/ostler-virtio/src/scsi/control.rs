@@ -17,6 +17,9 @@ const NOTIFICATION_SUBSCRIBE: u32 = 2;
 const TASK_BYTES: usize = 24;
 /// Type, unit, events.
 const NOTIFICATION_BYTES: usize = 16;
+/// I_T NEXUS RESET, which is the whole target's, and LOGICAL UNIT RESET.
+const NEXUS_RESET: u32 = 4;
+const RESETS: [u32; 2] = [NEXUS_RESET, 5];
 /// The last of the task management functions, QUERY TASK SET.
 const LAST_FUNCTION: u32 = 7;
 
@@ -62,7 +65,11 @@ impl ControlService {
             return response::FUNCTION_REJECTED;
         }
         self.0.settle();
-        self.found(lun)
+        let found = self.found(lun);
+        if let (response::OK, true, Some(address)) = (found, RESETS.contains(&function), address(lun)) {
+            self.0.reset(address, function == NEXUS_RESET);
+        }
+        found
     }
 }
 

@@ -110,6 +110,16 @@ impl Bus {
         units.range((target, 0)..=(target, u16::MAX)).map(|((_, lun), _)| *lun).collect()
     }
 
+    /// Brings the unit at `address`, or `all` of its target, to what a driver begins with.
+    fn reset(&self, address: Address, all: bool) {
+        let units = self.units.read().unwrap_or_else(PoisonError::into_inner);
+        for ((target, lun), unit) in units.iter() {
+            if *target == address.0 && (all || *lun == address.1) {
+                unit.tray.reset();
+            }
+        }
+    }
+
     /// Waits for the commands that are being executed.
     fn settle(&self) {
         drop(self.executing.write().unwrap_or_else(PoisonError::into_inner));

@@ -53,14 +53,24 @@ impl Tray {
     /// Whether `opcode` may go on now.
     pub fn check(&self, opcode: u8) -> Result<(), Sense> {
         let asks = matches!(opcode, INQUIRY | REQUEST_SENSE | GET_CONFIGURATION | GET_EVENT_STATUS);
-        if !asks && self.attention.swap(false, Ordering::AcqRel) {
-            return Err(Sense::MEDIUM_CHANGED);
+        if !asks && let Some(attention) = self.attention() {
+            return Err(attention);
         }
         let without = matches!(
             opcode,
             command::START_STOP_UNIT | command::PREVENT_ALLOW | command::MODE_SENSE_6 | command::MODE_SENSE_10
         );
         if asks || without || self.has_disc() { Ok(()) } else { Err(Sense::NO_MEDIUM) }
+    }
+
+    /// The unit attention that has not been reported; it is now. REQUEST SENSE tells it instead of failing.
+    pub fn attention(&self) -> Option<Sense> {
+        self.attention.swap(false, Ordering::AcqRel).then_some(Sense::MEDIUM_CHANGED)
+    }
+
+    /// After a reset, nobody prevents that the disc is taken out (SPC-4, section 6.20).
+    pub fn reset(&self) {
+        self.is_locked.store(false, Ordering::Release);
     }
 
     /// The media event that has not been reported.

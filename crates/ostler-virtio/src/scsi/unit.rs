@@ -85,7 +85,10 @@ impl Unit {
                 Ok(0)
             }
             (TEST_UNIT_READY | START_STOP_UNIT | PREVENT_ALLOW, _) => Ok(0),
-            (REQUEST_SENSE, _) => answer(request, map, &NO_SENSE, u64::from(request.cdb[4])),
+            (REQUEST_SENSE, _) => {
+                let sense = self.tray.attention().map_or(NO_SENSE, Sense::fixed);
+                answer(request, map, &sense, u64::from(request.cdb[4]))
+            }
             (INQUIRY, _) => self.inquiry(request, map),
             (MODE_SENSE_6 | MODE_SENSE_10, _) => self.mode_sense(request, map),
             (READ_CAPACITY_10, _) => self.capacity_10(request, map),
@@ -237,7 +240,7 @@ impl Unit {
     }
 }
 
-/// REQUEST SENSE has nothing to add: each failure has come with its sense data.
+/// REQUEST SENSE has nothing to add but a unit attention: each failure has come with its sense data.
 const NO_SENSE: [u8; sense::FIXED_BYTES] = {
     let mut bytes = [0; sense::FIXED_BYTES];
     bytes[0] = 0x70;

@@ -256,6 +256,35 @@ fn disc_is_ejected_and_another_put_in_and_the_driver_is_told_each_time() {
 }
 
 #[test]
+fn request_sense_tells_of_another_disc_in_place_of_the_next_command() {
+    let rig = Rig::new();
+    let sense = || {
+        let fixed = rig.asks(DISC, &[3, 0, 0, 0, 18, 0]);
+        (fixed[2], fixed[12], fixed[13])
+    };
+    assert_eq!(sense(), (0, 0, 0));
+    assert!(rig.bus.insert((2, 1), unit(disk_file(BYTES), BYTES).image));
+    assert_eq!((sense(), sense()), ((6, 0x28, 0), (0, 0, 0)));
+    rig.asks(DISC, &[0; 6]);
+}
+
+#[test]
+fn reset_lets_the_disc_be_taken_out_again() {
+    let rig = Rig::new();
+    let (prevent, eject, load) = ([0x1e, 0, 0, 0, 1, 0], [0x1b, 0, 0, 0, 2, 0], [0x1b, 0, 0, 0, 3, 0]);
+    // I_T NEXUS RESET and LOGICAL UNIT RESET; QUERY TASK changes nothing.
+    for function in [4, 5] {
+        rig.asks(DISC, &prevent);
+        assert_eq!(rig.manage(6, DISC), OK);
+        assert_eq!(rig.fails(DISC, &eject, b""), (5, 0x53, 2));
+        assert_eq!(rig.manage(function, DISC), OK);
+        rig.asks(DISC, &eject);
+        rig.asks(DISC, &load);
+        rig.fails(DISC, &[0; 6], b"");
+    }
+}
+
+#[test]
 fn write_same_repeats_its_block_and_unmap_gives_ranges_up() {
     let rig = Rig::new();
     rig.sends(&[0x41, 0, 0, 0, 0, 10, 0, 0, 100, 0], &pattern(7, 1));
