@@ -240,14 +240,22 @@ impl Cpu {
                 return Ok(pointer);
             }
         }
-        let block = self.decode_block(linear, gpa)?;
-        let global = global && block.second_page.is_none();
-        if self.jit.enabled && self.code.is_crowded() {
-            self.code.shed();
+        let found = self.decode_block(linear, gpa).map(|block| {
+            let global = global && block.second_page.is_none();
+            if self.jit.enabled && self.code.is_crowded() {
+                self.code.shed();
+            }
+            let pointer = self.code.insert(block);
+            self.code.remember_jump(linear, pointer, global);
+            pointer
+        });
+        if found.is_err() {
+            self.code.abandon(gpa & PAGE_MASK);
         }
-        let pointer = self.code.insert(block);
-        self.code.remember_jump(linear, pointer, global);
-        Ok(pointer)
+        if self.code.has_emptied() {
+            self.unwatch_emptied();
+        }
+        found
     }
 
     /// Translates an instruction fetch; and whether every address space has that page.
@@ -320,6 +328,8 @@ impl Cpu {
         let second = self.fetch_next_page(linear)?;
         self.watch_code(gpa, in_page);
         self.watch_code(second, MAX_INSTRUCTION_BYTES - in_page);
+        // Unless a block comes of it.
+        self.code.abandon(second & PAGE_MASK);
         self.fetch_bytes(gpa, &mut bytes[..in_page])?;
         self.fetch_bytes(second, &mut bytes[in_page..])?;
         let Decoded::Instruction { op, .. } =
@@ -359,8 +369,19 @@ impl Cpu {
     /// has code there.
     #[cold]
     fn unwatch_emptied(&mut self) {
+        let emptied = self.code.take_emptied();
+        self.unwatch(emptied);
+    }
+
+    /// Drops all code: this vCPU is going, and its siblings' stores to those pages shall be fast again.
+    pub fn release_code(&mut self) {
+        let held = self.code.release_all();
+        self.unwatch(held);
+    }
+
+    fn unwatch(&mut self, pages: Vec<u64>) {
         let mut unwatched = Vec::new();
-        for page in self.code.take_emptied() {
+        for page in pages {
             self.vm.release_code(page, || {
                 if let Some(place) = self.mmu.physical.find(page) {
                     place.log.unwatch_page(place.offset / PAGE_BYTES);

@@ -262,6 +262,7 @@ mod tests {
     use ostler_memory::SlotConfig;
 
     use super::*;
+    use crate::accel::SoftVcpu;
     use crate::cpu::Cpu;
 
     fn vm() -> Arc<VmShared> {
@@ -322,5 +323,16 @@ mod tests {
             watcher.join().expect("it ends");
         }
         assert_eq!(done.try_iter().count(), 2);
+    }
+
+    #[test]
+    fn vcpu_that_goes_leaves_no_page_watched() {
+        let vm = vm();
+        let (mut staying, mut going) = (cpu(&vm, 0), cpu(&vm, 1));
+        staying.watch_code(0x5000, 1);
+        going.watch_code(0x5000, 1);
+        going.watch_code(0x6000, 1);
+        drop(SoftVcpu::new(going));
+        assert_eq!(*vm.holders(), HashMap::from([(0x5000, 1)]));
     }
 }

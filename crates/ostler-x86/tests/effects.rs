@@ -140,6 +140,22 @@ fn page_is_watched_until_the_last_vcpu_has_no_code_there() {
     assert_eq!(watched_lines(&cpu, FUNCTION), 0, "the other vCPU has none");
 }
 
+#[test]
+fn dropping_all_code_at_once_leaves_no_page_watched_for_good() {
+    let mut cpu = after(|a| {
+        a.mov(rsp, 0x8000_u64)?;
+        a.mov(byte_ptr(FUNCTION), 0xc3)?;
+        a.call(FUNCTION)
+    });
+    assert_ne!(watched_lines(&cpu, FUNCTION), 0);
+    // As when there are too many blocks. What runs next is at the HLT.
+    cpu.code.forget_all();
+    cpu.rip -= 1;
+    assert_eq!(cpu.run(&NobodyAnswers), Exit::Hlt);
+    assert_eq!(watched_lines(&cpu, FUNCTION), 0);
+    assert_ne!(watched_lines(&cpu, CODE), 0);
+}
+
 /// Stores to the page of [`FUNCTION`], `offset` bytes into it, and calls the RET there, 1000 times.
 fn store_and_call(a: &mut CodeAssembler, offset: u64) -> Result<(), IcedError> {
     let mut again = a.create_label();

@@ -45,6 +45,7 @@ impl SoftVcpu {
 impl Drop for SoftVcpu {
     fn drop(&mut self) {
         self.cpu.disarm_monitor();
+        self.cpu.release_code();
         self.cpu.vm.remove_sibling(self.cpu.id);
     }
 }

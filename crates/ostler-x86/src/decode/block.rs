@@ -132,10 +132,10 @@ pub struct CodeCache {
     blocks: usize,
     /// Instructions decoded since [`CodeCache::shed`].
     fresh_ops: usize,
-    /// Pages that the rest of a crossing instruction was read from.
-    second_pages: AddressMap<u64, ()>,
+    /// How many crossing instructions have their rest in a page; none for those that are not there.
+    second_pages: AddressMap<u64, u32>,
     /// Pages that lost their last block.
-    emptied: Vec<u64>,
+    emptied: AddressMap<u64, ()>,
     /// Pages that are watched for this vCPU.
     held: AddressMap<u64, ()>,
     /// Blocks that were invalidated but may still be running: they must not move.
@@ -165,7 +165,7 @@ impl CodeCache {
             blocks: 0,
             fresh_ops: 0,
             second_pages: AddressMap::default(),
-            emptied: Vec::new(),
+            emptied: AddressMap::default(),
             held: AddressMap::default(),
             retired: Vec::new(),
             tags: Tags { generation: 1, ..Tags::default() },
@@ -244,11 +244,12 @@ impl CodeCache {
         let (gpa, bitness) = (block.gpa, u32::from(block.bitness));
         self.fresh_ops += block.ops.len();
         if let Some(second) = block.second_page {
-            self.second_pages.insert(second, ());
+            *self.second_pages.entry(second).or_default() += 1;
         }
         let block = Box::new(block);
         let pointer: *const Block = &raw const *block;
         if let Some(old) = self.pages.entry(gpa & PAGE_MASK).or_default().insert(key(gpa, bitness), block) {
+            old.second_page.into_iter().for_each(|page| self.leave_second_page(page));
             self.retired.push(old);
             self.tags.forget();
         } else {
@@ -312,12 +313,33 @@ impl CodeCache {
             return;
         }
         self.blocks -= dead.len();
-        self.retired.extend(dead.iter().filter_map(|key| blocks.remove(key)));
+        let dropped: Vec<_> = dead.iter().filter_map(|key| blocks.remove(key)).collect();
         if blocks.is_empty() {
             self.pages.remove(&page);
-            self.emptied.push(page);
+            self.emptied.insert(page, ());
         }
+        dropped.iter().filter_map(|block| block.second_page).for_each(|page| self.leave_second_page(page));
+        self.retired.extend(dropped);
         self.tags.forget();
+    }
+
+    fn leave_second_page(&mut self, page: u64) {
+        let Some(count) = self.second_pages.get_mut(&page) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.second_pages.remove(&page);
+            self.emptied.insert(page, ());
+        }
+    }
+
+    /// Notes that what was to be decoded in `page` came to nothing.
+    pub fn abandon(&mut self, page: u64) {
+        self.emptied.insert(page, ());
+    }
+
+    /// Whether [`CodeCache::take_emptied`] may have something.
+    pub fn has_emptied(&self) -> bool {
+        !self.emptied.is_empty()
     }
 
     /// Notes that `page` is watched for this vCPU; false when it was already.
@@ -327,7 +349,7 @@ impl CodeCache {
 
     /// The pages that need not be watched for this vCPU any more.
     pub fn take_emptied(&mut self) -> Vec<u64> {
-        let mut emptied = std::mem::take(&mut self.emptied);
+        let mut emptied: Vec<u64> = std::mem::take(&mut self.emptied).into_keys().collect();
         emptied.retain(|page| {
             let in_use = self.pages.contains_key(page) || self.second_pages.contains_key(page);
             !in_use && self.held.remove(page).is_some()
@@ -348,18 +370,27 @@ impl CodeCache {
         self.pages.retain(|page, blocks| {
             retired.extend(blocks.extract_if(|_, block| !block.is_worth_keeping()).map(|(_, block)| block));
             if blocks.is_empty() {
-                emptied.push(*page);
+                emptied.insert(*page, ());
             }
             !blocks.is_empty()
         });
+        let second: Vec<u64> = self.retired[before..].iter().filter_map(|block| block.second_page).collect();
+        second.into_iter().for_each(|page| self.leave_second_page(page));
         self.blocks -= self.retired.len() - before;
         self.fresh_ops = 0;
         self.tags.forget();
     }
 
+    /// Drops every block: all pages that were watched for this vCPU.
+    pub fn release_all(&mut self) -> Vec<u64> {
+        self.forget_all();
+        self.emptied.clear();
+        std::mem::take(&mut self.held).into_keys().collect()
+    }
+
     /// Drops every block.
     pub fn forget_all(&mut self) {
-        self.emptied.extend(self.pages.keys().chain(self.second_pages.keys()));
+        self.emptied.extend(self.pages.keys().chain(self.second_pages.keys()).map(|page| (*page, ())));
         self.second_pages.clear();
         self.retired.extend(self.pages.drain().flat_map(|(_, blocks)| blocks.into_values()));
         self.blocks = 0;
@@ -441,5 +472,73 @@ mod tests {
         assert_eq!((cache.take_emptied(), cache.retired().len()), (vec![0x2000], 1));
         cache.shed();
         assert!(cache.find(0x1000, 64).is_none() && cache.find(0x1040, 64).is_some());
+    }
+
+    fn cache() -> CodeCache {
+        CodeCache::new(&GuestRam::new())
+    }
+
+    /// Two bytes at `gpa`.
+    fn decode(cache: &mut CodeCache, gpa: u64) {
+        let second_page = (gpa % PAGE_BYTES == PAGE_BYTES - 1).then_some(gpa + 1);
+        for page in [Some(gpa & PAGE_MASK), second_page].into_iter().flatten() {
+            cache.hold(page);
+        }
+        let (ops, bytes) = (Box::default(), Box::new([0; 2]));
+        cache.insert(Block { ops, bytes, gpa, len: 2, bitness: 64, second_page, translated: Translated::default() });
+    }
+
+    fn overwrite(cache: &mut CodeCache, gpa: u64) -> Vec<u64> {
+        cache.forget_range(&WatchedWrite { gpa, len: 1 });
+        let mut emptied = cache.take_emptied();
+        emptied.sort_unstable();
+        emptied
+    }
+
+    #[test]
+    fn crossing_block_that_is_dropped_gives_both_its_pages_back() {
+        let mut cache = cache();
+        decode(&mut cache, 0x5fff);
+        assert_eq!(overwrite(&mut cache, 0x6000), [0x5000, 0x6000]);
+    }
+
+    #[test]
+    fn second_page_is_kept_while_a_block_is_there() {
+        let mut cache = cache();
+        decode(&mut cache, 0x5fff);
+        decode(&mut cache, 0x6010);
+        assert_eq!(overwrite(&mut cache, 0x5fff), [0x5000]);
+        assert_eq!(overwrite(&mut cache, 0x6010), [0x6000]);
+        decode(&mut cache, 0x5fff);
+        decode(&mut cache, 0x5fff);
+        assert_eq!(overwrite(&mut cache, 0x5fff), [0x5000, 0x6000], "the first was replaced");
+    }
+
+    #[test]
+    fn page_that_no_block_came_of_is_given_back() {
+        let mut cache = cache();
+        cache.hold(0x5000);
+        cache.abandon(0x5000);
+        assert_eq!(cache.take_emptied(), [0x5000]);
+    }
+
+    #[test]
+    fn dropping_everything_again_and_again_remembers_each_page_once() {
+        let mut cache = cache();
+        for _ in 0..10 {
+            decode(&mut cache, 0x5fff);
+            cache.forget_all();
+        }
+        assert_eq!(cache.emptied.len(), 2);
+    }
+
+    #[test]
+    fn crossing_block_that_is_shed_gives_both_its_pages_back() {
+        let mut cache = cache();
+        decode(&mut cache, 0x5fff);
+        cache.shed();
+        let mut emptied = cache.take_emptied();
+        emptied.sort_unstable();
+        assert_eq!(emptied, [0x5000, 0x6000]);
     }
 }
