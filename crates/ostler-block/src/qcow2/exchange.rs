@@ -110,6 +110,7 @@ impl Qcow2 {
         let fields = patched(fields, &layout, tables.refcounts.table(), change.snapshots);
         self.storage.write_bytes(&fields, HEADER_FIELDS.0)?;
         self.sync()?;
+        tables.refcounts.note_home();
         (tables.l1, tables.layout) = (l1, layout);
         self.size.store(layout.size, std::sync::atomic::Ordering::Release);
         let old_l1 = (old.l1_offset >> old.cluster_bits, (8 * u64::from(old.l1_entries)).div_ceil(old.cluster()));

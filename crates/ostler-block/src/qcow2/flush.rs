@@ -106,14 +106,15 @@ impl Qcow2 {
         tables.refcounts.write_blocks(storage)?;
         self.sync_all()?;
         if tables.refcounts.is_table_dirty() {
-            let moved = tables.refcounts.write_table(storage)?;
+            tables.refcounts.write_table(storage)?;
             self.sync()?;
-            if moved {
+            if tables.refcounts.has_moved() {
                 let (offset, clusters) = tables.refcounts.table();
                 let mut field = offset.to_be_bytes().to_vec();
                 field.extend(clusters.to_be_bytes());
                 storage.write_bytes(&field, HEADER_REFCOUNT_TABLE)?;
                 self.sync()?;
+                tables.refcounts.note_home();
                 for (first, count) in std::mem::take(&mut tables.refcounts.replaced) {
                     tables.unlinked.push(Unlinked { first, count, punch: false });
                 }
@@ -123,11 +124,13 @@ impl Qcow2 {
     }
 
     fn write_l1(&self, tables: &mut Tables) -> Result<()> {
-        for group in std::mem::take(&mut tables.l1_dirty) {
+        // A group that could not be written stays dirty.
+        while let Some(&group) = tables.l1_dirty.first() {
             let first = group * L1_WORDS;
             let words = &tables.l1[first..tables.l1.len().min(first + L1_WORDS)];
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
             self.storage.write_bytes(&bytes, tables.layout.l1_offset + 8 * first as u64)?;
+            tables.l1_dirty.remove(&group);
         }
         Ok(())
     }

@@ -369,9 +369,8 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Writes the table's changes; the answer is whether it is at a new place, which the header
-    /// has to learn once this is stable.
-    pub fn write_table(&mut self, storage: &dyn Storage) -> Result<bool> {
+    /// Writes the table's changes. If it has moved, the header has to learn that once this is stable.
+    pub fn write_table(&mut self, storage: &dyn Storage) -> Result<()> {
         if self.moved {
             let bytes: Vec<u8> = self.table.iter().flat_map(|word| word.to_be_bytes()).collect();
             storage.write_bytes(&bytes, self.table_offset)?;
@@ -381,7 +380,17 @@ impl Refcounts {
             }
         }
         self.table_dirty.clear();
-        Ok(std::mem::take(&mut self.moved))
+        Ok(())
+    }
+
+    /// Whether the table is where the header does not say it is.
+    pub fn has_moved(&self) -> bool {
+        self.moved
+    }
+
+    /// The header says where the table is, and that is stable.
+    pub fn note_home(&mut self) {
+        self.moved = false;
     }
 }
 

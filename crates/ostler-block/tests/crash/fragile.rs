@@ -37,9 +37,22 @@ struct Held {
     /// Writes fail after one at this offset.
     last_write: Option<u64>,
     is_failing: bool,
+    /// How many writes and flushes there are before one that fails.
+    until_failure: Option<u64>,
 }
 
 impl Held {
+    fn fail_in_turn(&mut self) -> io::Result<()> {
+        self.until_failure = match self.until_failure {
+            Some(0) => {
+                self.until_failure = None;
+                return Err(io::Error::other("the disk fails once"));
+            }
+            left => left.map(|left| left - 1),
+        };
+        Ok(())
+    }
+
     fn after_crash(&self, dice: &mut Dice) -> Vec<u8> {
         let mut bytes = self.stable.clone();
         let most = dice.below(3);
@@ -71,6 +84,11 @@ impl Fragile {
     /// Has every write fail after the next one at `offset`; with `None`, none any more.
     pub fn fail_after(&self, offset: Option<u64>) {
         self.with(|held| (held.last_write, held.is_failing) = (offset, false));
+    }
+
+    /// Has one write or flush fail, after as many that do not.
+    pub fn fail_once_after(&self, writes: u64) {
+        self.with(|held| held.until_failure = Some(writes));
     }
 
     /// What might be found after the power failed.
@@ -114,6 +132,7 @@ impl Storage for Fragile {
             if held.is_failing {
                 return Err(io::Error::other("the disk fails"));
             }
+            held.fail_in_turn()?;
             held.is_failing = held.last_write == Some(offset);
             let end = offset as usize + bytes.len();
             held.now.resize(held.now.len().max(end), 0);
@@ -125,6 +144,7 @@ impl Storage for Fragile {
 
     fn flush(&self) -> io::Result<()> {
         self.with(|held| {
+            held.fail_in_turn()?;
             if let Some(mut dice) = held.recording.take() {
                 let left = held.after_crash(&mut dice);
                 held.recorded.push(left);
@@ -132,8 +152,8 @@ impl Storage for Fragile {
             }
             held.unflushed.clear();
             held.stable = held.now.clone();
-        });
-        Ok(())
+            Ok(())
+        })
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
