@@ -10,13 +10,22 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import ostler
 from ostler import Ending
-from ostler.errors import ConfigError, GuestError, KernelError, WaitTimeout
+from ostler.errors import (
+    ConfigError,
+    DiskError,
+    GuestError,
+    KernelError,
+    OstlerError,
+    WaitTimeout,
+)
 
 LOAD_GPA = 0x10_0000
 LOOP_FOREVER = b"\xf4\xeb\xfd"  # hlt; jmp to it
@@ -302,6 +311,47 @@ def test_disks_change_their_image_while_the_machine_runs(kernel: Kernel, tmp_pat
         vm.stop()
     with pytest.raises(ConfigError, match="its disks are closed; ask while it does"):
         _ = vm.disks
+    late = tmp_path / "late.qcow2"
+    for change in (
+        partial(disk.resize, 2 << 20),
+        partial(disk.snapshot, "late"),
+        partial(disk.delete_snapshot, "late"),
+        partial(disk.overlay, late),
+        partial(disk.backup, late),
+        partial(disk.mirror, late),
+    ):
+        with pytest.raises(DiskError, match="the machine that used it has ended; start one, or"):
+            change()
+    assert not late.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_disk_that_cannot_be_written_out_is_told_in_one_line(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    (small := tmp_path / "small").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", small], check=True)
+    try:
+        disk = small / "disk.qcow2"
+        ostler.create_image(disk, 64 << 20)
+        with ostler.VM(kernel(LOOP_FOREVER), memory="16M", disks=disk, net="none") as vm:
+            with suppress(OSError, OstlerError):
+                for offset in range(0, 64 << 20, 1 << 16):
+                    vm.disks[0].image.write(offset, b"x" * (1 << 16))
+            # Nothing is left for the tables.
+            with suppress(OSError), open(small / "rest", "wb", buffering=0) as rest:
+                while rest.write(bytes(4096)):
+                    pass
+            vm.stop()
+        outcome = vm.wait()
+        assert outcome.ending is Ending.DISK_LOST
+        assert outcome.exit_code == 2
+        assert str(outcome) == (
+            f"a disk that could not be written: {disk}: No space left on device; what the guest"
+            " had not flushed is lost (it ended by stopped)"
+        )
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 def test_machine_that_does_not_run_says_so_at_once(kernel: Kernel) -> None:

@@ -55,6 +55,7 @@ class LiveImage(Closing):
         self.disk = LiveDisk(image.name, disk_of(image))
         self.job: Job[Any] | None = None
         """What is being done, or was done last."""
+        self._is_closed = False
         self.tell_size: Callable[[], object] = lambda: None
         """Set by the board: tells the guest's driver that the disk has another size."""
 
@@ -223,6 +224,11 @@ class LiveImage(Closing):
             raise DiskError(f"{self.name}: opened read-only; nothing of it changes")
 
     def _refuse_two_jobs(self) -> None:
+        if self._is_closed:
+            raise DiskError(
+                f"{self.name}: the machine that used it has ended; start one, or use"
+                " ostler.open_image"
+            )
         if self.job is not None and self.job.running:
             raise DiskError(
                 f"{self.name}: its {self.job.name} is not finished; wait for it or cancel it"
@@ -300,6 +306,7 @@ class LiveImage(Closing):
             self.job.cancel()
             with suppress(OstlerError):
                 self.job.wait()
+        self._is_closed = True
         self.image.close()
 
 

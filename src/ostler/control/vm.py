@@ -44,7 +44,7 @@ from ostler.control.balloon import Balloon
 from ostler.control.console import SerialConsole
 from ostler.control.hotplug import Hotplug
 from ostler.control.network import NetworkCard
-from ostler.control.outcome import Ending, Outcome
+from ostler.control.outcome import Ending, Outcome, of_vcpu_exit
 from ostler.control.parameters import told_as_made, told_by_parameters
 from ostler.control.ports import Consoles, Ends, open_ends
 from ostler.control.records import Records
@@ -68,7 +68,7 @@ from ostler.control.stats import VmStats
 from ostler.control.threads import NamedThread
 from ostler.control.vsock import Vsock, open_vsock
 from ostler.devices.device import GuestMemory
-from ostler.engine import Exit, InternalError, NetLinks, Shutdown
+from ostler.engine import NetLinks
 from ostler.errors import ConfigError, OstlerError, WaitTimeout
 from ostler.host.accelerator import Decision
 from ostler.host.admission import admit_memory
@@ -446,7 +446,7 @@ class VM:
             case Reset(source):
                 return self._guest_reset(source)
             case VcpuExit(number, exit):
-                return self._vcpu_exit(number, exit)
+                return of_vcpu_exit(number, exit, self._panic())
         return None
 
     def _guest_reset(self, source: str) -> Outcome | None:
@@ -457,16 +457,6 @@ class VM:
             return Outcome(Ending.RESET, f"by the {source}")
         self._reboot()
         return None
-
-    def _vcpu_exit(self, number: int, exit: Exit) -> Outcome:
-        panic = self._panic()
-        if isinstance(exit, Shutdown) and panic is not None:
-            return Outcome(Ending.PANIC, panic)
-        if isinstance(exit, Shutdown):
-            return Outcome(Ending.TRIPLE_FAULT, f"CPU {number} could not deliver an exception")
-        if isinstance(exit, InternalError):
-            return Outcome(Ending.FAILURE, f"CPU {number}: {exit.text}")
-        return Outcome(Ending.FAILURE, f"CPU {number}: unexpected {exit!r}")
 
     def _panic(self) -> str | None:
         return self.serial.find_panic(self._session.printed_before) if self._session else None
@@ -487,13 +477,18 @@ class VM:
             gc.collect()
 
     def _finish(self, outcome: Outcome) -> None:
-        self._outcome = outcome
         try:
             with self._lock:
                 self._close_session()
             self._networks = []
             self._open.close()
+        except OstlerError as error:
+            outcome = outcome.with_disk_lost(error)
         finally:
+            if outcome.ending is Ending.DISK_LOST:
+                # What was raised refers to the file, which nobody is to find in use.
+                gc.collect()
+            self._outcome = outcome
             self.serial.end(f"the guest has ended ({outcome})")
             self.hvc.end(f"the guest has ended ({outcome})")
             self.console.end(f"the guest has ended ({outcome})")
