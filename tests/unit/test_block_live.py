@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -642,3 +645,41 @@ def test_disk_that_is_read_only_gets_no_overlay(tmp_path: Path) -> None:
     ):
         live.overlay(tmp_path / "top")
     assert not (tmp_path / "top").exists()
+
+
+def test_snapshot_of_a_disk_in_use_is_not_made_twice_by_one_name(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    filled(source)
+    with opened(source) as live:
+        live.snapshot("one")
+        for name, said in ("one", "'one' already"), ("", "needs a name"):
+            with pytest.raises(DiskError, match=said):
+                live.snapshot(name)
+        assert len(live.snapshots) == 1
+
+
+BACK_UP = """
+import sys
+from ostler.block.image import Opening, open_with
+from ostler.block.live import LiveImage
+with LiveImage(open_with(sys.argv[1], "raw", Opening()), Opening()) as live:
+    try:
+        live.backup(sys.argv[2], format="raw").wait()
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_backup_to_a_full_file_system_names_the_target(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("mounting takes root")
+    (tmp_path / "source").write_bytes(b"x" * (2 << 20))
+    (full := tmp_path / "full").mkdir()
+    mounted = f'mount -t tmpfs -o size=1m none {full} && exec "$@"'
+    unshare = ["unshare", "--mount", "sh", "-c", mounted, "sh", sys.executable, "-c", BACK_UP]
+    command = [*unshare, str(tmp_path / "source"), str(full / "copy")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if not done.stdout:
+        pytest.skip(f"no mounts here: {done.stderr}")
+    assert done.stdout.startswith(f"{full / 'copy'}: ")
+    assert "No space left" in done.stdout

@@ -20,6 +20,7 @@ from ostler.block import open_image
 from ostler.block.nbd.export import Export, bitmap_of
 from ostler.block.nbd.server import Server
 from ostler.block.nbd.tls import server_context
+from ostler.cli import invoke
 from ostler.errors import ConfigError, DiskError, HostError
 
 MIB = 1 << 20
@@ -366,3 +367,11 @@ def test_serve_once_ends_with_its_last_client(disk: Path) -> None:
         assert run("nbdinfo", "--size", server.stdout.readline().strip()) == f"{SIZE}\n"
         assert server.wait(10) == 0
     assert not os.path.exists(where)
+
+
+def test_help_of_serve_has_tls_among_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["image", "serve", "--help"]) == 0
+    usage, options = capsys.readouterr().out.split("Options:")
+    assert "--tls-certs DIR" in options
+    assert "--no-tls-verify-peer" in options
+    assert "tls_verify_peer" not in usage

@@ -239,3 +239,16 @@ def test_overlay_under_any_sequence_of_operations_reads_right(tmp_path: Path) ->
         suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(Chain, settings=limits)
+
+
+def test_snapshot_has_a_name_that_no_other_has(tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    create_image(path, SIZE)
+    with opened(path) as image:
+        image.snapshot("one")
+        with pytest.raises(DiskError, match="has a snapshot 'one' already; delete it or"):
+            image.snapshot("one")
+        with pytest.raises(DiskError, match="needs a name"):
+            image.snapshot("", again=True)
+        image.snapshot("one", again=True)
+        assert [each.name for each in image.snapshots] == ["one", "one"]

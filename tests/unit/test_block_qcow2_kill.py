@@ -49,7 +49,7 @@ def write_until_killed(path: Path, blocks: list[int], first: int, told: int) -> 
                 image.flush()
                 os.write(told, struct.pack("<Q", number + 1))
             if number % 97 == 96:
-                image.snapshot(f"s{number % 3}")
+                image.snapshot(f"s{number % 3}", again=True)
                 if len(image.snapshots) > 2:
                     image.delete_snapshot(image.snapshots[0].id)
                 if number % 2:

@@ -65,10 +65,11 @@ def test_conversion_that_is_killed_leaves_nothing_that_has_the_targets_name(
 ) -> None:
     target = tmp_path / "target"
     part = tmp_path / "target.part"
-    for end in (signal.SIGINT, signal.SIGKILL):
+    for end in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         with slowly(source, target, format) as process:
             process.send_signal(end)
-            process.wait(PATIENCE_S)
+            code = process.wait(PATIENCE_S)
+        assert code == (-end if end == signal.SIGKILL else 128 + end)
         assert not target.exists()
         assert part.exists() is (end == signal.SIGKILL)
     # What is left of the one that was killed is replaced.

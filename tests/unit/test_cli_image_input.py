@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -248,3 +249,16 @@ def test_measure_of_a_snapshot_is_what_it_takes(run: Run) -> None:
     ours = run("measure -O qcow2 -l one a.qcow2")
     assert theirs.startswith(ours)
     assert ours != run("measure -O qcow2 a.qcow2")
+
+
+@pytest.mark.parametrize("command", ["create no/such 1M", "convert -O raw d no/such"])
+def test_read_only_file_system_is_told_in_one_line(
+    command: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlink(path: object, **_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    (tmp_path / "d").write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(os, "unlink", unlink)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert "cannot create disk image" in run(command, 2)

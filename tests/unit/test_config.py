@@ -138,6 +138,8 @@ def test_chips_leave_the_kernel_for_more_cpus_than_its_ioapic_reaches() -> None:
     ("text", "said"),
     [
         ("kvm,kernel-irqchip=off", "kernel-irqchip is on"),
+        ("kvm,kernel-irqchip", "no value; kernel-irqchip is on .* or split"),
+        ("kvm,dirty-ring-size", "no value; dirty-ring-size is a number"),
         ("kvm,irqchip=split", "'irqchip' is none of kernel-irqchip and dirty-ring-size"),
         ("kvm,kernel-irqchip=on,kernel-irqchip=split", "says kernel-irqchip twice"),
         ("kvm,dirty-ring-size=many", "is a number of entries, 4096 say"),

@@ -146,3 +146,9 @@ def test_host_that_refuses_says_why_and_leaves_nothing(
     with pytest.raises(HostError, match=f"--net macvtap=lo: .*{cure}"):
         Macvtap(NetLinks(), monitor, Heard(), "lo", random_mac())
     assert not [name for _, name in socket.if_nameindex() if f"t{os.getpid()}." in name]
+
+
+def test_mtu_above_the_cards_is_refused_before_anything_is_made(monitor: MonitorThread) -> None:
+    most = interface.mtu("lo")
+    with pytest.raises(ConfigError, match=f"mtu={most + 1}: above the card's, which is {most}"):
+        Macvtap(NetLinks(), monitor, Heard(), "lo", random_mac(), mtu=most + 1)

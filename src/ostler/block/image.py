@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -190,8 +190,11 @@ class Snapshotting(Image, Protocol):
     def snapshots(self) -> tuple[Snapshot, ...]:
         """All there are, oldest first."""
 
-    def snapshot(self, name: str) -> Snapshot:
-        """Keep the disk as it is now under `name`."""
+    def snapshot(self, name: str, *, again: bool = False) -> Snapshot:
+        """Keep the disk as it is now under `name`, which no other has unless it is to be `again`.
+
+        Of two with a name the older one is found by it.
+        """
 
     def apply_snapshot(self, name: str) -> None:
         """Make the disk what it was; `name` is a snapshot's name or id."""
@@ -335,8 +338,17 @@ def removed_if_new(path: str) -> Iterator[None]:
         yield
     except BaseException:
         if local is not None and not was_there:
-            local.unlink(missing_ok=True)
+            remove_quietly(local)
         raise
+
+
+def remove_quietly(path: str | PathLike[str]) -> None:
+    """Remove a file after a failure, which is what is told, whether this fails or not.
+
+    It may not be there: on a file system that is read-only that is told as EROFS.
+    """
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def check_range(image: Image, offset: int, length: int) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ostler.block.chain import identity, layers
@@ -33,6 +32,7 @@ from ostler.block.image import (
     create_image,
     local_name,
     open_with,
+    remove_quietly,
 )
 from ostler.engine.block import LiveDisk
 from ostler.errors import DiskError, OstlerError
@@ -91,7 +91,7 @@ class LiveImage(Closing):
                 self.reopen(target, "qcow2")
         except BaseException:
             # Nobody uses it; a second try finds its place free.
-            Path(target).unlink(missing_ok=True)
+            remove_quietly(target)
             raise
 
     def snapshot(self, name: str) -> Snapshot:

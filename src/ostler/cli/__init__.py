@@ -92,9 +92,9 @@ def invoke(arguments: Sequence[str]) -> int:
         return _fail(str(error), GUEST_FAILED)
     except OstlerError as error:
         return _fail(str(error), BAD_INPUT)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         _cancel_jobs()
-        return _fail("interrupted", 130)
+        return _interrupted(interrupt)
     except BrokenPipeError:
         return output_closed()
     except SystemExit as ended:
@@ -152,8 +152,23 @@ def _said_by_typer(error: Exception, verb: str | None, arguments: Sequence[str])
     if typer is None:
         return None
     if isinstance(error, typer.Abort):
-        return _fail("interrupted", 130)
+        return _interrupted(error.__cause__ or error.__context__)
     return _usage(error, verb, arguments) if isinstance(error, typer.TyperException) else None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; it clears away as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def _interrupted(error: BaseException | None) -> int:
+    """The exit code after Ctrl-C or SIGTERM."""
+    if isinstance(error, Terminated):
+        return _fail("terminated", 128 + signal.SIGTERM)
+    return _fail("interrupted", 128 + signal.SIGINT)
 
 
 def _cancel_jobs() -> None:
@@ -170,6 +185,9 @@ def output_closed() -> int:
 
 def main() -> None:
     """The entry point of the `ostler` program."""
+    # A machine has its own way to end.
+    if sys.argv[1:2] == ["image"] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(invoke(sys.argv[1:]))
 
 

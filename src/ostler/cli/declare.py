@@ -20,9 +20,9 @@ class Declared(NamedTuple):
     """`help`, `metavar`, and what else typer knows."""
 
 
-def Option(*names: str, **details: Any) -> Declared:  # noqa: N802 - as typer's
-    """An option."""
-    return Declared(names, details)
+def Option(name: str, *others: str, **details: Any) -> Declared:  # noqa: N802 - as typer's
+    """An option; without a name it would be an argument."""
+    return Declared((name, *others), details)
 
 
 def Argument(**details: Any) -> Declared:  # noqa: N802 - as typer's

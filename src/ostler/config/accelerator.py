@@ -12,6 +12,10 @@ ACCELERATORS = (KVM, "soft")
 # By the names that QEMU's -accel has for them.
 IRQCHIP, DIRTY_RING = "kernel-irqchip", "dirty-ring-size"
 IRQCHIPS = ("on", "split")
+_VALUES = {
+    IRQCHIP: f"{IRQCHIP} is on (all in the kernel) or split",
+    DIRTY_RING: f"{DIRTY_RING} is a number of entries, 4096 say",
+}
 # Entries of a vCPU's ring, as KVM takes them.
 RING_LEAST, RING_MOST = 1 << 10, 1 << 16
 # The destinations of the kernel's IOAPIC have 8 bits, of which all ones are everybody.
@@ -71,6 +75,8 @@ class AcceleratorChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
         if names == (AUTO,):
             return cls((), kvm)
         for name in names:
+            if name in (IRQCHIP, DIRTY_RING):
+                raise ConfigError(f"--accel {text!r}: {name} has no value; {_VALUES[name]}")
             if name not in ACCELERATORS:
                 known = ", ".join((AUTO, *ACCELERATORS))
                 raise ConfigError(
@@ -94,9 +100,9 @@ def _kvm_options(options: list[str], context: str) -> KvmOptions:
         values[key] = value
     irqchip = values.get(IRQCHIP)
     if irqchip not in (None, *IRQCHIPS):
-        raise ConfigError(f"{context}: {IRQCHIP} is on (all in the kernel) or split")
+        raise ConfigError(f"{context}: {_VALUES[IRQCHIP]}")
     ring = values.get(DIRTY_RING)
     if ring is not None and not (ring.isascii() and ring.isdecimal()):
-        raise ConfigError(f"{context}: {DIRTY_RING} is a number of entries, 4096 say")
+        raise ConfigError(f"{context}: {_VALUES[DIRTY_RING]}")
     split = None if irqchip is None else irqchip == "split"
     return KvmOptions(split, None if ring is None else int(ring))

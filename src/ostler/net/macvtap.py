@@ -46,7 +46,13 @@ class Macvtap(Backend):
         what = f"--net macvtap={lower}"
         if not interface.exists(lower):
             raise ConfigError(f"{what}: the host has no interface {lower}; `ip link` lists them")
-        self.mtu = mtu or interface.mtu(lower)
+        most = interface.mtu(lower)
+        if mtu > most:
+            raise ConfigError(
+                f"{what},mtu={mtu}: above the card's, which is {most}; leave mtu out, or"
+                f" `ip link set {lower} mtu {mtu}` if its network takes that"
+            )
+        self.mtu = mtu or most
         self._fds: list[int] = []
         self.name = ""
         remove_left_behind()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ostler.block.data_path import disk_of
 from ostler.block.formats.qcow2 import Qcow2Image
-from ostler.block.image import Opening
+from ostler.block.image import Opening, remove_quietly
 from ostler.block.jobs.convert import rename_new, starts_as_zero
 from ostler.block.jobs.job import Job
 from ostler.block.jobs.mirror import GRANULE_BITS, create_opened
 from ostler.engine.block import CopyProgress, DirtyMap
-from ostler.errors import DiskError
+from ostler.errors import DiskError, HostError
 
 if TYPE_CHECKING:
     from ostler.block.live import LiveImage
@@ -48,7 +50,8 @@ def backup(
     def work(job: Job[None]) -> None:
         try:
             try:
-                running.run(limit=limit)
+                with _told_of(part, live.disk.name):
+                    running.run(limit=limit)
                 target.flush()
             finally:
                 with live.held():
@@ -58,10 +61,21 @@ def backup(
         except BaseException:
             if marks is not None:
                 marks.merge(todo)
-            Path(part).unlink(missing_ok=True)
+            remove_quietly(part)
             raise
 
     return Job("backup", todo.dirty_bytes, work, progress)
+
+
+@contextmanager
+def _told_of(part: str, source: str) -> Iterator[None]:
+    """What the host fails names the target, whose errors the engine tells as the source's."""
+    try:
+        yield
+    except HostError as error:
+        why = str(error).removeprefix(f"{source}: ")
+        told = f"{part.removesuffix('.part')}: {source} cannot be copied there: {why}"
+        raise HostError(told) from error
 
 
 def _all_of(size: int) -> DirtyMap:

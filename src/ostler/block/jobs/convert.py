@@ -18,6 +18,7 @@ from ostler.block.image import (
     create_image,
     local_name,
     open_with,
+    remove_quietly,
     removed_if_new,
 )
 from ostler.block.jobs.concat import Concatenated
@@ -138,7 +139,7 @@ class _Place:
                 rename_new(self.now, self.target, lasting=lasting)
         except BaseException:
             if self.is_new:
-                Path(self.now).unlink(missing_ok=True)
+                remove_quietly(self.now)
             elif self.target is not None and self.target.is_file():
                 os.truncate(self.target, 0)
             raise

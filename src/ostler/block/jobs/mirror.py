@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ostler.block.data_path import disk_of
-from ostler.block.image import Image, Opening, create_image, open_with
+from ostler.block.image import Image, Opening, create_image, open_with, remove_quietly
 from ostler.block.jobs.convert import starts_as_zero
 from ostler.block.jobs.job import Job
 from ostler.block.jobs.passes import copy_passes, copy_rest
@@ -82,7 +81,7 @@ def create_opened(
             image.close()
             raise
     except BaseException:
-        Path(path).unlink(missing_ok=True)
+        remove_quietly(path)
         raise
     return image
 
@@ -93,4 +92,4 @@ def removed(path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(path).unlink(missing_ok=True)
+        remove_quietly(path)

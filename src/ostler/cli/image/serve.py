@@ -57,13 +57,18 @@ def serve(
     tls_certs: Annotated[
         Path | None,
         Option(
+            "--tls-certs",
             metavar="DIR",
             help="Speak TLS only, with server-cert.pem and server-key.pem; clients need a"
             " certificate of ca-cert.pem.",
         ),
     ] = None,
     tls_verify_peer: Annotated[
-        bool, Option(help="With TLS: whether clients need a certificate.")
+        bool,
+        Option(
+            "--tls-verify-peer/--no-tls-verify-peer",
+            help="With TLS: whether clients need a certificate.",
+        ),
     ] = True,
     insecure: Annotated[
         bool, Option("--insecure", help="Listen for other hosts without TLS.")

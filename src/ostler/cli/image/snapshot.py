@@ -50,7 +50,8 @@ def snapshot(
                 f"{filename}: images of format {image.format} keep no snapshots; convert it"
             )
         if create is not None:
-            image.snapshot(create)
+            # As qemu-img has it, names may be given twice: there are ids.
+            image.snapshot(create, again=True)
         elif apply is not None:
             image.apply_snapshot(apply)
         elif delete is not None:

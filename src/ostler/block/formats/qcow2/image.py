@@ -311,9 +311,9 @@ class Qcow2Image(Closing):
         """All internal snapshots."""
         return tuple(entry.public for entry in self._snapshots)
 
-    def snapshot(self, name: str) -> Snapshot:
-        """Keep the disk as it is now under `name`."""
-        return snapshots.create(self, self._snapshots, name)
+    def snapshot(self, name: str, *, again: bool = False) -> Snapshot:
+        """Keep the disk as it is now under `name`, which no other has unless it is `again`."""
+        return snapshots.create(self, self._snapshots, name, again=again)
 
     def apply_snapshot(self, name: str) -> None:
         """Make the disk what it was when the snapshot was made."""

@@ -144,9 +144,15 @@ def _refuse_impossible(image: Qcow2Image) -> None:
         )
 
 
-def create(image: Qcow2Image, entries: list[Entry], name: str) -> Snapshot:
-    """Keep the disk as it is now."""
+def create(image: Qcow2Image, entries: list[Entry], name: str, *, again: bool) -> Snapshot:
+    """Keep the disk as it is now; under a name that another has only if it is `again`."""
     _refuse_impossible(image)
+    if not name:
+        raise DiskError(f"{image.name}: a snapshot needs a name; give it one")
+    if not again and any(entry.name == name for entry in entries):
+        raise DiskError(
+            f"{image.name}: has a snapshot {name!r} already; delete it or give another name"
+        )
     if len(entries) >= MAX_SNAPSHOTS:
         raise DiskError(f"{image.name}: has {MAX_SNAPSHOTS} snapshots, the most; delete some")
     if len(name.encode()) > 0xFFFF:
