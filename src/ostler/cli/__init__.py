@@ -92,9 +92,12 @@ def invoke(arguments: Sequence[str]) -> int:
         return _fail(str(error), GUEST_FAILED)
     except OstlerError as error:
         return _fail(str(error), BAD_INPUT)
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt:
         _cancel_jobs()
-        return _interrupted(interrupt)
+        return _fail("interrupted", 130)
+    except Terminated:
+        _cancel_jobs()
+        return _fail("terminated", 128 + signal.SIGTERM)
     except BrokenPipeError:
         return output_closed()
     except SystemExit as ended:
@@ -152,23 +155,16 @@ def _said_by_typer(error: Exception, verb: str | None, arguments: Sequence[str])
     if typer is None:
         return None
     if isinstance(error, typer.Abort):
-        return _interrupted(error.__cause__ or error.__context__)
+        return _fail("interrupted", 130)
     return _usage(error, verb, arguments) if isinstance(error, typer.TyperException) else None
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came; it clears away as Ctrl-C does."""
+class Terminated(BaseException):
+    """SIGTERM came: as with Ctrl-C all is cleared away, but typer has no code of its own for it."""
 
 
 def _terminate(number: int, frame: object) -> None:
     raise Terminated
-
-
-def _interrupted(error: BaseException | None) -> int:
-    """The exit code after Ctrl-C or SIGTERM."""
-    if isinstance(error, Terminated):
-        return _fail("terminated", 128 + signal.SIGTERM)
-    return _fail("interrupted", 128 + signal.SIGINT)
 
 
 def _cancel_jobs() -> None:

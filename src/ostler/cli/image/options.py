@@ -265,7 +265,7 @@ def print_json(value: Any) -> None:
 
 
 def finish(job: Job[T], *, progress: bool) -> T:
-    """Wait for a job; Ctrl-C cancels it."""
+    """Wait for a job; Ctrl-C and SIGTERM cancel it."""
     try:
         if not progress:
             return job.wait()
@@ -273,7 +273,7 @@ def finish(job: Job[T], *, progress: bool) -> T:
             return job.watch(_report)
         finally:
             sys.stdout.write("\n")
-    except KeyboardInterrupt:
+    except BaseException:
         job.cancel()
         # It removes what it has made so far.
         with suppress(OstlerError):
