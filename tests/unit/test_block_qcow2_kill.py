@@ -35,7 +35,7 @@ def sector(block: int, number: int) -> bytes:
 def script(seed: int) -> list[int]:
     """The blocks that are written, in order; every tenth write is followed by a flush."""
     dice = random.Random(seed)
-    return [dice.randrange(BLOCKS) for _ in range(40_000)]
+    return [dice.randrange(BLOCKS) for _ in range(400_000)]
 
 
 def write_until_killed(path: Path, blocks: list[int], first: int, told: int) -> None:

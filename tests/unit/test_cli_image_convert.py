@@ -34,6 +34,11 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
+def heed_interrupts() -> None:
+    """SIGINT as at a terminal: a shell starts its background jobs with it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def slowly(source: Path, target: Path, format: str) -> subprocess.Popen[bytes]:
     """A conversion that takes a minute; some of it is done."""
     command: list[str | Path] = [
@@ -49,7 +54,7 @@ def slowly(source: Path, target: Path, format: str) -> subprocess.Popen[bytes]:
         source,
         target,
     ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=heed_interrupts)
     until = time.monotonic() + PATIENCE_S
     part = target.with_name(f"{target.name}.part")
     while not part.exists() or part.stat().st_blocks < MIB // 1024:
