@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from repository import ROOT, tracked
 
-LEAVES = {"errors", "state", "config", "registers", "unix_socket"}
+LEAVES = {"errors", "state", "config", "registers", "unix_socket", "waiting"}
 PARTS = {"devices", "block", "net", "firmware"}
 
 # What each part of the Python package may import of the others, besides itself.
@@ -19,6 +19,7 @@ PYTHON_LAYERS = {
     "state": {"errors"},
     "registers": set[str](),
     "unix_socket": set[str](),
+    "waiting": set[str](),
     "config": {"errors"},
     "devices": LEAVES | {"block", "net"},
     "block": LEAVES | {"engine"},  # `engine.block`, `engine.crypto`; nothing of a machine

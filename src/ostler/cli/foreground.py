@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 from ostler.cli import DEBUG_VARIABLE, output_closed
@@ -16,11 +16,10 @@ from ostler.control.hints import Hints
 from ostler.control.outcome import Ending, Outcome
 from ostler.control.stdio import InputCopy, OutputCopy, RawTerminal
 from ostler.control.vm import VM
-from ostler.errors import ConfigError, HostError, WaitTimeout
+from ostler.errors import ConfigError, HostError
 from ostler.machine.plug import Plug
 
 SHUTDOWN_GRACE_S = 30
-WAIT_S = 1.0
 
 
 def start(config: MachineConfig, plugs: Sequence[Plug], *, print_stats: bool = False) -> int:
@@ -38,7 +37,7 @@ def start(config: MachineConfig, plugs: Sequence[Plug], *, print_stats: bool = F
         for copy in copies:
             copy.start()
         hints.start()
-        outcome = _wait(vm)
+        outcome = vm.wait()
     if print_stats:
         from ostler.control.stats import format_stats
 
@@ -53,13 +52,6 @@ def start(config: MachineConfig, plugs: Sequence[Plug], *, print_stats: bool = F
         return 128 + caught[-1]
     failures = [copy.failure for copy in copies if isinstance(copy, OutputCopy)]
     return _output_lost(failures) or outcome.exit_code
-
-
-def _wait(vm: VM) -> Outcome:
-    """How it ended. Waits are short, as a signal that comes as one begins is handled after it."""
-    while True:
-        with suppress(WaitTimeout):
-            return vm.wait(WAIT_S)
 
 
 def _tell_failure(outcome: Outcome) -> None:

@@ -78,6 +78,7 @@ from ostler.machine.disks import GuestDisk, open_disks
 from ostler.machine.networks import Network, open_networks
 from ostler.machine.plug import Plug
 from ostler.machine.virt import NetDevice
+from ostler.waiting import wait_in_slices
 
 if TYPE_CHECKING:
     from ostler.control.profile import VmProfile
@@ -291,7 +292,7 @@ class VM:
         """Wait until the machine has ended; `WaitTimeout` when it has not after `timeout` s."""
         if self._control.ident is None:
             raise ConfigError(NOT_STARTED)
-        if not self._done.wait(timeout):
+        if not wait_in_slices(self._done.wait, timeout):
             raise WaitTimeout(f"the guest still runs after {timeout} s; stop it or wait longer")
         self._control.join()
         assert self._outcome is not None

@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from ostler.engine.block import CopyProgress
 from ostler.errors import ConfigError, OstlerError, WaitTimeout
+from ostler.waiting import wait_in_slices
 
 T = TypeVar("T")
 THREADS = min(4, os.cpu_count() or 1)
@@ -95,7 +96,7 @@ class Job(Generic[T]):
 
     def wait(self, timeout_s: float | None = None) -> T:
         """The result, or the error, once it has ended."""
-        if not self._finished.wait(timeout_s):
+        if not wait_in_slices(self._finished.wait, timeout_s):
             raise WaitTimeout(
                 f"{self.name}: not finished in {timeout_s} s; wait longer or cancel it"
             )

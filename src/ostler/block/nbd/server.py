@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +28,7 @@ from ostler.block.nbd.session import Session
 from ostler.block.nbd.wire import Wire
 from ostler.errors import ConfigError, HostError
 from ostler.unix_socket import remove_stale
+from ostler.waiting import wait_in_slices
 
 HANDSHAKE_SECONDS = 15.0
 SILENCE_SECONDS = 30.0
@@ -125,9 +127,10 @@ class Server:
     def wait(self, *, once: bool = False) -> None:
         """Until somebody requests a stop; with `once` also until clients came and all left."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._stopping or (once and self.served > 0 and not self._clients)
-            )
+            wait_in_slices(partial(self._changed.wait_for, partial(self._is_over, once)))
+
+    def _is_over(self, once: bool) -> bool:
+        return self._stopping or (once and self.served > 0 and not self._clients)
 
     def request_stop(self) -> None:
         """End `wait`; takes no lock, so that a signal handler may call it."""
