@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shlex
@@ -16,7 +17,7 @@ import pytest
 from qcow2_oracle import needs_qemu, qemu
 
 from ostler.block import create_image, open_image
-from ostler.block.jobs.convert import convert
+from ostler.block.jobs.convert import convert, rename_new
 from ostler.engine.block import copy_disk
 from ostler.errors import DiskError, OstlerError
 
@@ -213,3 +214,20 @@ def test_target_over_the_limit_of_files_has_a_cure(source: Path, tmp_path: Path)
     assert ended.stderr.startswith(f"ostler: {target}: cannot ")
     assert "File too large; raise the limit (ulimit -f)" in ended.stderr
     assert not list(tmp_path.glob("target*"))
+
+
+def test_name_is_not_taken_twice_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    part, target = tmp_path / "target.part", tmp_path / "target"
+    part.write_bytes(b"whole")
+    rename_new(str(part), target, lasting=True)
+    assert target.read_bytes() == b"whole"
+    part.write_bytes(b"another")
+    with pytest.raises(DiskError, match=f"{target}: cannot be made"):
+        rename_new(str(part), target, lasting=False)
+    assert target.read_bytes() == b"whole"

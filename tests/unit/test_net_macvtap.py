@@ -7,11 +7,11 @@ import os
 import shutil
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from net_events import Heard
 
 from ostler.config import MachineConfig, parse_nets
 from ostler.engine import NetLinks
@@ -22,21 +22,9 @@ from ostler.net.mac import random_mac
 from ostler.net.macvtap import Macvtap
 from ostler.net.monitor import MonitorThread
 
+pytest_plugins = ["net_monitor"]
+
 PATIENCE_S = 60
-
-
-class Heard:
-    """What a back-end told."""
-
-    def __init__(self) -> None:
-        self.reports: list[str] = []
-        self.change = threading.Event()
-
-    def report(self, text: str) -> None:
-        self.reports.append(text)
-
-    def changed(self) -> None:
-        self.change.set()
 
 
 def ip(*words: str) -> bool:
@@ -58,13 +46,6 @@ def cable() -> Iterator[str]:
         yield name
     finally:
         ip("link", "del", name)
-
-
-@pytest.fixture
-def monitor() -> Iterator[MonitorThread]:
-    thread = MonitorThread()
-    yield thread
-    thread.close()
 
 
 @pytest.mark.parametrize("queues", [1, 2])
@@ -90,7 +71,7 @@ def test_device_that_vanishes_is_reported_and_its_link_is_down(
     heard = Heard()
     tap = Macvtap(NetLinks(), monitor, heard, cable, random_mac())
     rtnetlink.delete_link(tap.name)
-    assert heard.change.wait(PATIENCE_S)
+    heard.await_change()
     assert heard.reports == [f"the macvtap device {tap.name} is gone; the guest has no carrier"]
     assert not tap.link.up
     tap.close()

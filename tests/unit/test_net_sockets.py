@@ -6,42 +6,20 @@ import os
 import socket
 import stat
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from net_events import Heard
 
 from ostler.engine.network import NetLinks
 from ostler.errors import ConfigError
 from ostler.net.monitor import MonitorThread
 from ostler.net.sockets import DatagramSocket, StreamSocket, UdpSocket
 
+pytest_plugins = ["net_monitor"]
+
 PATIENCE_S = 60
-
-
-class Heard:
-    """What a back-end told, to be waited for."""
-
-    def __init__(self) -> None:
-        self.reports: list[str] = []
-        self._changes = threading.Semaphore(0)
-
-    def report(self, text: str) -> None:
-        self.reports.append(text)
-
-    def changed(self) -> None:
-        self._changes.release()
-
-    def await_change(self) -> None:
-        assert self._changes.acquire(timeout=PATIENCE_S)
-
-
-@pytest.fixture
-def monitor() -> Iterator[MonitorThread]:
-    thread = MonitorThread()
-    yield thread
-    thread.close()
 
 
 def test_second_of_two_machines_calls_the_first(monitor: MonitorThread, tmp_path: Path) -> None:

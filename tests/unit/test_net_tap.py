@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import threading
 
 import pytest
+from net_events import Heard
 
 from ostler.engine import NetLinks
 from ostler.net import interface
@@ -22,20 +22,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Heard:
-    """What a back-end told."""
-
-    def __init__(self) -> None:
-        self.reports: list[str] = []
-        self.change = threading.Event()
-
-    def report(self, text: str) -> None:
-        self.reports.append(text)
-
-    def changed(self) -> None:
-        self.change.set()
-
-
 @pytest.mark.parametrize("queues", [1, 2])
 def test_device_that_vanishes_is_reported(queues: int) -> None:
     monitor, heard = MonitorThread(), Heard()
@@ -43,7 +29,7 @@ def test_device_that_vanishes_is_reported(queues: int) -> None:
         tap = Tap(NetLinks(), monitor, heard, queues=queues)
         assert interface.exists(tap.name)
         subprocess.run(["ip", "link", "del", tap.name], check=True)
-        assert heard.change.wait(PATIENCE_S)
+        heard.await_change()
         assert heard.reports == [f"the tap device {tap.name} is gone; the guest has no carrier"]
         tap.close()
     finally:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -141,7 +142,9 @@ class _Place:
             if self.is_new:
                 remove_quietly(self.now)
             elif self.target is not None and self.target.is_file():
-                os.truncate(self.target, 0)
+                # What is told is why it failed, whether this does or not.
+                with suppress(OSError):
+                    os.truncate(self.target, 0)
             raise
 
 
@@ -152,7 +155,9 @@ def rename_new(name: str, target: Path, *, lasting: bool) -> None:
         os.unlink(name)
     except FileExistsError:
         raise DiskError(f"{target}: somebody made it meanwhile; give another target") from None
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP) or os.path.lexists(target):
+            raise DiskError(f"{target}: cannot be made: {error.strerror}") from None
         # A file system without hard links.
         os.rename(name, target)
     if lasting:
