@@ -14,7 +14,8 @@ TO_TEST := git=git file=file cpio=cpio lz4=lz4 iasl=acpica-tools mmdebstrap=mmde
 	vmdkinfo=libvmdk-utils vhdiinfo=libvhdi-utils nbdinfo=libnbd-bin nbdsh=python3-libnbd nbdkit=nbdkit \
 	openssl=openssl cryptsetup=cryptsetup-bin qemu-system-x86_64=qemu-system-x86 \
 	passt=passt ip=iproute2 iperf3=iperf3 fio=fio
-TO_BENCH := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils nbdcopy=libnbd-bin
+TO_BENCH := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils nbdcopy=libnbd-bin passt=passt ip=iproute2 \
+	iperf3=iperf3 fio=fio lz4=lz4 cpio=cpio mmdebstrap=mmdebstrap
 
 .PHONY: help demo test lab lab-full long bench lint format build wheel clean
 .DEFAULT_GOAL := help

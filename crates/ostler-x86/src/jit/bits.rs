@@ -3,21 +3,15 @@
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::jit::code::Memory;
-use crate::jit::context::{BitMasks, field};
+use crate::jit::context::field;
 use crate::jit::encoding::Encoding;
 use crate::jit::memory::{Wanted, address_is_narrow};
 use crate::jit::registers::{C, GUEST_RCX, Home, T, home};
 use crate::jit::translate::Translator;
 
-/// Offsets of the masks for a width, from RSP.
-fn mask(wide: bool, within: usize) -> i32 {
-    field!(bits) + (usize::from(wide) * size_of::<BitMasks>() + within) as i32
-}
-
 impl Translator<'_> {
     /// Bit offsets that are not negative; those are Rust's.
     pub fn bit_string(&mut self, instruction: &Instruction, encoding: &Encoding<'_>) -> Option<()> {
-        use std::mem::offset_of;
         let bytes = instruction.op1_register().size();
         let wide = bytes == 8;
         if !matches!(bytes, 4 | 8) || address_is_narrow(instruction) {
@@ -26,16 +20,22 @@ impl Translator<'_> {
         let offset = instruction.op1_register().full_register().number() as u8;
         let changes = instruction.mnemonic() != Mnemonic::Bt;
         let address = self.linear_address(instruction)?;
-        self.take_bits(offset, mask(wide, offset_of!(BitMasks, sign)));
+        let (sign, word, scale) = if wide { (63, 6, 3) } else { (31, 5, 2) };
+        self.pick_from_guest(offset, wide);
+        self.code.pick_above(sign);
+        self.code.picked(C);
         self.miss_unless_rcx_zero();
-        self.take_bits(offset, mask(wide, offset_of!(BitMasks, index)));
-        let scale = if wide { 3 } else { 2 };
+        self.pick_from_guest(offset, wide);
+        self.code.pick_above(word);
+        self.code.picked(C);
         self.code.lea(T, Memory { base: Some(address), index: Some((C, scale)), disp: 0 });
         self.look_up(T, Wanted { bytes: bytes as u8, write: changes, aligned: 1 });
         let rex = 0x41 | u8::from(wide) << 3;
         if changes {
             self.code.lea(T, Memory::indexed(T, C));
-            self.take_bits(offset, mask(wide, offset_of!(BitMasks, within)));
+            self.pick_from_guest(offset, wide);
+            self.code.pick_bits(field!(within_word) + if wide { 8 } else { 0 });
+            self.code.picked(C);
             if encoding.lock {
                 self.code.byte(0xf0);
             }
@@ -56,13 +56,13 @@ impl Translator<'_> {
         Some(())
     }
 
-    /// C is the bits of a guest register that a mask of the context's picks.
-    fn take_bits(&mut self, guest: u8, mask: i32) {
+    /// Changes C.
+    fn pick_from_guest(&mut self, guest: u8, wide: bool) {
         match home(guest) {
-            Home::Host(host) => self.code.pext(C, host, mask),
+            Home::Host(host) => self.code.pick_from(wide, host),
             Home::Slot(offset) => {
                 self.code.load(C, offset);
-                self.code.pext(C, C, mask);
+                self.code.pick_from(wide, C);
             }
         }
     }

@@ -201,22 +201,30 @@ impl Code {
         self.with_memory(false, &[0x0f, 0xb6], reg, memory);
     }
 
-    /// pext to, from, [rsp + offset]
-    pub fn pext(&mut self, to: u8, from: u8, offset: i32) {
-        // VEX.LZ.F3.0F38.W1 F5 /r
-        self.gather_bits(2, to, from, offset);
+    /// movq mm1, reg, or movd: MM1 is where bits are picked without a flag or a register of the guest's. PEXT would
+    /// take hundreds of cycles on processors of AMD before Zen 3.
+    pub fn pick_from(&mut self, wide: bool, reg: u8) {
+        let rex = u8::from(wide) << 3 | reg >> 3;
+        if rex != 0 {
+            self.byte(0x40 | rex);
+        }
+        self.put(&[0x0f, 0x6e, 0xc8 | reg & 7]);
     }
 
-    /// pdep to, from, [rsp + offset]
-    pub fn pdep(&mut self, to: u8, from: u8, offset: i32) {
-        // VEX.LZ.F2.0F38.W1 F5 /r
-        self.gather_bits(3, to, from, offset);
+    /// pand mm1, [rsp + offset]
+    pub fn pick_bits(&mut self, offset: i32) {
+        self.put(&[0x0f, 0xdb]);
+        self.context_operand(1, offset);
     }
 
-    fn gather_bits(&mut self, prefix: u8, to: u8, from: u8, offset: i32) {
-        // R inverted for `to`, X and B for RSP.
-        self.put(&[0xc4, (!to >> 3 & 1) << 7 | 0x62, 0x80 | (!from & 15) << 3 | prefix, 0xf5]);
-        self.context_operand(to, offset);
+    /// psrlq mm1, count
+    pub fn pick_above(&mut self, count: u8) {
+        self.put(&[0x0f, 0x73, 0xd1, count]);
+    }
+
+    /// movq reg, mm1
+    pub fn picked(&mut self, reg: u8) {
+        self.put(&[0x48 | reg >> 3, 0x0f, 0x7e, 0xc8 | reg & 7]);
     }
 
     /// jrcxz over the five bytes of a jump that follows.

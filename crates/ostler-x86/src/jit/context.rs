@@ -70,17 +70,6 @@ pub struct SparedBank {
 /// Ranges of a block that are in use at a time.
 pub const NEAR: usize = 4;
 
-/// Operands of PEXT: parts of a register that is an offset in a string of bits.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct BitMasks {
-    pub sign: u64,
-    /// Which word.
-    pub index: u64,
-    /// Which bit of it.
-    pub within: u64,
-}
-
 /// See the module.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -97,15 +86,12 @@ pub struct Context {
     pub signals: *const AtomicU32,
     /// Zero while the guest's vector registers are in the host's.
     pub vector_absent: u64,
-    /// Operands of PEXT: what has to be zero on a TLB hit, the page number and the low bits of an aligned operand.
-    pub page_mask_16: u64,
-    pub page_mask_32: u64,
-    /// Operands of PEXT and PDEP: flags of RFLAGS. Which PUSHF pushes of those that are not arithmetic.
+    /// Flags of RFLAGS. Which PUSHF pushes of those that are not arithmetic.
     pub all_but_if: u64,
     pub arithmetic: u64,
     pub pushed: u64,
-    /// For bit offsets of 32 and of 64 bits.
-    pub bits: [BitMasks; 2],
+    /// What is which bit of a word in bit offsets of 32 and of 64 bits.
+    pub within_word: [u64; 2],
     pub fs_base: u64,
     pub gs_base: u64,
     pub scratch: u64,
@@ -192,15 +178,10 @@ impl Default for ContextBox {
         let memory = unsafe { alloc_zeroed(layout) };
         let Some(memory) = NonNull::new(memory.cast::<Allocation>()) else { handle_alloc_error(layout) };
         let mut this = Self(memory);
-        this.page_mask_16 = !0xfff | 15;
-        this.page_mask_32 = !0xfff | 31;
         this.all_but_if = !bit::IF;
         this.arithmetic = bit::ARITH;
         this.pushed = (bit::ALL | bit::FIXED) & !(bit::ARITH | bit::VM | bit::RF);
-        this.bits = [
-            BitMasks { sign: 1 << 31, index: 0xffff_ffe0, within: 31 },
-            BitMasks { sign: 1 << 63, index: !63, within: 63 },
-        ];
+        this.within_word = [31, 63];
         this.vector_absent = 1;
         this.host_mxcsr = u64::from(MXCSR_RESET);
         for (number, count) in this.counts.iter_mut().enumerate() {

@@ -105,11 +105,7 @@ impl Translator<'_> {
         let tag = if wanted.write { tlb_write(bank) } else { tlb_read(bank) };
         self.load_of_page(address, tag);
         match wanted.aligned {
-            16 | 32 => {
-                let mask = if wanted.aligned == 16 { field!(page_mask_16) } else { field!(page_mask_32) };
-                self.code.lea(C, Memory::indexed(C, address));
-                self.code.pext(C, C, mask);
-            }
+            16 | 32 => self.page_of_aligned(address, wanted.aligned),
             _ => self.page_of_last(address, i32::from(wanted.bytes)),
         }
         self.code.skip_jump_if_rcx_zero();
@@ -126,6 +122,15 @@ impl Translator<'_> {
     /// C is zero when `bytes` bytes at `address` are in the page whose negated address it is.
     fn page_of_last(&mut self, address: u8, bytes: i32) {
         self.code.lea(C, Memory { base: Some(C), index: Some((address, 0)), disp: bytes - 1 });
+        self.code.page_number(C);
+    }
+
+    /// C is zero when `address` is a multiple of `alignment` in the page whose negated address it is. The bits that have to be
+    /// zero for that are rotated to the top; the shift then drops what is above the offset in the page, too, up to
+    /// bit 16: those bits are of the index, and [`crate::mmu::tlb`] has nothing invalid that differs in no others.
+    fn page_of_aligned(&mut self, address: u8, alignment: u8) {
+        self.code.lea(C, Memory::indexed(C, address));
+        self.code.rotate(C, C, alignment.trailing_zeros() as u8);
         self.code.page_number(C);
     }
 

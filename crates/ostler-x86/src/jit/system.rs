@@ -1,7 +1,7 @@
 //! What kernels do at every system call and interrupt: CLI, STI, PUSHF and SWAPGS in ring 0.
 //!
 //! The flags that are not arithmetic are in [`Cpu`], and so are the bases of segments. Nothing here changes a flag of
-//! the host's: bits are taken out with PEXT and put back with PDEP.
+//! the host's.
 
 use std::mem::offset_of;
 
@@ -48,8 +48,7 @@ impl Translator<'_> {
     fn load_without_interrupts(&mut self) {
         self.code.load(C, field!(cpu));
         self.code.load_from(T, Memory::at(C, SYSTEM_FLAGS));
-        self.code.pext(T, T, field!(all_but_if));
-        self.code.pdep(T, T, field!(all_but_if));
+        self.keep_bits(T, field!(all_but_if));
     }
 
     /// STI where nothing waits for it, and where the next instruction is not one that looks at the signals before it
@@ -70,14 +69,19 @@ impl Translator<'_> {
     fn push_flags(&mut self) {
         // pushfq; pop r11
         self.code.put(&[0x9c, 0x41, 0x5b]);
-        self.code.pext(T, T, field!(arithmetic));
-        self.code.pdep(T, T, field!(arithmetic));
+        self.keep_bits(T, field!(arithmetic));
         self.code.load(C, field!(cpu));
         self.code.load_from(C, Memory::at(C, SYSTEM_FLAGS));
-        self.code.pext(C, C, field!(pushed));
-        self.code.pdep(C, C, field!(pushed));
+        self.keep_bits(C, field!(pushed));
         self.code.lea(T, Memory::indexed(T, C));
         self.push_t();
+    }
+
+    /// AND with a word of the context's.
+    fn keep_bits(&mut self, register: u8, mask: i32) {
+        self.code.pick_from(true, register);
+        self.code.pick_bits(mask);
+        self.code.picked(register);
     }
 
     fn swap_gs(&mut self) {

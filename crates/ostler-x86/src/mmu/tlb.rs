@@ -94,10 +94,13 @@ fn index(linear: u64) -> usize {
     (linear / PAGE_BYTES) as usize % TLB_ENTRIES
 }
 
-/// The negated address of a page that is never looked up at `index`: page 0, but where that is looked up, and before
-/// it, as an access that crosses into it must not find it.
+/// Indices whose pages differ from page 0 in bits that the look-up of an aligned operand does not see, at most.
+const NEAR_ZERO: usize = 32;
+
+/// The negated address of a page that is never looked up at `index`: page 0, but where that is looked up, or one like it,
+/// and before it, as an access that crosses into it must not find it.
 fn invalid(index: usize) -> u64 {
-    if index == 0 || index == TLB_ENTRIES - 1 { PAGE_BYTES * TLB_ENTRIES as u64 / 2 } else { 0 }
+    if index < NEAR_ZERO || index == TLB_ENTRIES - 1 { PAGE_BYTES * TLB_ENTRIES as u64 / 2 } else { 0 }
 }
 
 fn large_bit(linear: u64, physical: u64) -> u64 {
@@ -153,7 +156,7 @@ impl Tlb {
 
     /// Makes the entries invalid for which zero is not.
     fn clear_ends(&mut self, bank: usize) {
-        [0, TLB_ENTRIES - 1].into_iter().for_each(|index| self.clear(bank, index));
+        (0..NEAR_ZERO).chain([TLB_ENTRIES - 1]).for_each(|index| self.clear(bank, index));
     }
 
     fn clear(&mut self, bank: usize, index: usize) {
