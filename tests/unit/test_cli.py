@@ -89,7 +89,7 @@ def test_run_with_a_wrong_option_is_refused_in_one_line(
     [
         ("--kernal", "--kernel"), ("--cpuss", "--cpus"), ("--disks", "--disk"),
         ("--accelerator", "--accel"), ("--mem", "--memory"), ("--reboot", "--no-reboot"),
-        ("--display", ""), ("--ram", ""), ("--monitor", ""), ("--smp", "--cpus"),
+        ("--ram", ""), ("--smp", "--cpus"),
         ("-m", "--memory"), ("--n", ""), ("-z", ""), ("-smp", "--cpus"), ("-kernel", "--kernel"),
     ],
 )  # fmt: skip
@@ -101,6 +101,23 @@ def test_option_that_is_not_there_suggests_what_is_near_and_nothing_else(
         refused("run", typed)
         == f"ostler: there is no option {typed}{near}; see ostler run --help\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("typed", "cure"),
+    [
+        ("-nographic", "leave it out"), ("-enable-kvm", "give --accel kvm"),
+        ("-hda", "give --disk PATH"),
+        ("--drive", "give --disk PATH"), ("-cdrom", "media=cdrom"), ("--display", "leave it out"),
+        ("--monitor", "Ctrl-A h"), ("-netdev", "give --net KIND"),
+    ],
+)  # fmt: skip
+def test_option_of_qemus_is_told_what_it_is_called_here(
+    refused: Refused, typed: str, cure: str
+) -> None:
+    said = refused("run", typed)
+    assert said.startswith(f"ostler: there is no option {typed}; ")
+    assert cure in said
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x7fELF", small_kernel()[:0x800]])

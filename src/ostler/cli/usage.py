@@ -29,6 +29,21 @@ OF_QEMU_IMG = {
     "--no-drain": "leave it out: a flush waits for no request after it",
     "-C": "leave it out: the kernel copies by itself where it can",
 }
+# What QEMU has and `ostler run` says in another way, or does by itself.
+OF_QEMU = {
+    "-nographic": "leave it out: this terminal is the serial console",
+    "-display": "leave it out: this terminal is the serial console",
+    "-enable-kvm": "give --accel kvm, or leave it out: auto takes it where it is fast",
+    "-drive": "give --disk PATH",
+    "-hda": "give --disk PATH",
+    "-cdrom": "give --disk PATH,media=cdrom",
+    "-blockdev": "give --disk PATH",
+    "-netdev": "give --net KIND, or leave it out: user mode networking is there by default",
+    "-nic": "give --net KIND, or leave it out: user mode networking is there by default",
+    "-virtfs": "give --share DIR:TAG",
+    "-monitor": "leave it out: Ctrl-A h shows what this terminal can ask for",
+    "-daemonize": "leave it out: run it in the background as any other process",
+}
 NO_COMMAND = re.compile(r"No such command '([^']*)'")
 
 
@@ -51,6 +66,8 @@ def _cause(error: Any, context: Any, words: Sequence[str]) -> str | None:
             is_image = context is not None and " image " in f"{context.command_path} "
             if is_image and typed in OF_QEMU_IMG:
                 return f"there is no option {typed}; {OF_QEMU_IMG[typed]}"
+            if not is_image and (cure := OF_QEMU.get(typed.replace("--", "-", 1))):
+                return f"there is no option {typed}; {cure}"
             near = _nearest(typed, context)
             return f"there is no option {typed}" + (near and f": did you mean {near}?")
         case "BadOptionUsage" if "not take" in error.message:
@@ -68,7 +85,9 @@ def _whole(option: str, words: Sequence[str]) -> str:
     """`-smp` where that was typed: letters behind one dash are taken for an option each."""
     if len(option) != 2:
         return option
-    return next((word for word in words if word.startswith(option)), option)
+    typed = [word for word in words if word.startswith(option)]
+    within = [word for word in words if re.match(r"-\w{2}", word) and option[1] in word]
+    return next(iter(typed + within), option)
 
 
 def _nearest(typed: str, context: Any) -> str:
