@@ -51,8 +51,8 @@ fn use_disk(image: &Qcow2, choice: &[u8]) -> ostler_block::Result<()> {
     if choice[9] & 4 != 0 {
         let (l1, snapshots) = (image.l1(), (0, 0));
         let at = image.allocate(8 * l1.len() as u64)?;
-        image.exchange(&Change { l1: None, size: DISK_BYTES, copy_at: Some(at), gone: &[], snapshots })?;
-        image.exchange(&Change { l1: Some(&l1), size: DISK_BYTES, copy_at: None, gone: &l1, snapshots })?;
+        image.exchange(&Change { l1: None, size: DISK_BYTES, copy_at: Some(at), gone: &[], snapshots, freed: &[] })?;
+        image.exchange(&Change { l1: Some(&l1), size: DISK_BYTES, copy_at: None, gone: &l1, snapshots, freed: &[] })?;
         image.refresh_flags()?;
     }
     image.read_bytes(&mut bytes, offset)

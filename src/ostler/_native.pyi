@@ -441,6 +441,7 @@ class Qcow2Disk(BlockDisk):
         l2_cache_bytes: int,
         is_unsafe: bool,
         punch_holes: bool,
+        legacy_cipher: SectorCipher | None = None,
     ) -> Qcow2Disk: ...
     @property
     def l1(self) -> list[int]: ...

@@ -21,7 +21,7 @@ from qcow2_oracle import check_and_compare, needs_qemu, qemu
 from ostler.block import create_image
 from ostler.block import live as live_module
 from ostler.block.formats.qcow2 import Qcow2Image
-from ostler.block.image import Opening, open_with
+from ostler.block.image import Opening, open_image, open_with
 from ostler.block.jobs import live_commit
 from ostler.block.jobs.commit import commit
 from ostler.block.jobs.convert import convert
@@ -244,6 +244,52 @@ def test_incremental_backup_over_the_one_before_is_whole(tmp_path: Path) -> None
         assert 0 < job.total_bytes < SIZE
     check_and_compare(full, first)
     check_and_compare(more, second)
+    check_and_compare(source, truth)
+
+
+def test_overlay_takes_the_bitmaps_along_that_record(tmp_path: Path) -> None:
+    source, over, full, more = (tmp_path / name for name in ("source", "over", "full", "more"))
+    truth = filled(source)
+    qemu("bitmap", "--add", source, "b0")
+    qemu("bitmap", "--add", "--disable", source, "off")
+    with opened(source) as live:
+        live.backup(full).wait(PATIENCE_S)
+        writer = Writer(live, truth)
+        for _ in range(50):
+            writer.step()
+        live.overlay(over)
+        for _ in range(50):
+            writer.step()
+        second = bytes(truth)
+        with pytest.raises(DiskError, match="no bitmap 'off'; there is: b0"):
+            live.backup(more, bitmap="off")
+        options = {"backing_file": str(full), "backing_fmt": "qcow2"}
+        job = live.backup(more, bitmap="b0", options=options)
+        job.wait(PATIENCE_S)
+        assert 0 < job.total_bytes < SIZE
+        for _ in range(50):
+            writer.step()
+    check_and_compare(more, second)
+    check_and_compare(over, truth)
+    for path, names in ((source, {"b0", "off"}), (over, {"b0"})):
+        with open_image(path, readonly=True) as image:
+            assert isinstance(image, Qcow2Image)
+            assert {bitmap.name for bitmap in image.bitmaps if bitmap.is_saved} == names
+
+
+def test_overlay_whose_bitmaps_cannot_be_kept_is_not_gone_on_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, over = tmp_path / "source", tmp_path / "over"
+    truth = filled(source)
+    qemu("bitmap", "--add", source, "b0")
+    monkeypatch.setattr("ostler.block.formats.qcow2.recording.inherit", refuse)
+    with opened(source) as live:
+        with pytest.raises(DiskError):
+            live.overlay(over)
+        assert live.files == [str(source)]
+        assert not over.exists()
+        Writer(live, truth).step()
     check_and_compare(source, truth)
 
 
@@ -661,6 +707,7 @@ def test_snapshot_of_a_disk_in_use_is_not_made_twice_by_one_name(tmp_path: Path)
 BACK_UP = """
 import sys
 from ostler.block.image import Opening, open_with
+from ostler.block.image import open_image
 from ostler.block.live import LiveImage
 with LiveImage(open_with(sys.argv[1], "raw", Opening()), Opening()) as live:
     try:

@@ -97,11 +97,6 @@ def test_image_without_its_passphrase_stays_closed(made: Encrypted) -> None:
 
 def test_encryption_damaged_or_broken_is_refused_by_name(made: Encrypted, tmp_path: Path) -> None:
     path, content = tmp_path / "disk.qcow2", bytearray(made.path.read_bytes())
-    struct.pack_into(">I", content, 32, 1)
-    path.write_bytes(content)
-    with pytest.raises(DiskError, match="own AES encryption, which is broken, is not supported"):
-        open_image(path, readonly=True, secret=SECRET)
-    struct.pack_into(">I", content, 32, 2)
     at = content.index((0x0537BE77).to_bytes(4)) + 8
     for offset, length in ((1, 4096), (0, 1 << 40), (1 << 60, 65536)):
         struct.pack_into(">QQ", content, at, offset, length)

@@ -17,7 +17,8 @@ import pytest
 from qcow2_oracle import needs_qemu, qemu
 
 from ostler.block import create_image, open_image
-from ostler.block.jobs.convert import convert, rename_new
+from ostler.block.jobs.convert import convert
+from ostler.block.target import rename_new
 from ostler.engine.block import copy_disk
 from ostler.errors import DiskError, OstlerError
 
@@ -108,7 +109,9 @@ def damaged(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("was_there", [False, True])
-def test_conversion_that_fails_midway_leaves_no_image(tmp_path: Path, was_there: bool) -> None:
+def test_conversion_that_fails_midway_leaves_what_there_was(
+    tmp_path: Path, was_there: bool
+) -> None:
     target = tmp_path / "target"
     if was_there:
         target.write_bytes(b"old" * MIB)
@@ -117,7 +120,7 @@ def test_conversion_that_fails_midway_leaves_no_image(tmp_path: Path, was_there:
         with pytest.raises(DiskError, match="cut off"):
             job.wait()
     assert target.exists() is was_there
-    assert not was_there or target.stat().st_size == 0
+    assert not was_there or target.read_bytes() == b"old" * MIB
     assert not (tmp_path / "target.part").exists()
 
 
@@ -140,17 +143,95 @@ def test_conversion_takes_no_name_that_somebody_took_meanwhile(
     assert not (tmp_path / "target.part").exists()
 
 
-def test_target_that_is_there_keeps_its_identity_and_may_be_a_link(
+def test_target_that_is_there_is_exchanged_for_one_with_its_mode(
     source: Path, tmp_path: Path
 ) -> None:
-    target, link = tmp_path / "target", tmp_path / "link"
+    target = tmp_path / "target"
     target.write_bytes(b"old" * MIB * 4)
-    link.symlink_to(target)
+    target.chmod(0o640)
+    before = target.stat()
+    subprocess.run([OSTLER, "image", "convert", "-O", "qcow2", source, target], check=True)
+    after = target.stat()
+    assert before.st_ino != after.st_ino
+    owner = (before.st_mode, before.st_uid, before.st_gid)
+    assert owner == (after.st_mode, after.st_uid, after.st_gid)
+    qemu("compare", "-f", "raw", "-F", "qcow2", source, target)
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "attribute"])
+def test_target_that_no_other_file_can_be_is_overwritten(
+    source: Path, tmp_path: Path, kind: str
+) -> None:
+    target, name = tmp_path / "target", tmp_path / "name"
+    target.write_bytes(b"old" * MIB * 4)
+    if kind == "link":
+        name.symlink_to(target)
+    elif kind == "second name":
+        name.hardlink_to(target)
+    else:
+        os.setxattr(target, "user.kept", b"yes")
+        name = target
     before = target.stat().st_ino
+    subprocess.run([OSTLER, "image", "convert", "-O", "qcow2", source, name], check=True)
+    assert name.is_symlink() is (kind == "link")
+    assert target.stat().st_ino == before
+    assert not list(tmp_path.glob("*.part"))
+    qemu("compare", "-f", "raw", "-F", "qcow2", source, target)
+
+
+def test_target_through_a_link_to_nothing_is_made_there(source: Path, tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    link.symlink_to(target)
     subprocess.run([OSTLER, "image", "convert", "-O", "qcow2", source, link], check=True)
     assert link.is_symlink()
-    assert target.stat().st_ino == before
     qemu("compare", "-f", "raw", "-F", "qcow2", source, target)
+
+
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_target_that_is_there_stays_until_all_of_the_new_one_is_there(
+    source: Path, tmp_path: Path, format: str
+) -> None:
+    target, part = tmp_path / "target", tmp_path / "target.part"
+    target.write_bytes(b"old" * MIB)
+    for end in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with slowly(source, target, format) as process:
+            used = subprocess.run(["qemu-io", "-f", "raw", "-c", "write 0 512", target],
+                                  capture_output=True, text=True)  # fmt: skip
+            assert "lock" in used.stderr
+            process.send_signal(end)
+            process.wait(PATIENCE_S)
+        assert target.read_bytes() == b"old" * MIB
+        assert part.exists() is (end == signal.SIGKILL)
+    subprocess.run([OSTLER, "image", "convert", "-O", format, source, target], check=True)
+    qemu("compare", "-f", "raw", "-F", format, source, target)
+    assert not part.exists()
+
+
+def test_target_that_is_in_use_is_refused_and_stays(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    create_image(target, MIB)
+    before = target.read_bytes()
+    with (
+        open_image(target),
+        open_image(source, format="raw", readonly=True) as image,
+        pytest.raises(DiskError, match=f"^{target}: disk image is in use"),
+    ):
+        convert([image], target)
+    assert target.read_bytes() == before
+    assert not (tmp_path / "target.part").exists()
+
+
+def test_target_that_is_to_be_behind_itself_is_refused(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    create_image(target, 8 * MIB)
+    options = {"backing_file": "target", "backing_fmt": "qcow2"}
+    with (
+        open_image(source, format="raw", readonly=True) as image,
+        pytest.raises(DiskError, match="is read by this conversion"),
+    ):
+        convert([image], target, format="qcow2", options=options)
+    with open_image(target) as image:
+        assert image.size_bytes == 8 * MIB
 
 
 @pytest.mark.parametrize("mode", ["none", "directsync", "writeback", "writethrough", "unsafe"])
@@ -225,9 +306,9 @@ def test_name_is_not_taken_twice_without_hard_links(
     monkeypatch.setattr(os, "link", refuse)
     part, target = tmp_path / "target.part", tmp_path / "target"
     part.write_bytes(b"whole")
-    rename_new(str(part), target, lasting=True)
+    rename_new(str(part), str(target), lasting=True)
     assert target.read_bytes() == b"whole"
     part.write_bytes(b"another")
     with pytest.raises(DiskError, match=f"{target}: cannot be made"):
-        rename_new(str(part), target, lasting=False)
+        rename_new(str(part), str(target), lasting=False)
     assert target.read_bytes() == b"whole"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ostler.block.image import (
@@ -31,11 +30,11 @@ def resolve(reference: str, beside: str) -> str:
     if reference.startswith("json:"):
         return _from_json(reference, beside)
     path, image = local_name(reference), local_name(beside)
-    if path is None or path.is_absolute() or reference.startswith("file:"):
+    if path is None or os.path.isabs(path) or reference.startswith("file:"):
         return reference
     if image is None:
         return beside.rsplit("/", 1)[0] + "/" + reference
-    return str(Path(os.path.normpath(image.parent / path)))
+    return os.path.normpath(os.path.join(os.path.dirname(image), path))
 
 
 def _from_json(reference: str, beside: str) -> str:

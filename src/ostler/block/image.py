@@ -20,7 +20,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -388,9 +387,9 @@ def _continues(last: Extent, extent: Extent) -> bool:
     return last.host_offset + last.length == extent.host_offset
 
 
-def local_name(path: str) -> Path | None:
-    """The local file that `path` names, or `None` when it is a URL of something else."""
+def local_name(path: str) -> str | None:
+    """The path of the local file that `path` names, or `None` if it is a URL of something else."""
     scheme, separator, rest = path.partition("://")
     if not separator or not scheme.replace("+", "").replace("-", "").isalnum():
-        return Path(path.removeprefix("file:")) if path.startswith("file:") else Path(path)
-    return Path(rest) if scheme == "file" else None
+        return path.removeprefix("file:")
+    return rest if scheme == "file" else None

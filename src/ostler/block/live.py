@@ -74,7 +74,10 @@ class LiveImage(Closing):
         return f"<LiveImage {self.name!r}, {self.image.format}{job}>"
 
     def overlay(self, path: str | os.PathLike[str]) -> None:
-        """Go on in a new qcow2 image at `path`; what there is so far stays as it is, behind it."""
+        """Go on in a new qcow2 image at `path`; what there is so far stays as it is, behind it.
+
+        Bitmaps that record go on in the new image, and mark there what they did.
+        """
         self._refuse_change()
         below = self.named()
         target = os.path.abspath(path)
@@ -89,9 +92,24 @@ class LiveImage(Closing):
             )
             with self.held():
                 self.reopen(target, "qcow2")
+                self._inherit_bitmaps(below)
         except BaseException:
             # Nobody uses it; a second try finds its place free.
             remove_quietly(target)
+            raise
+
+    def _inherit_bitmaps(self, below: Image) -> None:
+        """Have the bitmaps of the image below go on in the new one, or else go on below."""
+        from ostler.block.formats.qcow2 import Qcow2Image
+
+        if below.format != Qcow2Image.format or not isinstance(self.image, Qcow2Image):
+            return
+        from ostler.block.formats.qcow2.recording import inherit
+
+        try:
+            inherit(self.image)
+        except BaseException:
+            self.reopen(below.name, below.format)
             raise
 
     def snapshot(self, name: str) -> Snapshot:
@@ -260,7 +278,7 @@ class LiveImage(Closing):
     def has_name(self) -> bool:
         """Whether there is a file of the image's name; a throw-away overlay has none."""
         path = local_name(self.name)
-        return path is None or path.exists()
+        return path is None or os.path.exists(path)
 
     def reopen(self, name: str | None = None, format: str | None = None) -> None:
         """Close the image and open another, or the same anew; if that fails, the same.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ostler.block.chain import map_chain, native_chain
+from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.formats.qcow2.create import Options, check_options
 from ostler.block.image import SECTOR_BYTES, Image
 from ostler.engine.block import data_bytes
@@ -37,6 +38,28 @@ def _data_bytes(image: Image, cluster: int) -> int:
         end = max(end, -(-(run.start + run.length) // cluster))
         total += max(0, end - first)
     return total * cluster
+
+
+def bitmaps_bytes(image: Image | None, format: str, options: Options) -> int | None:
+    """Bytes that the bitmaps of `image` take in a new image, as QEMU counts them: all clusters.
+
+    `None` where one of the two cannot have any. Those that were not saved are not counted.
+    """
+    if format != "qcow2" or options.version < 3 or not isinstance(image, Qcow2Image):
+        return None
+    if image.header.version < 3:
+        return None
+    cluster = options.cluster_size
+    total = directory = 0
+    for bitmap in image.bitmaps:
+        if not bitmap.is_saved:
+            continue
+        bits = -(-image.size_bytes // (1 << bitmap.granularity_bits))
+        clusters = -(-bits // (8 * cluster))
+        table = 8 * clusters
+        total += clusters * cluster + table + -table % cluster
+        directory += bitmap.entry_bytes
+    return total + directory + -directory % cluster
 
 
 def _tables(size: int, options: Options) -> int:

@@ -7,17 +7,14 @@ that there is one voice that answers: `read` says `None`.
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Callable, Sequence
 from getopt import GetoptError, gnu_getopt
-from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from ostler.cli.declare import Declared, declared
 
 PLAIN = {"help", "metavar"}
-NUMBER = re.compile(r"-\.?[0-9]")
-"""A number less than zero, which getopt would take for options."""
 
 
 class Parameter(NamedTuple):
@@ -36,7 +33,7 @@ class Parameter(NamedTuple):
 def read(verb: Callable[..., Any], words: Sequence[str]) -> dict[str, Any] | None:
     """The arguments to call `verb` with; `None` if the command line is not plain."""
     parameters = _parameters(verb)
-    if parameters is None or any(NUMBER.match(word) for word in words):
+    if parameters is None or any(is_negative(word) for word in words):
         return None
     options = {name: each for each in parameters for name in each.declared.names}
     if not all(_is_known(word, options) for word in words):
@@ -52,6 +49,11 @@ def read(verb: Callable[..., Any], words: Sequence[str]) -> dict[str, Any] | Non
         return None
     missing = any(each.is_required and each.name not in values for each in parameters)
     return None if missing else values
+
+
+def is_negative(word: str) -> bool:
+    """Whether this is a number less than zero, which a parser would take for options: `-5G`."""
+    return word[:1] == "-" and word[1:].removeprefix(".")[:1].isdigit()
 
 
 def _parameters(verb: Callable[..., Any]) -> list[Parameter] | None:
@@ -114,7 +116,7 @@ def _arguments(parameters: list[Parameter], words: list[str]) -> dict[str, Any]:
 
 def _add(values: dict[str, Any], parameter: Parameter, text: str) -> None:
     kind = parameter.kind
-    if kind not in (str, int, bool, Path):
+    if kind not in (str, int, bool) and not issubclass(kind, os.PathLike):
         raise ValueError(kind)
     value = True if kind is bool else kind(text)
     if parameter.is_list:

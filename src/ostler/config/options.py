@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ostler.errors import ConfigError
@@ -68,4 +67,7 @@ def _parse(value: Any, kind: Any, what: str) -> Any:
             return int(value, 0)
         except ValueError as error:
             raise ConfigError(f"{what}={value}: give a number, 244 or 0xf4 say") from error
+    # Loads slowly, and is not needed to split options.
+    from pathlib import Path
+
     return Path(value) if kind is Path else value

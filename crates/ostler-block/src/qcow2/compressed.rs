@@ -24,7 +24,7 @@ impl Qcow2 {
 
     pub(super) fn read_compressed(&self, mapping: &Mapping, into: &Sink<'_>, offset: u64) -> Result<()> {
         let bytes = self.unpack(mapping.host)?;
-        let within = (offset & self.layout().in_cluster()) as usize;
+        let within = (offset & self.shape.in_cluster()) as usize;
         into.copy_from(&bytes[within..within + into.len()]);
         Ok(())
     }

@@ -189,8 +189,11 @@ impl Qcow2 {
 
     /// Before the first change of an image with lazy refcounts: says so in the header.
     pub(super) fn mark_dirty(&self) -> Result<()> {
+        if !self.shape.lazy_refcounts {
+            return Ok(());
+        }
         let mut tables = self.tables();
-        if !tables.layout.lazy_refcounts || tables.is_marked_dirty {
+        if tables.is_marked_dirty {
             return Ok(());
         }
         let features = tables.layout.incompatible | DIRTY;

@@ -19,6 +19,7 @@ mod entry;
 pub mod exchange;
 mod flush;
 pub mod layout;
+mod legacy_aes;
 mod pull;
 pub mod refcounts;
 mod tables;
@@ -27,6 +28,8 @@ mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use ostler_crypto::SectorCipher;
 
 use self::compressed::Unpacked;
 pub use self::layout::Layout;
@@ -64,8 +67,12 @@ pub struct Qcow2 {
     storage: Arc<dyn Storage>,
     /// Where the guest's clusters are: the same, decrypted or not, or the external data file.
     data: Arc<dyn Storage>,
+    /// Of the data clusters, where the disk numbers their sectors (`crypt_method` 1).
+    legacy_cipher: Option<Arc<SectorCipher>>,
     backing: Option<Arc<dyn Disk>>,
     options: Options,
+    /// The layout as it was opened. What no change of the image changes is known without the tables.
+    shape: Layout,
     gate: RwLock<()>,
     tables: Mutex<Tables>,
     /// Told when an allocation is no longer in flight.
@@ -102,8 +109,10 @@ impl Qcow2 {
         Ok(Self {
             data: data.unwrap_or_else(|| Arc::clone(&storage)),
             storage,
+            legacy_cipher: None,
             backing,
             options,
+            shape: layout,
             gate: RwLock::new(()),
             tables: Mutex::new(tables),
             landed: Condvar::new(),
@@ -174,7 +183,10 @@ impl Qcow2 {
         match mapping.content {
             Content::Data => {
                 self.check_end(mapping.host, mapping.len)?;
-                Ok(self.data.read(into, mapping.host)?)
+                match &self.legacy_cipher {
+                    Some(cipher) => self.read_legacy(cipher, into, mapping.host, offset),
+                    None => Ok(self.data.read(into, mapping.host)?),
+                }
             }
             Content::Compressed => self.read_compressed(mapping, into, offset),
             Content::Unallocated => self.read_backing(into, offset),
@@ -192,7 +204,7 @@ impl Qcow2 {
             return Ok(());
         }
         let file_end = self.storage.len()?;
-        let known_end = file_end.next_multiple_of(self.layout().cluster());
+        let known_end = file_end.next_multiple_of(self.shape.cluster());
         self.known_end.store(known_end, Ordering::Relaxed);
         if end <= known_end { Ok(()) } else { Err(BlockError::CutOff { host: end, file_end }) }
     }
@@ -232,7 +244,7 @@ impl Qcow2 {
                 let there = backing.size().saturating_sub(offset).min(mapping.len);
                 if there == 0 { Ok((true, mapping.len)) } else { backing.zero_at(offset, there) }
             }
-            (Content::Data, _) if mapping.len >= HOLE_BYTES => {
+            (Content::Data, _) if mapping.len >= HOLE_BYTES && self.legacy_cipher.is_none() => {
                 self.check_end(mapping.host, mapping.len)?;
                 // Space that was reserved and never written is a hole of the file.
                 let run = self.data.run_at(mapping.host, mapping.len)?;

@@ -8,12 +8,15 @@ use super::entry::{Entry, units};
 use super::layout::{COPIED, SUBCLUSTERS};
 use super::tables::Tables;
 use crate::Result;
+use crate::buffer::Scratch;
 use crate::copy::RESERVED_BYTES;
 use crate::disk::Content;
 use crate::pieces::{Sink, Source};
 
 /// The most clusters of one allocation; a request that needs more makes several.
 const MAX_CLUSTERS: u64 = 1024;
+/// What is read in vain rather than in two calls.
+const READ_OVER: usize = 16 << 10;
 
 /// Guest clusters on their way into host clusters.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +32,20 @@ pub(super) struct Flight {
     pub(super) is_new: bool,
     /// The subclusters that are written, where entries are extended: first and end.
     pub(super) touched: (u64, u64),
+}
+
+/// What the guest sees on both sides of a request.
+struct Around {
+    bytes: Scratch,
+    /// The length of the first part, and of the last.
+    before: usize,
+    after: usize,
+}
+
+impl Around {
+    fn parts(&self) -> (&[u8], &[u8]) {
+        (&self.bytes[..self.before], &self.bytes[self.bytes.len() - self.after..])
+    }
 }
 
 impl Qcow2 {
@@ -103,7 +120,7 @@ impl Qcow2 {
     fn write_new(&self, from: &Source<'_>, offset: u64) -> Result<usize> {
         self.mark_dirty()?;
         let Some(flight) = self.take_off(offset, from.len() as u64)? else { return Ok(0) };
-        let extended = self.layout().extended_l2;
+        let extended = self.shape.extended_l2;
         let filled = if extended { self.fill_units(&flight, from, offset) } else { self.fill(&flight, from, offset) };
         self.land(&flight, filled)
     }
@@ -193,33 +210,45 @@ impl Qcow2 {
 
     /// Writes whole clusters: the request's bytes, and around them what was there before.
     pub(super) fn fill(&self, flight: &Flight, from: &Source<'_>, offset: u64) -> Result<usize> {
-        let bits = self.layout().cluster_bits;
+        let bits = self.shape.cluster_bits;
         let (start, end) = (flight.first << bits, (flight.first + flight.count) << bits);
         let len = (end - offset).min(from.len() as u64);
-        let before = self.old_content(flight, start, offset - start)?;
-        let after = self.old_content(flight, offset + len, end - offset - len)?;
-        let whole = from.slice(0, len as usize);
-        let host = flight.host + (offset - start) - before.len() as u64;
+        let around = self.around(flight, (start, end), (offset, offset + len))?;
+        let host = flight.host + (offset - start) - around.before as u64;
         if flight.is_fresh && len >= RESERVED_BYTES {
             self.data.reserve(host, len)?;
         }
-        self.data.write(&whole.between(&before, &after), host)?;
+        let (before, after) = around.parts();
+        self.data.write(&from.slice(0, len as usize).between(before, after), host)?;
         Ok(len as usize)
     }
 
-    /// What the guest sees in a range, or nothing where the new cluster has it already: zeroes.
-    fn old_content(&self, flight: &Flight, offset: u64, len: u64) -> Result<Vec<u8>> {
-        if len == 0 || flight.is_fresh && self.is_zero(offset, len)? {
-            return Ok(Vec::new());
+    /// What the guest sees from `start` to `offset` and from `stop` to `end`, or nothing where the new
+    /// cluster has it already: zeroes.
+    fn around(&self, flight: &Flight, (start, end): (u64, u64), (offset, stop): (u64, u64)) -> Result<Around> {
+        let before = if self.has_old(flight, start, offset - start)? { (offset - start) as usize } else { 0 };
+        let after = if self.has_old(flight, stop, end - stop)? { (end - stop) as usize } else { 0 };
+        let between = (stop - offset) as usize;
+        if before != 0 && after != 0 && between <= READ_OVER {
+            let mut bytes = Scratch::new(before + between + after);
+            self.read_entered(&Sink::new(&mut bytes), start)?;
+            return Ok(Around { bytes, before, after });
         }
-        let mut bytes = vec![0; len as usize];
-        self.read_entered(&Sink::new(&mut bytes), offset)?;
-        Ok(bytes)
+        let mut bytes = Scratch::new(before + after);
+        let (head, tail) = bytes.split_at_mut(before);
+        self.read_entered(&Sink::new(head), start)?;
+        self.read_entered(&Sink::new(tail), stop)?;
+        Ok(Around { bytes, before, after })
+    }
+
+    /// Whether what the guest sees in a range has to be written to a new cluster.
+    fn has_old(&self, flight: &Flight, offset: u64, len: u64) -> Result<bool> {
+        Ok(len != 0 && !(flight.is_fresh && self.is_zero(offset, len)?))
     }
 
     /// Writes the subclusters of one cluster that the request touches.
     fn fill_units(&self, flight: &Flight, from: &Source<'_>, offset: u64) -> Result<usize> {
-        let layout = self.layout();
+        let layout = &self.shape;
         let unit = 1 << layout.unit_bits();
         let start = flight.first << layout.cluster_bits;
         let len = (start + layout.cluster() - offset).min(from.len() as u64);
@@ -227,23 +256,23 @@ impl Qcow2 {
             self.move_other_units(flight, offset, offset + len)?;
         }
         let (low, high) = (offset / unit * unit, (offset + len).next_multiple_of(unit));
-        let before = self.old_content(flight, low, offset - low)?;
-        let after = self.old_content(flight, offset + len, high - offset - len)?;
-        let host = flight.host + (offset - start) - before.len() as u64;
-        self.data.write(&from.slice(0, len as usize).between(&before, &after), host)?;
+        let around = self.around(flight, (low, high), (offset, offset + len))?;
+        let host = flight.host + (offset - start) - around.before as u64;
+        let (before, after) = around.parts();
+        self.data.write(&from.slice(0, len as usize).between(before, after), host)?;
         Ok(len as usize)
     }
 
     /// Copies the subclusters that the old cluster holds, and the request does not touch, to the new.
     pub(super) fn move_other_units(&self, flight: &Flight, from: u64, end: u64) -> Result<()> {
-        let layout = self.layout();
+        let layout = &self.shape;
         let old = self.tables().entry(self.storage.as_ref(), flight.first)?;
         let (unit, start) = (1 << layout.unit_bits(), flight.first << layout.cluster_bits);
         let mut bytes = vec![0; unit as usize];
         for number in 0..SUBCLUSTERS {
             let at = start + number * unit;
             let is_kept = at + unit <= from || at >= end;
-            let content = old.content(&layout, number)?;
+            let content = old.content(layout, number)?;
             if is_kept && matches!(content, Content::Data | Content::Compressed) {
                 self.read_entered(&Sink::new(&mut bytes), at)?;
                 self.data.write_bytes(&bytes, flight.host + number * unit)?;

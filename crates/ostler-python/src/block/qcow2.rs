@@ -9,6 +9,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::adapt::disk_of;
+use crate::crypto::SectorCipher;
+
 use super::{BlockDisk, BlockStorage, CopyProgress, DirtyMap, raise};
 
 /// A qcow2 image's data path, and what Python's decisions about it are made of.
@@ -66,7 +68,9 @@ impl Qcow2Disk {
 #[pymethods]
 impl Qcow2Disk {
     #[new]
-    #[pyo3(signature = (name, storage, layout, *, data, backing, readonly, l2_cache_bytes, is_unsafe, punch_holes))]
+    #[pyo3(signature = (
+        name, storage, layout, *, data, backing, readonly, l2_cache_bytes, is_unsafe, punch_holes, legacy_cipher = None
+    ))]
     #[expect(clippy::too_many_arguments, reason = "each is a choice of the caller's")]
     fn new(
         name: String,
@@ -78,11 +82,16 @@ impl Qcow2Disk {
         l2_cache_bytes: u64,
         is_unsafe: bool,
         punch_holes: bool,
+        legacy_cipher: Option<&SectorCipher>,
     ) -> PyResult<PyClassInitializer<Self>> {
         let options = Options { readonly, l2_cache_bytes, is_unsafe, punch_holes };
         let data = data.map(|data| Arc::clone(&data.storage));
         let backing = backing.map(disk_of).transpose()?;
         let opened = Qcow2::open(Arc::clone(&storage.storage), data, backing, layout.into(), options);
+        let opened = opened.and_then(|image| match legacy_cipher {
+            Some(cipher) => image.with_legacy_cipher(Arc::clone(&cipher.cipher)),
+            None => Ok(image),
+        });
         let image = Arc::new(opened.map_err(|error| raise(&name, error))?);
         let disk = BlockDisk { name: name.clone(), disk: Arc::clone(&image) as _ };
         Ok(PyClassInitializer::from(disk).add_subclass(Self { name, image }))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from os import PathLike
 
 from ostler.errors import ConfigError, DiskError
 
@@ -28,10 +28,10 @@ def needs_passphrase(name: str) -> DiskError:
     )
 
 
-def read_secret(path: Path) -> bytes:
+def read_secret(path: str | PathLike[str]) -> bytes:
     """The passphrase in a file."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             secret = file.read(SECRET_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the passphrase: {error.strerror}") from None
@@ -55,7 +55,7 @@ def parse_secret(text: str) -> tuple[str, bytes]:
         )
     if not values.get("id") or not values.get("file"):
         raise ConfigError("--object secret: give id=NAME and file=PATH")
-    secret = read_secret(Path(values["file"]))
+    secret = read_secret(values["file"])
     match values.get("format", "raw"):
         case "raw":
             return values["id"], secret

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ostler.block.data_path import disk_of
 from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.image import Opening, remove_quietly
-from ostler.block.jobs.convert import rename_new, starts_as_zero
+from ostler.block.jobs.convert import starts_as_zero
 from ostler.block.jobs.job import Job
 from ostler.block.jobs.mirror import GRANULE_BITS, create_opened
+from ostler.block.target import rename_new
 from ostler.engine.block import CopyProgress, DirtyMap
 from ostler.errors import DiskError, HostError
 
@@ -57,7 +57,7 @@ def backup(
                 with live.held():
                     live.disk.end_backup()
                 target.close()
-            rename_new(part, Path(path), lasting=True)
+            rename_new(part, path, lasting=True)
         except BaseException:
             if marks is not None:
                 marks.merge(todo)

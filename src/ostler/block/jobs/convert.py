@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ostler.block.chain import layers
+from ostler.block.chain import layers, resolve
 from ostler.block.data_path import disk_of
 from ostler.block.formats.qcow2 import Qcow2Image
 from ostler.block.formats.qcow2.header import COMPRESSION_TYPES
-from ostler.block.image import (
-    Image,
-    Opening,
-    create_image,
-    local_name,
-    open_with,
-    remove_quietly,
-    removed_if_new,
-)
+from ostler.block.image import Image, Opening, create_image, open_with
 from ostler.block.jobs.concat import Concatenated
 from ostler.block.jobs.job import THREADS, Job, check_limit
+from ostler.block.target import Target
 from ostler.engine.block import DirtyMap, copy_disk
-from ostler.errors import DiskError, HostError
+from ostler.errors import DiskError
 
 if TYPE_CHECKING:
     from ostler.block.formats.qcow2.bitmaps import Flag
@@ -60,13 +50,13 @@ def convert(
     With `bitmaps` of `"all"` the source's are copied, too; with `"sound"` those that were not saved
     are left out.
 
-    A new file has its name when all of it is there, and `.part` behind that before; a conversion
-    that fails removes it, and empties a file that it replaced.
+    A new file has its name when all of it is there, and `.part` behind that before; what it
+    replaces is there until then (`Target` says what is overwritten instead).
     """
     check_limit(limit_bytes_s)
     target, options = os.fspath(target), options or {}
     size = sum(source.size_bytes for source in sources)
-    _refuse_same_file(sources, target)
+    _refuse_same_file(sources, target, options.get("backing_file"))
     # All that can be refused is, before a target that exists is replaced.
     if compress:
         _refuse_compression(target, format, encrypted=options.get("encryption") is not None)
@@ -74,8 +64,8 @@ def convert(
     if bitmaps is not None:
         maps = bitmaps_of(sources, target, format, skip=bitmaps == "sound")
     source = sources[0] if len(sources) == 1 else Concatenated(sources)
-    place = _Place(target, create)
-    with place.named(), removed_if_new(place.now):
+    place = Target(target, create=create)
+    with place.begun():
         if create:
             create_image(place.now, size, format=format, **options)
         how = Opening(unsafe=unsafe, direct=direct, secret=options.get("secret"))
@@ -90,7 +80,7 @@ def convert(
             raise
 
         def work(job: Job[int]) -> int:
-            with place.named(), place.finished(lasting=not unsafe), image:
+            with place.finished(lasting=not unsafe), image:
                 lost = copy_disk(
                     disk_of(source),
                     disk_of(image),
@@ -109,67 +99,6 @@ def convert(
                 return lost
 
         return Job("convert", size, work)
-
-
-class _Place:
-    """Where a target is written, so that half of it never looks like a whole one."""
-
-    def __init__(self, target: str, create: bool) -> None:
-        local = local_name(target)
-        self.target = None if local is None or not create else local
-        self.is_new = self.target is not None and not os.path.lexists(self.target)
-        self.now = f"{self.target}.part" if self.is_new else target
-        """The name it has meanwhile."""
-
-    @contextmanager
-    def named(self) -> Iterator[None]:
-        """Errors have the name that the target was given."""
-        try:
-            yield
-        except (DiskError, HostError) as error:
-            if not self.is_new or self.now not in str(error):
-                raise
-            raise type(error)(str(error).replace(self.now, str(self.target))) from error
-
-    @contextmanager
-    def finished(self, *, lasting: bool) -> Iterator[None]:
-        """At the end the target has its name; after a failure there is nothing of it."""
-        try:
-            yield
-            if self.is_new and self.target is not None:
-                rename_new(self.now, self.target, lasting=lasting)
-        except BaseException:
-            if self.is_new:
-                remove_quietly(self.now)
-            elif self.target is not None and self.target.is_file():
-                # What is told is why it failed, whether this does or not.
-                with suppress(OSError):
-                    os.truncate(self.target, 0)
-            raise
-
-
-def rename_new(name: str, target: Path, *, lasting: bool) -> None:
-    """Give a file that is whole its name, which nothing else has; `lasting` outlives the host."""
-    try:
-        os.link(name, target)
-        os.unlink(name)
-    except FileExistsError:
-        raise DiskError(f"{target}: somebody made it meanwhile; give another target") from None
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP) or os.path.lexists(target):
-            raise DiskError(f"{target}: cannot be made: {error.strerror}") from None
-        # A file system without hard links.
-        os.rename(name, target)
-    if lasting:
-        _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def bitmaps_of(
@@ -205,12 +134,13 @@ def put_bitmap(image: Image, name: str, flags: Flag, map: DirtyMap) -> None:
     bitmaps.merge(name, map)
 
 
-def _refuse_same_file(sources: Sequence[Image], target: str) -> None:
-    for source in sources:
-        for layer in layers(source):
-            both_exist = os.path.exists(layer.name) and os.path.exists(target)
-            if both_exist and os.path.samefile(layer.name, target):
-                raise DiskError(f"{target}: is read by this conversion; give another target")
+def _refuse_same_file(sources: Sequence[Image], target: str, backing: object) -> None:
+    read = [layer.name for source in sources for layer in layers(source)]
+    if backing is not None:
+        read.append(resolve(str(backing), target))
+    for name in read:
+        if os.path.exists(name) and os.path.exists(target) and os.path.samefile(name, target):
+            raise DiskError(f"{target}: is read by this conversion; give another target")
 
 
 def _refuse_compression(name: str, format: str, *, encrypted: bool) -> None:

@@ -8,7 +8,6 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 from ostler.block.image import Buffer, Closing, Extent
 from ostler.block.locks import lock as take_locks
@@ -31,13 +30,13 @@ class LocalFile(Closing):
     """The data path goes around the host's page cache where it can."""
 
     def __init__(
-        self, path: Path, *, readonly: bool = False, lock: bool = True, direct: bool = False
+        self, path: str, *, readonly: bool = False, lock: bool = True, direct: bool = False
     ) -> None:
         self.direct = direct
         self._adopt(path, _open(path, readonly), readonly=readonly, lock=lock)
 
-    def _adopt(self, path: Path, fd: int, *, readonly: bool, lock: bool) -> None:
-        self.name, self.fd, self.readonly = str(path), fd, readonly
+    def _adopt(self, path: str, fd: int, *, readonly: bool, lock: bool) -> None:
+        self.name, self.fd, self.readonly = path, fd, readonly
         try:
             self.is_block_device = _is_block_device(path, fd)
             self.block_bytes = self._physical_block()
@@ -48,15 +47,16 @@ class LocalFile(Closing):
             raise
 
     @classmethod
-    def create(cls, path: Path) -> LocalFile:
+    def create(cls, path: str) -> LocalFile:
         """The file at `path`, made if there is none. What one holds stays until it is replaced."""
         file = cls.__new__(cls)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             cure = "give a path that is writable"
-            if not path.parent.exists():
-                cure = f"make the directory {path.parent} first"
+            folder = os.path.dirname(path)
+            if folder and not os.path.exists(folder):
+                cure = f"make the directory {folder} first"
             raise DiskError(f"{path}: cannot create disk image: {error.strerror}; {cure}") from None
         file._adopt(path, fd, readonly=False, lock=True)
         return file
@@ -206,7 +206,7 @@ class _host:  # noqa: N801 - reads as a statement
             raise HostError(f"{self.name}: cannot {self.what}: {error.strerror}{cure}") from error
 
 
-def _open(path: Path, readonly: bool) -> int:
+def _open(path: str, readonly: bool) -> int:
     _refuse_generic(path)
     try:
         return os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
@@ -220,7 +220,7 @@ def _open(path: Path, readonly: bool) -> int:
         raise DiskError(f"{path}: cannot open disk image: {error.strerror}{cure}") from None
 
 
-def _refuse_generic(path: Path) -> None:
+def _refuse_generic(path: str) -> None:
     """Refuse what takes SCSI commands (sg(4)): a guest's are not passed on."""
     try:
         found = os.stat(path)
@@ -233,7 +233,7 @@ def _refuse_generic(path: Path) -> None:
         )
 
 
-def _is_block_device(path: Path, fd: int) -> bool:
+def _is_block_device(path: str, fd: int) -> bool:
     mode = os.fstat(fd).st_mode
     if stat.S_ISDIR(mode):
         raise DiskError(f"{path}: is a directory; give a disk image file")

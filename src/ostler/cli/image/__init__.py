@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ostler.cli.declare import for_typer
-from ostler.cli.quick import NUMBER, read
+from ostler.cli.quick import is_negative, read
 
 if TYPE_CHECKING:
     import typer
@@ -80,7 +80,7 @@ def _command(name: str) -> Any:
 
         def parse_args(self, context: Any, args: list[str]) -> list[str]:
             """Mark what begins with a minus and a digit."""
-            marked = [MINUS + text[1:] if NUMBER.match(text) else text for text in args]
+            marked = [MINUS + text[1:] if is_negative(text) else text for text in args]
             return super().parse_args(context, marked)
 
     return SignedCommand

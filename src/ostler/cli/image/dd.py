@@ -28,7 +28,8 @@ def dd(
     Example: ostler image dd if=disk.qcow2 of=start.raw bs=1M count=1
     """
     given = _operands(operands)
-    from ostler.block.image import create_image, open_image, removed_if_new
+    from ostler.block.image import create_image, open_image
+    from ostler.block.target import Target
 
     block = opt.size_option(given.get("bs", "512"), "bs")
     skip = block * int(given.get("skip", "0"))
@@ -45,13 +46,13 @@ def dd(
         if "count" in given:
             end = min(end, skip + block * int(given["count"]))
         size = max(0, end - skip)
-        with removed_if_new(given["of"]):
-            create_image(given["of"], size + -size % 512, format=target_format)
-            if size == 0:
-                return 0
-            with open_image(given["of"], format=target_format, unsafe=True) as target:
-                for at in range(0, size, PIECE_BYTES):
-                    target.write(at, source.read(skip + at, min(PIECE_BYTES, size - at)))
+        place = Target(given["of"])
+        with place.begun():
+            create_image(place.now, size + -size % 512, format=target_format)
+            target = open_image(place.now, format=target_format, unsafe=True)
+        with place.finished(lasting=False), target:
+            for at in range(0, size, PIECE_BYTES):
+                target.write(at, source.read(skip + at, min(PIECE_BYTES, size - at)))
     return 0
 
 

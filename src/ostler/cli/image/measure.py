@@ -42,7 +42,7 @@ def measure(
     as_json = opt.is_json(output)
     from ostler.block.formats.qcow2 import FORMAT
     from ostler.block.image import open_image
-    from ostler.block.measure import measure
+    from ostler.block.measure import bitmaps_bytes, measure
 
     given = opt.creation_options(filename or "measure", "qcow2", options, objects)
     chosen = FORMAT.parse_options(given)
@@ -60,8 +60,13 @@ def measure(
         elif size is not None:
             size_bytes = opt.size_option(size, "--size")
         required, full = measure(image, size_bytes, target_format, chosen)
+        bitmaps = bitmaps_bytes(image, target_format, chosen)
+    facts = {"required": required, "fully-allocated": full}
+    if bitmaps is not None:
+        facts["bitmaps"] = bitmaps
     if as_json:
-        opt.print_json({"required": required, "fully-allocated": full})
+        opt.print_json(facts)
     else:
-        echo(f"required size: {required}\nfully allocated size: {full}")
+        names = {"required": "required", "fully-allocated": "fully allocated", "bitmaps": "bitmaps"}
+        echo("\n".join(f"{names[name]} size: {size}" for name, size in facts.items()))
     return 0

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from ostler.cli.declare import Option, echo
@@ -32,7 +31,7 @@ Shared = Annotated[
     ),
 ]
 KeyFile = Annotated[
-    Path | None,
+    str | None,
     Option(
         "--key-file",
         metavar="PATH",
@@ -68,7 +67,7 @@ SourceCache = Annotated[
 ]
 
 
-FRACTION = re.compile(r"([0-9]*\.[0-9]+)([kmgt])(?:ib?|b)?", re.IGNORECASE)
+FRACTION = r"([0-9]*\.[0-9]+)([kmgt])(?:ib?|b)?"
 MINUS = "\N{MINUS SIGN}"
 """Stands for the minus of a number until it is read as one."""
 
@@ -103,7 +102,7 @@ def parse_image_options(texts: list[str] | None) -> dict[str, str]:
     return found
 
 
-def secret_of(key_file: Path | None) -> bytes | None:
+def secret_of(key_file: str | None) -> bytes | None:
     """The passphrase that `--key-file` names."""
     if key_file is None:
         return None
@@ -132,7 +131,7 @@ def with_secret(options: dict[str, Any], objects: list[str] | None) -> dict[str,
             case "key_secret":
                 found["secret"] = find_secret(named, value)
             case "key_file":
-                found["secret"] = read_secret(Path(value))
+                found["secret"] = read_secret(value)
             case _:
                 found[name] = value
     return found
@@ -239,7 +238,7 @@ def size_option(text: str, what: str) -> int:
     """A size as qemu-img takes it: `10G`, `1.5G`, `512k`, `4096b`."""
     if text.startswith(MINUS):
         raise ConfigError(f"{what} -{text[1:]}: less than nothing; give a size, 10G say")
-    if match := FRACTION.fullmatch(text):
+    if match := re.fullmatch(FRACTION, text, re.IGNORECASE):
         from decimal import Decimal
 
         return int(Decimal(match[1]) * parse_size(f"1{match[2]}", what))

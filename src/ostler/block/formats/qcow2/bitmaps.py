@@ -41,6 +41,17 @@ class Bitmap:
     type: int = DIRTY_TRACKING
     extra: bytes = b""
 
+    @property
+    def is_saved(self) -> bool:
+        """What it says can be trusted."""
+        return not self.flags & Flag.IN_USE
+
+    @property
+    def entry_bytes(self) -> int:
+        """What it takes in the directory of an image made anew, without extra data."""
+        length = FIXED.size + len(self.name.encode("utf-8", "surrogateescape"))
+        return length + -length % 8
+
     def facts(self) -> dict[str, Any]:
         """The bitmap by the names of QEMU's `Qcow2BitmapInfo`."""
         names = {Flag.IN_USE: "in-use", Flag.AUTO: "auto"}

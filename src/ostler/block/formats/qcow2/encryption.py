@@ -2,6 +2,9 @@
 
 The content of data clusters is encrypted, their place in the file is what numbers their sectors;
 tables are in clear.
+
+The old method, AES with the passphrase for a key, is only read. There the place on the disk is what
+numbers sectors, so it is decrypted above the tables, not below them.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ostler.block.crypto import luks1
+from ostler.block.crypto.cipher import CipherSpec
 from ostler.block.crypto.options import LuksOptions
 from ostler.block.crypto.secret import needs_passphrase
 from ostler.block.formats.qcow2.header import ENCRYPTION, Header
 from ostler.block.image import ImageFile, Opening
-from ostler.block.source import damaged, unsupported
+from ostler.block.source import damaged
 from ostler.engine.crypto import SectorCipher
+from ostler.errors import DiskError
 
 AES, LUKS = 1, 2
 HEADER_BYTES_MAX = 64 << 20
@@ -54,13 +59,23 @@ def unlock(file: ImageFile, header: Header, how: Opening) -> SectorCipher | None
     """The cipher of the data clusters, or None for an image in clear. `DiskError` without a key."""
     if header.crypt_method == 0 or is_locked(header, how):
         return None
-    if header.crypt_method == AES:
-        raise unsupported(file, "qcow2's own AES encryption, which is broken,")
-    part = _part(file, header)
+    if header.crypt_method == AES and not file.readonly:
+        raise DiskError(
+            f"{file.name}: qcow2's own AES encryption is broken, and only read; convert the image:"
+            " ostler image convert"
+        )
     if how.secret is None:
         raise needs_passphrase(file.name)
+    if header.crypt_method == AES:
+        return _legacy_cipher(file.name, how.secret)
+    part = _part(file, header)
     parsed = luks1.parse(part)
     return parsed.spec.cipher(file.name, luks1.unlock(part, parsed, how.secret))
+
+
+def _legacy_cipher(name: str, secret: bytes) -> SectorCipher:
+    """As QEMU has it: the passphrase's first bytes are the key. Nothing tells a wrong one."""
+    return CipherSpec("aes", "cbc").cipher(name, secret[:16].ljust(16, b"\0"))
 
 
 def _part(file: ImageFile, header: Header) -> _Part:

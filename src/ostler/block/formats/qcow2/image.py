@@ -14,6 +14,7 @@ from ostler.block.formats.qcow2.check import CheckResult, check, references
 from ostler.block.formats.qcow2.header import (
     BITMAPS,
     COMPRESSION_TYPES,
+    CRYPT_METHODS,
     Autoclear,
     Compatible,
     Incompatible,
@@ -149,14 +150,21 @@ class Qcow2Image(Closing):
             l2_cache_bytes=L2_CACHE_BYTES,
             is_unsafe=self.how.unsafe,
             punch_holes=True,
+            legacy_cipher=self.cipher if self._is_legacy else None,
         )
+
+    @property
+    def _is_legacy(self) -> bool:
+        """Encrypted in the old way, whose sectors the disk numbers."""
+        return CRYPT_METHODS[self.header.crypt_method] == "aes"
 
     def _data_storage(self) -> BlockStorage | None:
         """Where the guest's clusters are, if that is not the image's file as it is."""
+        cipher = None if self._is_legacy else self.cipher
         if self.data_file is None:
-            return None if self.cipher is None else storage_of(self.file).decrypted(self.cipher)
+            return None if cipher is None else storage_of(self.file).decrypted(cipher)
         data = storage_of(self.data_file)
-        return data if self.cipher is None else data.decrypted(self.cipher)
+        return data if cipher is None else data.decrypted(cipher)
 
     def _clear_unkept_features(self) -> None:
         """What autoclear features promise and we do not keep is not promised any more.

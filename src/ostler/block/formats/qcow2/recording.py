@@ -270,12 +270,26 @@ def read_map(image: Qcow2Image, bitmap: Bitmap) -> DirtyMap:
     return DirtyMap(image.size_bytes, bitmap.granularity_bits, b"".join(parts))
 
 
+def inherit(image: Qcow2Image) -> None:
+    """Have the bitmaps that record go on in a new overlay: with all that those behind it mark."""
+    from ostler.block.formats.qcow2 import Qcow2Image
+
+    behind = image.backing
+    if not isinstance(behind, Qcow2Image):
+        return
+    for bitmap in behind.bitmaps:
+        if bitmap.flags & Flag.AUTO and bitmap.is_saved:
+            map = find_map(behind, bitmap.name)
+            image.record().add(bitmap.name, map.granularity_bytes)
+            image.record().merge(bitmap.name, map)
+
+
 def find_map(image: Qcow2Image, name: str) -> DirtyMap:
     """The bits of the bitmap called `name`, which is not changed."""
     for bitmap in image.bitmaps:
-        if bitmap.name == name and not bitmap.flags & Flag.IN_USE:
+        if bitmap.name == name and bitmap.is_saved:
             return read_map(image, bitmap)
-    there_is = ", ".join(each.name for each in image.bitmaps if not each.flags & Flag.IN_USE)
+    there_is = ", ".join(each.name for each in image.bitmaps if each.is_saved)
     raise DiskError(
         f"{image.name}: there is no bitmap {name!r} that was saved; there is: {there_is or 'none'}"
     )
