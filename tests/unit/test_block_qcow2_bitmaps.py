@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import tempfile
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def make(directory: Path, *options: str) -> Path:
 
 def dirty_by_qemu(path: Path, name: str, directory: Path) -> list[tuple[int, int]]:
     """The ranges that a bitmap marks, as qemu-nbd exports it."""
-    socket, pid = directory / "nbd.sock", directory / "nbd.pid"
+    # One that is ending still has its files.
+    own = Path(tempfile.mkdtemp(dir=directory))
+    socket, pid = own / "nbd.sock", own / "nbd.pid"
     # It is in the background when it listens.
     listen: list[str | Path] = ["--fork", "--persistent", "--pid-file", pid, "-k", socket]
     qemu(*listen, "-r", "-f", "qcow2", "-B", name, path, program="qemu-nbd")
