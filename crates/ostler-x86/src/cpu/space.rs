@@ -15,6 +15,7 @@ impl Cpu {
     /// Forgets every translation, of data and of code.
     pub fn flush_tlb(&mut self) {
         self.mmu.spaces.flush(self.pcid());
+        self.mmu.tlb.flush();
         self.space_changed(true);
     }
 
@@ -48,9 +49,9 @@ impl Cpu {
         self.code.forget_translation(linear);
     }
 
-    /// The TLB proper is the current address space's.
+    /// The TLB proper is the current address space's, but for global pages.
     fn space_changed(&mut self, exhausted: bool) {
-        self.mmu.tlb.flush();
+        self.mmu.tlb.flush_space();
         self.code.set_space(self.mmu.spaces.tag());
         if exhausted {
             self.code.forget_translations();

@@ -388,6 +388,7 @@ impl Cpu {
                     30 => HUGE,
                     _ => LARGE,
                 },
+            global: translation.global,
         };
         self.mmu.tlb.insert(privilege, linear, entry);
     }

@@ -1,6 +1,6 @@
 //! Address spaces (PCIDs): which translations outlive a change of CR3.
 //!
-//! The TLB proper knows the current address space only and is emptied when that changes. What it held is found again
+//! The TLB proper knows the current address space and global pages; the rest is forgotten when that changes, and found again
 //! in a second level, whose entries carry the tag of their address space. Forgetting an address space gives it a new
 //! tag; entries with old tags are never found again. Global pages are found whatever their tag, unless it is older than
 //! the last flush of everything.

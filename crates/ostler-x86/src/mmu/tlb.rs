@@ -25,6 +25,8 @@ pub struct TlbEntry {
     /// The guest physical page; bit 0 set when it is part of a larger page, bit 1 when of a 1 GiB one, bit 2 when the
     /// guest may write there although `write` is not set.
     pub physical: u64,
+    /// Good in every address space.
+    pub global: bool,
 }
 
 /// `physical` of an entry cut from a 2 or 4 MiB page.
@@ -62,8 +64,9 @@ fn no_physical() -> Box<Physical> {
 pub struct Tlb {
     pub context: ContextBox,
     physical: Box<Physical>,
-    /// The banks and indices that may be valid.
-    filled: Vec<(u8, u16)>,
+    /// The banks and indices that may be valid: of pages good in every address space, and of all others.
+    globals: Vec<(u8, u16)>,
+    locals: Vec<(u8, u16)>,
     /// Which 4 MiB (hashed to a bit) larger pages were cut into entries in.
     large: u64,
     /// Entries filled in since [`Tlb::give_back`].
@@ -76,7 +79,8 @@ impl Default for Tlb {
         let mut tlb = Self {
             context: ContextBox::default(),
             physical: no_physical(),
-            filled: Vec::with_capacity(NOTED),
+            globals: Vec::with_capacity(NOTED),
+            locals: Vec::with_capacity(NOTED),
             large: 0,
             wear: 0,
             spared: Spared::default(),
@@ -137,11 +141,12 @@ impl Tlb {
 
     pub fn insert(&mut self, privilege: Privilege, linear: u64, entry: TlbEntry) {
         let (number, index) = (privilege as usize, index(linear));
-        if self.filled.len() == NOTED {
+        if self.globals.len() == NOTED || self.locals.len() == NOTED {
             self.flush();
         }
         self.spared.clear(&mut self.context);
-        self.filled.push((number as u8, index as u16));
+        let filled = if entry.global { &mut self.globals } else { &mut self.locals };
+        filled.push((number as u8, index as u16));
         self.wear = self.wear.saturating_add(1);
         let page = (linear & PAGE_MASK).wrapping_neg();
         let bank = &mut self.context.tlb[number];
@@ -174,16 +179,36 @@ impl Tlb {
         self.spared.is_due()
     }
 
+    /// The bank and index number `number` of those that may be valid.
+    fn filled(&self, number: usize) -> Option<(usize, usize)> {
+        let place = self.globals.get(number).or_else(|| self.locals.get(number - self.globals.len()));
+        place.map(|(bank, index)| (usize::from(*bank), usize::from(*index)))
+    }
+
+    /// Calls `change` for each place that may be valid.
+    fn for_each_filled(&mut self, mut change: impl FnMut(&mut Self, usize, usize)) {
+        let mut number = 0;
+        while let Some((bank, index)) = self.filled(number) {
+            change(self, bank, index);
+            number += 1;
+        }
+    }
+
     /// Forgets everything.
     pub fn flush(&mut self) {
-        self.spared.clear(&mut self.context);
-        let filled = std::mem::take(&mut self.filled);
-        for (bank, index) in &filled {
-            self.clear(usize::from(*bank), usize::from(*index));
-        }
-        self.filled = filled;
-        self.filled.clear();
+        self.flush_space();
+        let mut globals = std::mem::take(&mut self.globals);
+        globals.drain(..).for_each(|(bank, index)| self.clear(usize::from(bank), usize::from(index)));
+        self.globals = globals;
         self.large = 0;
+    }
+
+    /// Forgets what is good in the current address space only.
+    pub fn flush_space(&mut self) {
+        self.spared.clear(&mut self.context);
+        let mut locals = std::mem::take(&mut self.locals);
+        locals.drain(..).for_each(|(bank, index)| self.clear(usize::from(bank), usize::from(index)));
+        self.locals = locals;
     }
 
     /// Whether [`Tlb::give_back`] would give much.
@@ -226,40 +251,37 @@ impl Tlb {
 
     /// Forgets what was cut from the larger page around `linear`.
     fn flush_large(&mut self, linear: u64) {
-        for number in 0..self.filled.len() {
-            let (bank, index) = (usize::from(self.filled[number].0), usize::from(self.filled[number].1));
-            let mask = match self.physical[bank][index] & (LARGE | HUGE) {
-                0 => continue,
+        self.for_each_filled(|tlb, bank, index| {
+            let mask = match tlb.physical[bank][index] & (LARGE | HUGE) {
+                0 => return,
                 // A 4 MiB page is covered by flushing both 2 MiB halves' worth of it.
                 LARGE => !0x3f_ffff,
                 _ => !0x3fff_ffff,
             };
-            if self.page_at(bank, index).is_some_and(|page| page & mask == linear & mask) {
-                self.clear(bank, index);
+            if tlb.page_at(bank, index).is_some_and(|page| page & mask == linear & mask) {
+                tlb.clear(bank, index);
             }
-        }
+        });
     }
 
     /// Forgets what leads to the physical page `gpa`.
     pub fn forget_physical(&mut self, gpa: u64) {
         self.spared.clear(&mut self.context);
-        for number in 0..self.filled.len() {
-            let (bank, index) = (usize::from(self.filled[number].0), usize::from(self.filled[number].1));
-            if self.physical[bank][index] & PAGE_MASK == gpa & PAGE_MASK {
-                self.clear(bank, index);
+        self.for_each_filled(|tlb, bank, index| {
+            if tlb.physical[bank][index] & PAGE_MASK == gpa & PAGE_MASK {
+                tlb.clear(bank, index);
             }
-        }
+        });
     }
 
     /// Sends stores to the physical page `gpa` to the slow path from now on.
     pub fn forbid_writes(&mut self, gpa: u64) {
         self.spared.clear(&mut self.context);
-        for (bank, index) in &self.filled {
-            let (bank, index) = (usize::from(*bank), usize::from(*index));
-            if self.physical[bank][index] & PAGE_MASK == gpa & PAGE_MASK {
-                self.context.tlb[bank].write[index] = invalid(index);
+        self.for_each_filled(|tlb, bank, index| {
+            if tlb.physical[bank][index] & PAGE_MASK == gpa & PAGE_MASK {
+                tlb.context.tlb[bank].write[index] = invalid(index);
             }
-        }
+        });
     }
 }
 
@@ -271,7 +293,7 @@ mod tests {
     fn page_whose_writers_are_told_of_is_known_to_be_writable_but_not_stored_to() {
         let mut tlb = Tlb::default();
         let user = Privilege::User;
-        let entry = TlbEntry { read: true, write: false, addend: 0, physical: 0x5000 | TOLD };
+        let entry = TlbEntry { read: true, write: false, addend: 0, physical: 0x5000 | TOLD, global: false };
         tlb.insert(user, 0x7000, entry);
         assert_eq!(tlb.physical(user, 0x7123, true), Some(0x5123));
         assert!(tlb.writable(user, 0x7123, 1).is_none() && tlb.physical(user, 0x8123, true).is_none());
@@ -282,14 +304,18 @@ mod tests {
     #[test]
     fn spared_lines_are_taken_back_by_whatever_changes_a_translation() {
         let spares = |tlb: &Tlb| tlb.context.spared[Privilege::User as usize].page.contains(&0x7000);
-        let entry = TlbEntry { read: true, write: false, addend: 0, physical: 0x5000 | TOLD };
+        let entry = TlbEntry { read: true, write: false, addend: 0, physical: 0x5000 | TOLD, global: false };
         let changes: [fn(&mut Tlb); 5] = [
             Tlb::flush,
             |tlb| tlb.flush_page(0x9000),
             |tlb| tlb.forget_physical(0x5000),
             |tlb| tlb.forbid_writes(0x5000),
             |tlb| {
-                tlb.insert(Privilege::User, 0x7000, TlbEntry { read: true, write: true, addend: 0, physical: 0x6000 })
+                tlb.insert(
+                    Privilege::User,
+                    0x7000,
+                    TlbEntry { read: true, write: true, addend: 0, physical: 0x6000, global: false },
+                )
             },
         ];
         for change in changes {
@@ -308,19 +334,63 @@ mod tests {
     }
 
     #[test]
+    fn global_page_outlives_its_address_space_and_no_flush_of_everything() {
+        let mut tlb = Tlb::default();
+        let entry = TlbEntry { read: true, write: true, addend: 0, physical: 0x5000, global: true };
+        let fill = |tlb: &mut Tlb| {
+            tlb.insert(Privilege::User, 0x7000, entry);
+            tlb.insert(Privilege::User, 0x8000, TlbEntry { global: false, ..entry });
+            tlb.flush_space();
+        };
+        fill(&mut tlb);
+        assert!(finds(&tlb, 0x7000, 8) && !finds(&tlb, 0x8000, 8));
+        tlb.forbid_writes(0x5000);
+        assert!(
+            tlb.readable(Privilege::User, 0x7000, 8).is_some() && tlb.writable(Privilege::User, 0x7000, 8).is_none()
+        );
+        let changes: [fn(&mut Tlb); 3] = [Tlb::flush, |tlb| tlb.flush_page(0x7000), |tlb| tlb.forget_physical(0x5000)];
+        for change in changes {
+            fill(&mut tlb);
+            change(&mut tlb);
+            assert!(!finds(&tlb, 0x7000, 8));
+        }
+    }
+
+    #[test]
+    fn invalid_entry_is_no_hit_for_aligned_operands_either() {
+        // What translated code computes for operands of 16 and of 32 bytes.
+        let hits = |entry: u64, linear: u64, low: u32| entry.wrapping_add(linear).rotate_right(low) >> 12 == 0;
+        for (at, low) in (0..TLB_ENTRIES).flat_map(|at| [(at, 4), (at, 5)]) {
+            for high in [0, 1 << 28, u64::MAX << 28] {
+                let page = high | (at as u64) << 12;
+                assert!(!hits(invalid(at), page, low) && !hits(invalid(at), page + 0xfe0, low));
+                assert!(hits(page.wrapping_neg(), page + 0xfe0, low) && !hits(page.wrapping_neg(), page + 8, low));
+            }
+        }
+    }
+
+    #[test]
     fn page_is_found_until_a_flush_and_no_other_ever() {
         let mut tlb = Tlb::default();
         let at_the_end = 0_u64.wrapping_sub(PAGE_BYTES);
         let pages = [0, PAGE_BYTES, PAGE_BYTES << 16, at_the_end, at_the_end - (PAGE_BYTES << 16)];
         for page in pages {
             assert!(!pages.iter().any(|other| finds(&tlb, *other, 1) || finds(&tlb, other + 0xfff, 2)));
-            tlb.insert(Privilege::User, page, TlbEntry { read: true, write: true, addend: 0, physical: 0 });
+            tlb.insert(
+                Privilege::User,
+                page,
+                TlbEntry { read: true, write: true, addend: 0, physical: 0, global: false },
+            );
             assert!(finds(&tlb, page + 0xff8, 8) && !finds(&tlb, page + 0xff9, 8));
             assert_eq!(pages.iter().filter(|other| finds(&tlb, **other, 1)).count(), 1);
             tlb.flush();
         }
         for page in pages {
-            tlb.insert(Privilege::User, page, TlbEntry { read: true, write: true, addend: 0, physical: 0 });
+            tlb.insert(
+                Privilege::User,
+                page,
+                TlbEntry { read: true, write: true, addend: 0, physical: 0, global: false },
+            );
         }
         tlb.give_back();
         assert!(!pages.iter().any(|page| finds(&tlb, *page, 1) || finds(&tlb, page + 0xfff, 2)) && !tlb.is_worn());
