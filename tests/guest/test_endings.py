@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from stock import BOOT_S, END_S, READY, Boot, run, start_shell
+from stock import ACCELERATOR, BOOT_S, END_S, READY, Boot, run, start_shell
 
 import ostler
 from guests.fetch import Kernel, kernel
@@ -78,7 +78,11 @@ def test_exit_from_the_block_leaves_no_process_or_thread(
 ) -> None:
     before = set(threading.enumerate())
     with ostler.VM(
-        kernel=cloud.image, initrd=initrd(cloud), disks=[disk], append="console=ttyS0"
+        kernel=cloud.image,
+        initrd=initrd(cloud),
+        disks=[disk],
+        append="console=ttyS0",
+        accelerator=ACCELERATOR,
     ) as vm:
         vm.serial.wait_for("Linux version", timeout=BOOT_S)
     assert set(threading.enumerate()) == before

@@ -36,6 +36,7 @@ def guest(stock: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[o
         devices=["virtio-rng"],
         append="console=ttyS0",
         memory="512M",
+        accelerator=ACCELERATOR,
     ) as vm:
         try:
             vm.serial.wait_for(READY, timeout=BOOT_S)

@@ -31,9 +31,9 @@ QEMU = "qemu-system-x86_64"
 DRIVERS = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "kvm-amd")
 MEMORY = "2G"
 CPUS = 2
-# Ten times what the longest job takes on two idle cores: the emulator may get a part of one.
-LIMIT_S = 1200
-SILENCE_S = 200
+# Twenty times what the longest job takes on two idle cores: the emulator may get a part of one.
+LIMIT_S = 2400
+SILENCE_S = 400
 ATTEMPTS = 3
 LOOK_S = 0.2
 # A CPU that stands still says nothing: that is how it is known.

@@ -29,7 +29,7 @@ BEYOND_QEMU = (
 )
 # Where the limit is reached, the output names the test under way, and where it stood. The plug-in
 # of hypothesis wants a place to write to, and no test here needs it.
-LOUD = "-v --color=no -p no:cacheprovider -p no:hypothesispytest -o faulthandler_timeout=80"
+LOUD = "-v --color=no -p no:cacheprovider -p no:hypothesispytest -o faulthandler_timeout=180"
 
 
 def test_engine_passes_its_tests_on_the_genuine_kvm_without_a_skip() -> None:
@@ -44,10 +44,15 @@ def test_engine_passes_its_tests_on_the_genuine_kvm_without_a_skip() -> None:
     assert " skipped" not in done.output
 
 
-def test_stock_kernel_boots_to_its_shell_on_one_and_two_cpus() -> None:
+def test_stock_kernel_boots_to_its_shell_on_one_and_two_cpus(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     stock = kernel("cloud")
     guest = shlex.join([str(stock.image), str(initrd(stock))])
     done = lab.run(*(f"{lab.PYTHON} tests/lab/boot.py {guest} {cpus} kvm" for cpus in (1, 2)))
+    with capsys.disabled():
+        for line in re.findall(r"^guest \d: SHUT DOWN.*", done.output, re.MULTILINE):
+            print(f"\n{line}")
     assert done.code == 0, done.output[-6000:]
     for cpus in (1, 2):
         said = [line for line in done.output.splitlines() if line.startswith(f"guest {cpus}: ")]
@@ -79,11 +84,15 @@ def test_guest_killed_finds_what_it_synced() -> None:
     assert "2 passed" in done.output
 
 
-def test_both_reach_userland_beside_qemus_microvm(capsys: pytest.CaptureFixture[str]) -> None:
+def test_userland_comes_no_later_than_under_qemus_microvm(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     stock = kernel("cloud")
     guest = shlex.join([str(stock.image), str(initrd(stock))])
+    # One pair: what was seen is three fifths of QEMU's time.
     done = lab.run(f"{lab.PYTHON} tests/lab/versus.py {guest} 1")
     assert done.code == 0, done.output[-6000:]
-    (found,) = re.findall(r"^versus: .*", done.output, re.MULTILINE)
+    (found,) = re.finditer(r"^versus: .* ratio ([\d.]+)", done.output, re.MULTILINE)
     with capsys.disabled():
-        print(f"\n{found.strip()}")
+        print(f"\n{found[0]}")
+    assert float(found[1]) <= 1.0, done.output[-6000:]

@@ -119,3 +119,11 @@ def test_command_in_a_message_stays_as_it_is() -> None:
     said = "--disk a: too small; run: ostler image resize --shrink a, or leave --disk out"
     assert by_parameters(said) == f"disks{said[6:]}"
     assert by_parameters("no --other-thing; see --net") == "no --other-thing; see net"
+
+
+@pytest.mark.parametrize(("given", "meant"), [("accel", "accelerator"), ("disk", "disks")])
+def test_option_given_as_a_parameter_is_told_what_that_is_called(given: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=f"argument '{given}'; give it as {meant}=$"):
+        config(**{given: "soft"})
+    with pytest.raises(TypeError, match=r"argument 'colour'$"):
+        config(colour="red")

@@ -26,6 +26,7 @@ PARAMETERS = {
     "--symbols": "symbols", "--vsock": "devices",
 }  # fmt: skip
 OPTION = re.compile(r"(?<!\S)--[a-z]+(?:-[a-z]+)*")
+UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def by_parameters(text: str) -> str:
@@ -43,6 +44,17 @@ def _named_by_parameters() -> Iterator[None]:
         if error.args and isinstance(error.args[0], str):
             error.args = (by_parameters(error.args[0]), *error.args[1:])
         raise
+    except TypeError as error:
+        meant = _meant(str(error))
+        if meant:
+            raise TypeError(f"{error}; give it as {meant}=") from None
+        raise
+
+
+def _meant(said: str) -> str | None:
+    """The parameter of which an option's name was given."""
+    found = UNEXPECTED.search(said)
+    return PARAMETERS.get("--" + found[1].replace("_", "-")) if found else None
 
 
 def told_by_parameters(act: Callable[P, T]) -> Callable[P, T]:
