@@ -95,7 +95,6 @@ def test_options_are_listed_by_what_is_written(run: Run) -> None:
     [
         ("convert -t {} a.qcow2 b", "always"),
         ("convert -T {} a.qcow2 b", "always"),
-        ("check -T {} a.qcow2", "none"),
         ("compare -T {} a.qcow2 a.qcow2", "always"),
         ("bench -t {} a.qcow2", "always"),
         ("amend -t {} -o size=2M a.qcow2", "directsync"),
@@ -237,6 +236,19 @@ def test_option_of_qemu_img_that_is_not_there_is_refused_with_a_cure(
 
 def test_image_that_is_not_there_is_looked_for_not_made(run: Run) -> None:
     assert run("info nope", code=2) == "ostler: nope: no such disk image; check its path\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "nope", "-r maybe a.qcow2", "-T none a.qcow2", "--nope a.qcow2", "--output xml a.qcow2"],
+)
+def test_check_that_cannot_be_made_does_not_end_as_if_the_image_were_damaged(
+    words: str, run: Run
+) -> None:
+    run("create a.qcow2 1M")
+    said = run(f"check {words}", code=1)
+    assert said.startswith("ostler: ")
+    assert said.count("\n") == 1
 
 
 @needs_qemu

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import typer
 
 BAD_INPUT, GUEST_FAILED, DEFECT = 2, 3, 4
+CHECK_FAILED = 1
 DEBUG_VARIABLE = "OSTLER_DEBUG"
 GARBAGE = 50_000
 """New objects after which there may be garbage to collect."""
@@ -94,7 +95,7 @@ def invoke(arguments: Sequence[str]) -> int:
     except WaitTimeout as error:
         return _fail(str(error), GUEST_FAILED)
     except OstlerError as error:
-        return _fail(str(error), BAD_INPUT)
+        return _fail(str(error), _bad_input(verb, below))
     except KeyboardInterrupt:
         _cancel_jobs()
         return _fail("interrupted", 130)
@@ -116,9 +117,14 @@ def invoke(arguments: Sequence[str]) -> int:
         cure = "make room or send it elsewhere"
         return _fail(f"what is printed cannot be written: {error.strerror}; {cure}", BAD_INPUT)
     except Exception as error:
-        if (code := _said_by_typer(error, verb, arguments)) is not None:
+        if (code := _said_by_typer(error, verb, below, arguments)) is not None:
             return code
         return _unforeseen(error)
+
+
+def _bad_input(verb: str | None, below: str | None) -> int:
+    """The exit code for what the user can change: 2, but that of `image check` is damage."""
+    return CHECK_FAILED if (verb, below) == ("image", "check") else BAD_INPUT
 
 
 def _unforeseen(error: Exception) -> int:
@@ -152,14 +158,18 @@ def _plain(verb: str, *words: str) -> Callable[[], Any] | None:
     return None if found is None else partial(run, **found)
 
 
-def _said_by_typer(error: Exception, verb: str | None, arguments: Sequence[str]) -> int | None:
+def _said_by_typer(
+    error: Exception, verb: str | None, below: str | None, arguments: Sequence[str]
+) -> int | None:
     """The exit code for what typer raises; `None` for all else. It is loaded if it raised."""
     typer = sys.modules.get("typer")
     if typer is None:
         return None
     if isinstance(error, typer.Abort):
         return _fail("interrupted", 130)
-    return _usage(error, verb, arguments) if isinstance(error, typer.TyperException) else None
+    if not isinstance(error, typer.TyperException):
+        return None
+    return _usage(error, verb, arguments, _bad_input(verb, below))
 
 
 class Terminated(BaseException):
@@ -232,15 +242,15 @@ def _not_loaded() -> None:
     """Stands for a verb in the list of verbs."""
 
 
-def _usage(error: typer.TyperException, verb: str | None, words: Sequence[str]) -> int:
+def _usage(error: typer.TyperException, verb: str | None, words: Sequence[str], code: int) -> int:
     """What was typed does not parse; a verb that needs more gets its help text."""
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stderr.write(error.format_message() + "\n")
-        return BAD_INPUT
+        return code
     from ostler.cli.usage import explain
 
     command = f"ostler {verb}" if verb in VERBS else "ostler"
-    return _fail(explain(error, command, words), BAD_INPUT)
+    return _fail(explain(error, command, words), code)
 
 
 def _fail(message: str, code: int) -> int:
