@@ -17,6 +17,10 @@ TO_TEST := git=git file=file cpio=cpio lz4=lz4 iasl=acpica-tools mmdebstrap=mmde
 TO_BENCH := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils nbdcopy=libnbd-bin passt=passt ip=iproute2 \
 	iperf3=iperf3 fio=fio lz4=lz4 cpio=cpio mmdebstrap=mmdebstrap
 
+# How much of what is random `make long` runs.
+PROGRAMS := 300000
+SEQUENCES := 500000
+
 .PHONY: help demo test lab lab-full long bench lint format build wheel clean
 .DEFAULT_GOAL := help
 
@@ -40,9 +44,12 @@ lab-full: build ## every test of a stock guest under kvm in the lab; takes hours
 	@tools/need $(TO_FETCH) $(TO_TEST)
 	PYTHONPATH=. $(BIN)/python tests/lab/full.py $(FILES)
 
-long: build ## what takes too long for make test: a guest of 264 CPUs
-	@tools/need $(TO_FETCH)
-	OSTLER_LONG=1 $(BIN)/pytest tests/guest/test_smp.py -k 264
+long: build ## what takes too long for make test: 264 CPUs, systems under the translator, long random runs
+	@tools/need $(TO_FETCH) $(TO_TEST)
+	OSTLER_LONG=1 $(BIN)/pytest tests/guest/test_smp.py tests/guest/test_translator.py
+	OSTLER_LITMUS=100 cargo test $(CARGO_FLAGS) --quiet -p ostler-x86 --test system litmus
+	OSTLER_PROGRAMS=$(PROGRAMS) cargo test $(CARGO_FLAGS) --quiet -p ostler-differential --test translator
+	cargo run $(CARGO_FLAGS) --quiet -p ostler-differential -- --count $(SEQUENCES)
 
 bench: build ## measure boot and guest speed beside qemu -accel tcg; writes build/bench.json
 	@tools/need $(TO_FETCH) $(TO_BENCH)

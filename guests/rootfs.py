@@ -20,6 +20,9 @@ PACKAGES = (
     "systemd-sysv", "udev", "login", "kmod", "iproute2", "dbus", "apt", "ethtool", "iperf3",
 )  # fmt: skip
 SIZE_BYTES = 768 << 20
+# Programs that work hard and check what they do, and a compiler.
+WORK = ("stress-ng", "openssl", "gcc", "libc6-dev", "make")
+WORK_BYTES = 1536 << 20
 
 CUSTOMIZE = (
     'chroot "$1" passwd -d root',
@@ -35,15 +38,24 @@ def debian() -> Path:
     Raises:
         FetchError: mmdebstrap is missing, or says why it cannot.
     """
-    wanted = zlib.crc32(" ".join(PACKAGES).encode())
+    return _made(PACKAGES, SIZE_BYTES)
+
+
+def debian_for_work() -> Path:
+    """As `debian`, with stress-ng, openssl and a C compiler; a few minutes."""
+    return _made((*PACKAGES, *WORK), WORK_BYTES)
+
+
+def _made(packages: tuple[str, ...], size_bytes: int) -> Path:
+    wanted = zlib.crc32(" ".join(packages).encode())
     target = BUILD / f"debian-{SUITE}-{wanted:08x}.img"
     with only_one("rootfs"):
         if not target.exists():
-            _make(target)
+            _make(target, packages, size_bytes)
     return target
 
 
-def _make(target: Path) -> None:
+def _make(target: Path, packages: tuple[str, ...], size_bytes: int) -> None:
     tool = shutil.which("mmdebstrap")
     if tool is None:
         raise FetchError("mmdebstrap: missing; apt-get install mmdebstrap")
@@ -52,7 +64,7 @@ def _make(target: Path) -> None:
         root = Path(work, "root")
         done = subprocess.run(
             [
-                tool, "--quiet", "--variant=essential", f"--include={','.join(PACKAGES)}",
+                tool, "--quiet", "--variant=essential", f"--include={','.join(packages)}",
                 *hooks, SUITE, str(root), *_sources(),
             ],
             capture_output=True,
@@ -62,7 +74,7 @@ def _make(target: Path) -> None:
             reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
             raise FetchError(f"mmdebstrap: {reason[0]}")
         finished = Path(work, "disk.img")
-        ext4_of_tree(finished, root, SIZE_BYTES)
+        ext4_of_tree(finished, root, size_bytes)
         finished.rename(target)
 
 

@@ -93,8 +93,9 @@ static void calls(uint64_t count)
             fail("call");
 }
 
-// A small interpreter: one indirect jump an operation, sixteen targets in no order that repeats soon.
-static void indirect_jumps(uint64_t count)
+// A small interpreter: one indirect jump an operation, to one of sixteen targets by the top of a number that goes through
+// `factor` and `summand` each time.
+static __attribute__((noinline, noclone)) void interpreter(uint64_t count, uint32_t factor, uint32_t summand)
 {
     static const void *const table[16] = {&&a, &&b, &&c, &&d, &&a, &&d, &&b, &&c,
                                           &&c, &&a, &&d, &&b, &&d, &&c, &&b, &&a};
@@ -103,7 +104,7 @@ static void indirect_jumps(uint64_t count)
 #define NEXT                                                                                                           \
     if (left-- == 0)                                                                                                   \
         continue;                                                                                                      \
-    seed = seed * 1664525 + 1013904223;                                                                                \
+    seed = seed * factor + summand;                                                                                    \
     goto *table[seed >> 28]
         NEXT;
     a:
@@ -121,6 +122,12 @@ static void indirect_jumps(uint64_t count)
         NEXT;
     }
 }
+
+// In no order that repeats soon: this measures how long the processor takes to notice that it guessed wrong.
+static void indirect_jumps(uint64_t count) { interpreter(count, 1664525, 1013904223); }
+
+// Again and again in the same order, which processors learn: what is left is what the jump itself costs.
+static void repeated_jumps(uint64_t count) { interpreter(count, 1, 1u << 28); }
 
 // Stores to data that shares its page, not its cache line, with code that runs in between.
 static void code_page_stores(uint64_t count)
@@ -169,5 +176,6 @@ void measure_compute(void)
     measure("vector", "ns/16 bytes", vector_integers, 4096);
     measure("call", "ns/call", calls, FIBONACCI_CALLS);
     measure("indirect", "ns/jump", indirect_jumps, STEPS);
+    measure("repeated", "ns/jump", repeated_jumps, STEPS);
     measure("codestore", "ns/store", code_page_stores, CODE_STORES);
 }

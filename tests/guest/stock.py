@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import ostler
 from guests.fetch import Flavour, Kernel
-from guests.images import initrd
+from guests.images import SOURCES, initrd
 
 OSTLER = Path(sysconfig.get_path("scripts"), "ostler")
 # A guest boots in seconds; a loaded two-core machine gets this long before a test gives up.
@@ -20,6 +22,7 @@ OSTLER = Path(sysconfig.get_path("scripts"), "ostler")
 SLOWER = 4 if "OSTLER_LAB" in os.environ else 1
 BOOT_S = 180 * SLOWER
 END_S = 60 * SLOWER
+LOGIN_S = 420
 READY = "ostler: ready"
 # The same tests run on another accelerator where a host has one.
 ACCELERATOR = os.environ.get("OSTLER_TEST_ACCELERATOR", "soft")
@@ -29,6 +32,8 @@ QUIET = "quiet"
 FLAVOURS: tuple[Flavour, ...] = ("cloud", "full")
 
 Boot = Callable[..., ostler.VM]
+# For tests that `make long` runs.
+long = pytest.mark.skipif("OSTLER_LONG" not in os.environ, reason="takes minutes; make long runs it")
 
 
 def start_shell(boot: Boot, stock: Kernel, append: str = "", **options: Any) -> ostler.VM:
@@ -36,6 +41,17 @@ def start_shell(boot: Boot, stock: Kernel, append: str = "", **options: Any) -> 
     settings = {"memory": "512M", "initrd": initrd(stock), **options}
     vm = boot(kernel=stock.image, append=f"console=ttyS0 {append}", **settings)
     vm.serial.wait_for(READY, timeout=BOOT_S)
+    return vm
+
+
+def log_in(boot: Boot, stock: Kernel, disk: Path, timeout: float = LOGIN_S, **options: Any) -> ostler.VM:
+    """Start `stock` with `disk`, which `guests.rootfs` made, as its root, and log in."""
+    settings = {"memory": "512M", "append": "console=ttyS0", **options}
+    image = initrd(stock, SOURCES / "init/disk")
+    vm = boot(kernel=stock.image, initrd=image, disks=[disk], **settings)
+    vm.serial.wait_for("guest login:", timeout=timeout)
+    vm.serial.write("root\n")
+    vm.serial.wait_for("# ", timeout=timeout)
     return vm
 
 

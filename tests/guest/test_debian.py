@@ -6,15 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from stock import Boot
+from stock import Boot, log_in
 
 from guests.fetch import Kernel
-from guests.images import SOURCES, initrd
 from guests.rootfs import debian
 
 pytestmark = pytest.mark.guest
-
-LOGIN_S = 420
 
 
 def test_debian_disk_reaches_login_and_powers_off(
@@ -22,16 +19,7 @@ def test_debian_disk_reaches_login_and_powers_off(
 ) -> None:
     disk = tmp_path / "debian.img"
     subprocess.run(["cp", "--sparse=always", str(debian()), str(disk)], check=True)
-    vm = boot(
-        kernel=cloud.image,
-        initrd=initrd(cloud, SOURCES / "init/disk"),
-        disks=[disk],
-        append="console=ttyS0",
-        memory="512M",
-    )
-    vm.serial.wait_for("guest login:", timeout=LOGIN_S)
-    vm.serial.write("root\n")
-    vm.serial.wait_for("# ", timeout=120)
+    vm = log_in(boot, cloud, disk)
     assert (
         vm.serial.run("systemctl is-system-running --wait", timeout=300, check=False).strip()
         == "running"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
-from stock import Boot, start_shell
+from stock import Boot, long, start_shell
 
 from guests import native
 from guests.fetch import Kernel
@@ -41,7 +40,7 @@ def test_160_cpus_come_up_and_idle(boot: Boot, cloud: Kernel) -> None:
     assert not COMPLAINTS.findall(vm.serial.run("dmesg", timeout=120))
 
 
-@pytest.mark.skipif("OSTLER_LONG" not in os.environ, reason="takes minutes; make long runs it")
+@long
 def test_264_cpus_come_up_by_x2apic_and_work(boot: Boot, cloud: Kernel) -> None:
     vm = boot(
         kernel=cloud.image,

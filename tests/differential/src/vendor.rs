@@ -1,9 +1,9 @@
 //! Where processors of different makers do not agree, and the manuals let them: not held against the software CPU.
 
-use iced_x86::{CpuidFeature, Instruction, Mnemonic};
+use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
 
 use crate::address::uses_save_slot;
-use crate::layout::CODE;
+use crate::layout::{CODE, memory_offset};
 use crate::sequence::Sequence;
 use crate::state::{Mode, Outcome, Stop};
 
@@ -19,7 +19,8 @@ pub fn may_differ(sequence: &Sequence, host: &Outcome, ours: &Outcome) -> bool {
     let last = [stopped_at(host), stopped_at(ours)];
     last.into_iter().flatten().any(|(item, address)| {
         of_instruction(item, host, ours) || item.is_invalid() && of_vector(sequence, address, ours)
-    }) || wraps(sequence.mode, host, ours)
+    }) || overwrites_itself(sequence, host)
+        || wraps(sequence.mode, host, ours)
         || misaligned_beyond_limit(sequence.mode, host, ours)
         || is_special_address(host, ours)
 }
@@ -49,6 +50,19 @@ fn of_instruction(item: &Instruction, host: &Outcome, ours: &Outcome) -> bool {
         // AMD's SHA instructions take misaligned operands, Intel's are #GP(0) then.
         _ => item.code().cpuid_features().contains(&CpuidFeature::SHA) && ours == Some(13),
     }
+}
+
+/// A repeated store over its own bytes. Code that is modified is only sure to be what runs behind a jump (SDM vol. 3,
+/// 9.1.3): the instruction goes on as it was decoded, or a processor that notices fetches what it has become between
+/// two elements.
+fn overwrites_itself(sequence: &Sequence, host: &Outcome) -> bool {
+    let (before, after) = (&sequence.before.memory, &host.state.memory);
+    sequence.items.iter().zip(sequence.addresses.windows(2)).any(|(item, ends)| {
+        let repeats = item.has_rep_prefix() || item.has_repne_prefix();
+        let stores = matches!(item.op0_kind(), OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI);
+        let mut own = (ends[0]..ends[1]).filter_map(memory_offset);
+        repeats && stores && own.any(|offset| before[offset] != after[offset])
+    })
 }
 
 /// A host with AVX-512 takes what ours finds invalid: it does not look at every bit after a VEX or EVEX prefix.

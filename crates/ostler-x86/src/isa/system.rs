@@ -38,7 +38,7 @@ table! {
     Hlt => |_, _| Some(interrupt::hlt);
     Cli => |_, _| Some(interrupt::cli), System;
     Sti => |_, _| Some(interrupt::sti), System;
-    Stac | Clac => interrupt::select_ac;
+    Stac | Clac => interrupt::select_ac, System;
     Pushf | Pushfd | Pushfq | Popf | Popfd | Popfq => interrupt::select_flags, System;
     Pause => |_, _| Some(interrupt::pause);
     Monitor => monitor::select_monitor;
@@ -74,7 +74,14 @@ table! {
 pub fn ends_block(mnemonic: Mnemonic) -> bool {
     matches!(
         mnemonic,
-        Mnemonic::Hlt | Mnemonic::Wrmsr | Mnemonic::Invlpg | Mnemonic::Invpcid | Mnemonic::Xsetbv | Mnemonic::Lmsw
+        Mnemonic::Hlt
+            | Mnemonic::Wrmsr
+            | Mnemonic::Invlpg
+            | Mnemonic::Invpcid
+            | Mnemonic::Xsetbv
+            | Mnemonic::Lmsw
+            | Mnemonic::Stac
+            | Mnemonic::Clac
     )
 }
 

@@ -7,11 +7,10 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
-use crate::jit::code::Memory;
 use crate::jit::context::field;
 use crate::jit::encoding::Encoding;
 use crate::jit::memory::Wanted;
-use crate::jit::registers::{C, Home, T, home};
+use crate::jit::registers::{Home, T, home};
 use crate::jit::stubs::{jump_to_found, look_up_jump};
 use crate::jit::translate::{Cold, Translator};
 
@@ -113,8 +112,8 @@ impl Translator<'_> {
         match instruction.op0_kind() {
             OpKind::Memory if instruction.memory_size().size() == 8 => {
                 let address = self.linear_address(instruction)?;
-                self.look_up(address, Wanted::read(8));
-                self.code.load_from(T, Memory::indexed(C, address));
+                let found = self.look_up(address, Wanted::read(8));
+                self.code.load_from(T, found);
             }
             OpKind::Register if instruction.op0_register().is_gpr64() => {
                 match home(instruction.op0_register().number() as u8) {

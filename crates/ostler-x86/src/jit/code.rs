@@ -1,6 +1,7 @@
 //! Host instructions as bytes: the few that translated code needs of its own.
 //!
-//! None of them changes a flag unless its name says so: the guest's flags are in the host's.
+//! None of them changes a flag unless its name says so: the guest's flags are in the host's. None is PEXT or PDEP, which
+//! are microcode of a hundred cycles and more on Zen and Zen 2.
 
 /// Host registers by number.
 pub const RAX: u8 = 0;
@@ -173,6 +174,18 @@ impl Code {
         self.with_memory(true, &[0x89], reg, memory);
     }
 
+    /// mov qword memory, imm32
+    pub fn store_immediate_to(&mut self, memory: Memory, value: u32) {
+        self.with_memory(true, &[0xc7], 0, memory);
+        self.put32(value);
+    }
+
+    /// mov byte memory, imm8
+    pub fn store_byte_to(&mut self, memory: Memory, value: u8) {
+        self.with_memory(false, &[0xc6], 0, memory);
+        self.byte(value);
+    }
+
     /// rorx to, from, count: a rotation to the right.
     pub fn rotate(&mut self, to: u8, from: u8, count: u8) {
         // VEX.LZ.F2.0F3A.W1 F0 /r ib
@@ -190,41 +203,39 @@ impl Code {
 
     /// shrx reg, reg, rsp: to the right by RSP modulo 64, which is by 12.
     pub fn page_number(&mut self, reg: u8) {
-        // VEX.LZ.F2.0F38.W1 F7 /r: vvvv has the count.
-        let high = !reg >> 3 & 1;
-        self.put(&[0xc4, high << 7 | 0x40 | high << 5 | 2, 0x80 | (!RSP & 15) << 3 | 3, 0xf7]);
-        self.byte(0xc0 | (reg & 7) << 3 | reg & 7);
+        self.shift_right(true, reg, reg, RSP);
+    }
+
+    /// shrx to, from, count
+    pub fn shift_right(&mut self, wide: bool, to: u8, from: u8, count: u8) {
+        // VEX.LZ.F2.0F38 F7 /r: vvvv has the count.
+        self.put(&[0xc4, (!to >> 3 & 1) << 7 | 0x40 | (!from >> 3 & 1) << 5 | 2]);
+        self.put(&[u8::from(wide) << 7 | (!count & 15) << 3 | 3, 0xf7, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
+    /// Clears bit `bit` of a register: it is rotated to the top and shifted out.
+    pub fn clear_bit(&mut self, reg: u8, bit: u8) {
+        self.rotate(reg, reg, bit + 1);
+        self.lea(reg, Memory::indexed(reg, reg));
+        self.rotate(reg, reg, (64 - bit) & 63);
+    }
+
+    /// mov cl, 0
+    pub fn clear_low_byte_of_rcx(&mut self) {
+        self.put(&[0xb1, 0]);
+    }
+
+    /// not rcx, or not ecx
+    pub fn not_rcx(&mut self, wide: bool) {
+        if wide {
+            self.byte(0x48);
+        }
+        self.put(&[0xf7, 0xd1]);
     }
 
     /// movzx reg32, byte memory
     pub fn load_byte(&mut self, reg: u8, memory: Memory) {
         self.with_memory(false, &[0x0f, 0xb6], reg, memory);
-    }
-
-    /// movq mm1, reg, or movd: MM1 is where bits are picked without a flag or a register of the guest's. PEXT would
-    /// take hundreds of cycles on processors of AMD before Zen 3.
-    pub fn pick_from(&mut self, wide: bool, reg: u8) {
-        let rex = u8::from(wide) << 3 | reg >> 3;
-        if rex != 0 {
-            self.byte(0x40 | rex);
-        }
-        self.put(&[0x0f, 0x6e, 0xc8 | reg & 7]);
-    }
-
-    /// pand mm1, [rsp + offset]
-    pub fn pick_bits(&mut self, offset: i32) {
-        self.put(&[0x0f, 0xdb]);
-        self.context_operand(1, offset);
-    }
-
-    /// psrlq mm1, count
-    pub fn pick_above(&mut self, count: u8) {
-        self.put(&[0x0f, 0x73, 0xd1, count]);
-    }
-
-    /// movq reg, mm1
-    pub fn picked(&mut self, reg: u8) {
-        self.put(&[0x48 | reg >> 3, 0x0f, 0x7e, 0xc8 | reg & 7]);
     }
 
     /// jrcxz over the five bytes of a jump that follows.

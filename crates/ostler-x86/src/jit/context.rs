@@ -13,7 +13,6 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
 
 use crate::cpu::Cpu;
-use crate::cpu::flags::bit;
 use crate::cpu::vector::MXCSR_RESET;
 
 /// RSP modulo 64: a shift by the low byte of RSP is one by as many bits as a page has, without a register for it.
@@ -86,12 +85,6 @@ pub struct Context {
     pub signals: *const AtomicU32,
     /// Zero while the guest's vector registers are in the host's.
     pub vector_absent: u64,
-    /// Flags of RFLAGS. Which PUSHF pushes of those that are not arithmetic.
-    pub all_but_if: u64,
-    pub arithmetic: u64,
-    pub pushed: u64,
-    /// What is which bit of a word in bit offsets of 32 and of 64 bits.
-    pub within_word: [u64; 2],
     pub fs_base: u64,
     pub gs_base: u64,
     pub scratch: u64,
@@ -178,10 +171,6 @@ impl Default for ContextBox {
         let memory = unsafe { alloc_zeroed(layout) };
         let Some(memory) = NonNull::new(memory.cast::<Allocation>()) else { handle_alloc_error(layout) };
         let mut this = Self(memory);
-        this.all_but_if = !bit::IF;
-        this.arithmetic = bit::ARITH;
-        this.pushed = (bit::ALL | bit::FIXED) & !(bit::ARITH | bit::VM | bit::RF);
-        this.within_word = [31, 63];
         this.vector_absent = 1;
         this.host_mxcsr = u64::from(MXCSR_RESET);
         for (number, count) in this.counts.iter_mut().enumerate() {

@@ -37,8 +37,8 @@ impl Translator<'_> {
         }
         let divisor = if memory {
             let address = self.linear_address(instruction)?;
-            self.look_up(address, Wanted::read(bytes as u8));
-            self.code.with_memory(wide, &[0x8b], T, Memory::indexed(C, address));
+            let found = self.look_up(address, Wanted::read(bytes as u8));
+            self.code.with_memory(wide, &[0x8b], T, found);
             T
         } else {
             match home(instruction.op0_register().full_register().number() as u8) {
@@ -53,7 +53,7 @@ impl Translator<'_> {
         self.miss_if_rcx_zero();
         if signed {
             copy(&mut self.code, wide, C, divisor);
-            self.not_rcx(wide);
+            self.code.not_rcx(wide);
             self.miss_if_rcx_zero();
         }
         self.encode(encoding, &Fields { rm: divisor, opcode: encoding.opcode, ..Fields::default() })
@@ -68,13 +68,6 @@ impl Translator<'_> {
         // jrcxz +2; jmp +5; jmp miss
         self.code.put(&[0xe3, 2, 0xeb, 5]);
         self.miss();
-    }
-
-    fn not_rcx(&mut self, wide: bool) {
-        if wide {
-            self.code.byte(0x48);
-        }
-        self.code.put(&[0xf7, 0xd1]);
     }
 
     fn check_zero_extended(&mut self, wide: bool) {
@@ -93,7 +86,7 @@ impl Translator<'_> {
             // movsxd rcx, eax; rorx rcx, rcx, 32
             self.code.put(&[0x48, 0x63, 0xc8, 0xc4, 0xe3, 0xfb, 0xf0, 0xc9, 32]);
         }
-        self.not_rcx(wide);
+        self.code.not_rcx(wide);
         // not x = -x - 1: zero when equal.
         let difference = Memory { base: Some(C), index: Some((RDX, 0)), disp: 1 };
         self.code.with_memory(wide, &[0x8d], C, difference);

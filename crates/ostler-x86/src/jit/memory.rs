@@ -2,10 +2,9 @@
 
 use iced_x86::{Instruction, Register};
 
-use crate::jit::code::Memory;
+use crate::jit::code::{Memory, RSP};
 use crate::jit::context::{field, tlb_addend, tlb_read, tlb_write};
 use crate::jit::registers::{C, Home, T, home};
-use crate::jit::stubs::table;
 use crate::jit::translate::{StoreMiss, Translator};
 
 /// What an access asks of the TLB.
@@ -32,10 +31,28 @@ impl Wanted {
     }
 }
 
+/// A linear address: a register of the host's, and what is added to it. With T it is T alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    pub base: u8,
+    pub disp: i32,
+}
+
+impl Linear {
+    pub fn at(base: u8) -> Self {
+        Self { base, disp: 0 }
+    }
+
+    /// The host's memory there, when C is what the TLB adds.
+    pub fn found(self) -> Memory {
+        Memory { base: Some(C), index: Some((self.base, 0)), disp: self.disp }
+    }
+}
+
 impl Translator<'_> {
-    /// Computes the linear address of the memory operand; the register it is in: T, or the base
-    /// itself. Uses C.
-    pub fn linear_address(&mut self, instruction: &Instruction) -> Option<u8> {
+    /// Computes the linear address of the memory operand, in T where a register of the guest's and a constant are not
+    /// enough. Uses C.
+    pub fn linear_address(&mut self, instruction: &Instruction) -> Option<Linear> {
         let segment = match instruction.memory_segment() {
             Register::FS => Some(field!(fs_base)),
             Register::GS => Some(field!(gs_base)),
@@ -44,8 +61,10 @@ impl Translator<'_> {
         let memory = self.effective_address(instruction)?;
         let narrow = address_is_narrow(instruction);
         match memory {
-            Some(Memory { base: Some(base), index: None, disp: 0 }) if segment.is_none() && !narrow => {
-                return Some(base);
+            Some(Memory { base: Some(base), index: None, disp })
+                if segment.is_none() && !narrow && (base != T || disp == 0) =>
+            {
+                return Some(Linear { base, disp });
             }
             Some(memory) => self.code.with_memory(!narrow, &[0x8d], T, memory),
             None => self.code.set64(T, absolute(instruction)),
@@ -54,7 +73,7 @@ impl Translator<'_> {
             self.code.load(C, offset);
             self.code.lea(T, Memory::indexed(T, C));
         }
-        Some(T)
+        Some(Linear::at(T))
     }
 
     /// The offset part as a memory operand of the host's, registers from the context loaded into T
@@ -98,15 +117,17 @@ impl Translator<'_> {
         }
     }
 
-    /// Emits the look-up of the linear address in `address`: afterwards `[address + C]` is the
-    /// operand. A miss runs the whole instruction in Rust. No flag changes.
-    pub fn look_up(&mut self, address: u8, wanted: Wanted) {
+    /// Emits the look-up of a linear address: the operand. A miss runs the whole instruction in Rust. No flag changes; T is
+    /// used unless it is the address.
+    pub fn look_up(&mut self, address: Linear, wanted: Wanted) -> Memory {
         let bank = self.around.key.bank();
-        let tag = if wanted.write { tlb_write(bank) } else { tlb_read(bank) };
-        self.load_of_page(address, tag);
-        match wanted.aligned {
-            16 | 32 => self.page_of_aligned(address, wanted.aligned),
-            _ => self.page_of_last(address, i32::from(wanted.bytes)),
+        let address = self.within_reach(address, i32::from(wanted.bytes));
+        let index = self.index_of_page(address);
+        self.load_of_page(index, if wanted.write { tlb_write(bank) } else { tlb_read(bank) });
+        if wanted.aligned == 16 {
+            self.page_of_aligned_16(address);
+        } else {
+            self.page_of_last(address, i32::from(wanted.bytes));
         }
         self.code.skip_jump_if_rcx_zero();
         let end = self.code.jump_later();
@@ -116,40 +137,85 @@ impl Translator<'_> {
         } else {
             self.misses.jumps.push(end);
         }
-        self.load_of_page(address, tlb_addend(bank));
+        if wanted.aligned == 32 {
+            self.require_aligned_32(address);
+        }
+        self.load_addend(address, index);
+        address.found()
     }
 
-    /// C is zero when `bytes` bytes at `address` are in the page whose negated address it is.
-    fn page_of_last(&mut self, address: u8, bytes: i32) {
-        self.code.lea(C, Memory { base: Some(C), index: Some((address, 0)), disp: bytes - 1 });
-        self.code.page_number(C);
-    }
-
-    /// C is zero when `address` is a multiple of `alignment` in the page whose negated address it is. The bits that have to be
-    /// zero for that are rotated to the top; the shift then drops what is above the offset in the page, too, up to
-    /// bit 16: those bits are of the index, and [`crate::mmu::tlb`] has nothing invalid that differs in no others.
-    fn page_of_aligned(&mut self, address: u8, alignment: u8) {
-        self.code.lea(C, Memory::indexed(C, address));
-        self.code.rotate(C, C, alignment.trailing_zeros() as u8);
-        self.code.page_number(C);
-    }
-
-    /// Looks up `bytes` bytes at once, as [`Translator::look_up`]: where the displacement ends of the jump made on a miss.
-    pub fn look_up_bytes(&mut self, address: u8, write: bool, bytes: i32) -> u64 {
+    /// Looks up `bytes` bytes at once, as [`Translator::look_up`], for accesses relative to `address.base`: where the
+    /// displacement ends of the jump made on a miss.
+    pub fn look_up_bytes(&mut self, address: Linear, write: bool, bytes: i32) -> u64 {
         let bank = self.around.key.bank();
-        self.load_of_page(address, if write { tlb_write(bank) } else { tlb_read(bank) });
+        let address = self.within_reach(address, bytes);
+        let index = self.index_of_page(address);
+        self.load_of_page(index, if write { tlb_write(bank) } else { tlb_read(bank) });
         self.page_of_last(address, bytes);
         self.code.skip_jump_if_rcx_zero();
         let miss = self.code.jump_later();
-        self.load_of_page(address, tlb_addend(bank));
+        self.load_addend(address, index);
         miss
     }
 
-    /// C is what the array at `array` has for the page of `address`.
-    fn load_of_page(&mut self, address: u8, array: i32) {
-        self.code.rotate(C, address, 12);
-        self.code.low_16(C, C);
-        self.code.load_from(C, table(array));
+    /// The address, in T where `bytes` bytes from it would be beyond a displacement.
+    fn within_reach(&mut self, address: Linear, bytes: i32) -> Linear {
+        if address.disp.checked_add(bytes).is_some() {
+            return address;
+        }
+        self.code.lea(T, Memory::at(address.base, address.disp));
+        Linear::at(T)
+    }
+
+    /// The register that has the index of the address' page in the TLB: T where that is free, so that it stays.
+    fn index_of_page(&mut self, address: Linear) -> u8 {
+        let index = if address.base == T { C } else { T };
+        let mut from = address.base;
+        if address.disp != 0 {
+            self.code.lea(C, Memory::at(address.base, address.disp));
+            from = C;
+        }
+        self.code.rotate(index, from, 12);
+        self.code.low_16(index, index);
+        index
+    }
+
+    /// C is what the array at `array` has at `index`.
+    fn load_of_page(&mut self, index: u8, array: i32) {
+        self.code.load_from(C, Memory { base: Some(RSP), index: Some((index, 3)), disp: array });
+    }
+
+    /// C is what to add to a linear address of the page.
+    fn load_addend(&mut self, address: Linear, index: u8) {
+        if index == C {
+            self.index_of_page(address);
+        }
+        self.load_of_page(index, tlb_addend(self.around.key.bank()));
+    }
+
+    /// C is zero when `bytes` bytes at `address` are in the page whose negated address it is.
+    fn page_of_last(&mut self, address: Linear, bytes: i32) {
+        let disp = address.disp + bytes - 1;
+        self.code.lea(C, Memory { base: Some(C), index: Some((address.base, 0)), disp });
+        self.code.page_number(C);
+    }
+
+    /// C is zero when `address` is a multiple of 16 in the page whose negated address it is.
+    fn page_of_aligned_16(&mut self, address: Linear) {
+        self.code.lea(C, address.found());
+        // The offset's bits 4 to 11 may be anything: rotated, they are a byte.
+        self.code.rotate(C, C, 4);
+        self.code.clear_low_byte_of_rcx();
+    }
+
+    /// Misses unless `address` is a multiple of 32. Uses C.
+    fn require_aligned_32(&mut self, address: Linear) {
+        self.code.lea(C, Memory::at(address.base, address.disp));
+        // Of a byte, five bits are left.
+        self.code.lea(C, Memory { base: None, index: Some((C, 3)), disp: 0 });
+        // movzx ecx, cl
+        self.code.put(&[0x0f, 0xb6, 0xc9]);
+        self.miss_unless_rcx_zero();
     }
 
     /// LEA.

@@ -90,7 +90,7 @@ impl Ranges {
             let range = &mut self.ranges[number];
             let low = range.low.min(moved + access.offset);
             let high = range.high.max(moved + access.offset + access.bytes);
-            if high - low <= REACH {
+            if high - low <= REACH && i32::try_from(low).is_ok() {
                 (range.low, range.high, range.last) = (low, high, op);
                 range.write |= access.write;
                 range.accesses += 1;

@@ -3,9 +3,10 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::jit::code::{Memory, RBP};
+use crate::jit::context::field;
 use crate::jit::encoding::Encoding;
-use crate::jit::memory::Wanted;
-use crate::jit::registers::{C, GUEST_RSP, Home, T, home};
+use crate::jit::memory::{Linear, Wanted};
+use crate::jit::registers::{GUEST_RSP, Home, T, home};
 use crate::jit::translate::Translator;
 
 impl Translator<'_> {
@@ -32,23 +33,20 @@ impl Translator<'_> {
         Some(())
     }
 
-    /// Looks up the eight bytes below the top of the stack; T and C are in use afterwards.
+    /// Looks up the eight bytes below the top of the stack; C is in use afterwards, and T free.
     fn look_up_below(&mut self) -> Memory {
-        if let Some(found) = self.found_near(-8) {
-            return found;
+        match self.found_near(-8) {
+            Some(found) => found,
+            None => self.look_up(Linear { base: GUEST_RSP, disp: -8 }, Wanted::write(8)),
         }
-        self.code.lea(T, Memory::at(GUEST_RSP, -8));
-        self.look_up(T, Wanted::write(8));
-        Memory::indexed(C, T)
     }
 
-    /// Looks up the eight bytes at the top of the stack; C is in use afterwards.
+    /// Looks up the eight bytes at the top of the stack; C is in use afterwards, and T free.
     pub fn look_up_top(&mut self) -> Memory {
-        if let Some(found) = self.found_near(0) {
-            return found;
+        match self.found_near(0) {
+            Some(found) => found,
+            None => self.look_up(Linear::at(GUEST_RSP), Wanted::read(8)),
         }
-        self.look_up(GUEST_RSP, Wanted::read(8));
-        Memory::indexed(C, GUEST_RSP)
     }
 
     pub fn move_stack_pointer(&mut self, by: i32) {
@@ -60,9 +58,8 @@ impl Translator<'_> {
         match home(guest) {
             Home::Host(host) => self.code.store_to(below, host),
             Home::Slot(offset) => {
-                self.code.lea(T, below);
-                self.code.load(C, offset);
-                self.code.store_to(Memory::at(T, 0), C);
+                self.code.load(T, offset);
+                self.code.store_to(below, T);
             }
         }
         self.move_stack_pointer(-8);
@@ -70,37 +67,32 @@ impl Translator<'_> {
 
     fn push_immediate(&mut self, value: u32) {
         let below = self.look_up_below();
-        self.code.with_memory(true, &[0xc7], 0, below);
-        self.code.put32(value);
+        self.code.store_immediate_to(below, value);
         self.move_stack_pointer(-8);
     }
 
     fn push_memory(&mut self, instruction: &Instruction) -> Option<()> {
         let address = self.linear_address(instruction)?;
-        self.look_up(address, Wanted::read(8));
-        self.code.load_from(T, Memory::indexed(C, address));
+        let found = self.look_up(address, Wanted::read(8));
+        self.code.load_from(T, found);
         self.push_t();
         Some(())
     }
 
     /// Pushes T.
     pub fn push_t(&mut self) {
-        self.code.store(crate::jit::context::field!(scratch), T);
+        self.code.store(field!(scratch), T);
         let below = self.look_up_below();
-        self.code.lea(T, below);
-        self.code.load(C, crate::jit::context::field!(scratch));
-        self.code.store_to(Memory::at(T, 0), C);
+        self.code.load(T, field!(scratch));
+        self.code.store_to(below, T);
         self.move_stack_pointer(-8);
     }
 
     /// Pushes the address of the next instruction.
     pub fn push_return_address(&mut self) {
         let below = self.look_up_below();
-        self.code.lea(T, below);
-        self.code.load(C, crate::jit::context::field!(page_base));
-        let next = self.offset + i64::from(self.block.ops[self.op].end);
-        self.code.lea(C, Memory::at(C, next as i32));
-        self.code.store_to(Memory::at(T, 0), C);
+        self.load_linear(self.offset + i64::from(self.block.ops[self.op].end));
+        self.code.store_to(below, T);
         self.move_stack_pointer(-8);
     }
 
@@ -118,8 +110,8 @@ impl Translator<'_> {
     }
 
     fn leave(&mut self) {
-        self.look_up(RBP, Wanted::read(8));
-        self.code.load_from(T, Memory::indexed(C, RBP));
+        let found = self.look_up(Linear::at(RBP), Wanted::read(8));
+        self.code.load_from(T, found);
         self.code.lea(GUEST_RSP, Memory::at(RBP, 8));
         self.code.copy(RBP, T);
     }

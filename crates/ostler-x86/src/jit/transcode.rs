@@ -186,8 +186,7 @@ impl Translator<'_> {
             Some(found) => found,
             None => {
                 let address = self.linear_address(instruction)?;
-                self.look_up(address, Wanted { bytes, write, aligned });
-                Memory::indexed(C, address)
+                self.look_up(address, Wanted { bytes, write, aligned })
             }
         };
         if no_rex {

@@ -12,6 +12,7 @@ use crate::jit::code::{Code, Memory};
 use crate::jit::context::field;
 use crate::jit::encoding::Encoding;
 use crate::jit::key::Key;
+use crate::jit::memory::Linear;
 use crate::jit::near::{Range, Ranges};
 use crate::jit::registers::{C, T};
 use crate::jit::stubs::{ARRIVAL_BYTES, Stubs, arrive};
@@ -43,8 +44,8 @@ pub(super) struct Misses {
 pub(super) struct StoreMiss {
     /// Where the displacement of the jump ends that is taken.
     pub end: u64,
-    /// The register with the address, and log2 of the operand's bytes.
-    pub address: u8,
+    pub address: Linear,
+    /// Log2 of the operand's bytes.
     pub size: usize,
     /// Where it goes on after all.
     pub resume: u64,
@@ -327,11 +328,7 @@ impl Translator<'_> {
         if range.head != self.op {
             return;
         }
-        let mut address = range.base;
-        if range.low != 0 {
-            self.code.lea(T, Memory::at(range.base, range.low as i32));
-            address = T;
-        }
+        let address = Linear { base: range.base, disp: range.low as i32 };
         let miss = self.look_up_bytes(address, range.write, (range.high - range.low) as i32);
         self.escapes.push((miss, self.op));
         self.code.store(near(&range), C);
@@ -504,7 +501,7 @@ impl Translator<'_> {
     fn store_miss(&mut self, miss: StoreMiss) -> u64 {
         let here = self.code.here();
         self.code.fix(miss.end, here);
-        self.code.copy(C, miss.address);
+        self.code.lea(C, Memory::at(miss.address.base, miss.address.disp));
         self.code.call(self.around.stubs.spared[self.around.key.bank()][miss.size]);
         self.code.jump(miss.resume);
         self.code.jump_later()

@@ -220,15 +220,18 @@ fn observed(program: Program<'_>, rounds: u64) -> BTreeSet<Outcome> {
         .collect()
 }
 
-/// Runs `program` and checks that all it shows is allowed, and that `forbidden` is not.
+/// Runs `program` and checks that all it shows is allowed, and that `forbidden` is not; `OSTLER_LITMUS` times.
 fn check(program: Program<'_>, rounds: u64, forbidden: Option<&[[u64; 2]]>) {
+    let times = std::env::var("OSTLER_LITMUS").map_or(1, |times| times.parse().expect("a number"));
     let allowed = allowed(program);
     if let Some(forbidden) = forbidden {
         assert!(!allowed.contains(forbidden), "the model allows {forbidden:?}");
     }
-    let observed = observed(program, rounds);
-    let wrong: Vec<_> = observed.difference(&allowed).collect();
-    assert!(wrong.is_empty(), "{program:?} showed {wrong:?}");
+    for _ in 0..times {
+        let observed = observed(program, rounds);
+        let wrong: Vec<_> = observed.difference(&allowed).collect();
+        assert!(wrong.is_empty(), "{program:?} showed {wrong:?}");
+    }
 }
 
 const ROUNDS: u64 = 5_000;

@@ -268,3 +268,86 @@ fn loop_of_one_block_keeps_its_vector_registers_over_calls_to_rust() {
     assert_eq!(guest.run(), Exit::Hlt);
     assert_eq!(guest.regs().r8, 3000);
 }
+
+const USER_PAGE: u64 = 0x40_0000;
+const AC: u64 = 1 << 18;
+
+/// A loop with STAC and CLAC in ring 0, which reads the page of the user's at last.
+fn with_stac_and_clac(smap: bool) -> Guest {
+    let mut guest = Guest::long();
+    guest.put64(PD, PAGE_PRESENT | PAGE_WRITABLE | PAGE_LARGE);
+    guest.set_sregs(|sregs| sregs.cr4 |= u64::from(smap) << 21);
+    guest.code(64, CODE, |a| {
+        let mut again = a.create_label();
+        a.mov(r12d, 100).expect("mov");
+        a.mov(esi, USER_PAGE as u32).expect("mov");
+        a.set_label(&mut again).expect("label");
+        a.cmp(r12d, -1).expect("carry and no zero");
+        a.stac().expect("stac");
+        a.adc(qword_ptr(rsi), 0).expect("adc");
+        a.pushfq().expect("pushfq");
+        a.pop(r8).expect("pop");
+        a.cmp(r12d, -1).expect("carry");
+        a.clac().expect("clac");
+        a.adc(qword_ptr(ROUNDS), 0).expect("adc");
+        a.pushfq().expect("pushfq");
+        a.pop(r9).expect("pop");
+        a.dec(r12d).expect("dec");
+        a.jnz(again).expect("jnz");
+        a.mov(rax, qword_ptr(rsi)).expect("mov");
+        a.hlt().expect("hlt");
+    });
+    guest
+}
+
+#[test]
+fn pages_of_users_are_there_between_stac_and_clac_only() {
+    let mut guest = with_stac_and_clac(true);
+    let frame = guest.run_to_exception(14, true);
+    assert_eq!((frame.error, guest.sregs().cr2), (Some(1), USER_PAGE));
+    assert_eq!((guest.get64(USER_PAGE), guest.get64(ROUNDS)), (100, 100));
+    let regs = guest.regs();
+    assert_eq!((regs.r8 & AC, regs.r9 & AC, frame.flags & AC), (AC, 0, 0));
+}
+
+#[test]
+fn without_smap_stac_and_clac_change_a_flag_only() {
+    let mut guest = with_stac_and_clac(false);
+    guest.run_to_halt();
+    let regs = guest.regs();
+    assert_eq!((regs.rax, guest.get64(ROUNDS), regs.r8 & AC, regs.r9 & AC), (100, 100, AC, 0));
+}
+
+#[test]
+fn key_that_changed_while_user_pages_were_allowed_is_not_mixed_up_with_the_one_before() {
+    let mut guest = with_stac_and_clac(true);
+    // MXCSR unmasks division by zero in every other round, between STAC and CLAC: code for both keys is there.
+    guest.put(FLAGS, &MASKED.to_le_bytes());
+    guest.put(FLAGS + 4, &UNMASKED.to_le_bytes());
+    guest.code(64, CODE, |a| {
+        let mut again = a.create_label();
+        a.mov(r12d, 101).expect("mov");
+        a.mov(eax, 1).expect("mov");
+        a.cvtsi2sd(xmm1, eax).expect("one");
+        a.set_label(&mut again).expect("label");
+        a.mov(edx, r12d).expect("mov");
+        a.and(edx, 1).expect("and");
+        a.stac().expect("stac");
+        a.ldmxcsr(dword_ptr(FLAGS + rdx * 4)).expect("ldmxcsr");
+        a.addsd(xmm0, xmm1).expect("addsd");
+        a.clac().expect("clac");
+        a.addsd(xmm0, xmm1).expect("addsd");
+        a.dec(r12d).expect("dec");
+        a.jnz(again).expect("jnz");
+        a.cvtsd2si(r8d, xmm0).expect("the sum");
+        a.mov(edx, 1).expect("mov");
+        a.stac().expect("stac");
+        a.ldmxcsr(dword_ptr(FLAGS + rdx * 4)).expect("ldmxcsr");
+        a.xorps(xmm2, xmm2).expect("zero");
+        a.clac().expect("clac");
+        a.divsd(xmm1, xmm2).expect("it faults");
+        a.hlt().expect("hlt");
+    });
+    guest.run_to_exception(19, false);
+    assert_eq!(guest.regs().r8, 202);
+}
