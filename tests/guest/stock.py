@@ -33,7 +33,9 @@ FLAVOURS: tuple[Flavour, ...] = ("cloud", "full")
 
 Boot = Callable[..., ostler.VM]
 # For tests that `make long` runs.
-long = pytest.mark.skipif("OSTLER_LONG" not in os.environ, reason="takes minutes; make long runs it")
+long = pytest.mark.skipif(
+    "OSTLER_LONG" not in os.environ, reason="takes minutes; make long runs it"
+)
 
 
 def start_shell(boot: Boot, stock: Kernel, append: str = "", **options: Any) -> ostler.VM:
@@ -44,11 +46,13 @@ def start_shell(boot: Boot, stock: Kernel, append: str = "", **options: Any) -> 
     return vm
 
 
-def log_in(boot: Boot, stock: Kernel, disk: Path, timeout: float = LOGIN_S, **options: Any) -> ostler.VM:
-    """Start `stock` with `disk`, which `guests.rootfs` made, as its root, and log in."""
+def log_in(
+    boot: Boot, stock: Kernel, disks: list[Path], timeout: float = LOGIN_S, **options: Any
+) -> ostler.VM:
+    """Start `stock` with the first of `disks`, by `guests.rootfs`, as its root, and log in."""
     settings = {"memory": "512M", "append": "console=ttyS0", **options}
     image = initrd(stock, SOURCES / "init/disk")
-    vm = boot(kernel=stock.image, initrd=image, disks=[disk], **settings)
+    vm = boot(kernel=stock.image, initrd=image, disks=disks, **settings)
     vm.serial.wait_for("guest login:", timeout=timeout)
     vm.serial.write("root\n")
     vm.serial.wait_for("# ", timeout=timeout)

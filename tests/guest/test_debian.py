@@ -19,7 +19,7 @@ def test_debian_disk_reaches_login_and_powers_off(
 ) -> None:
     disk = tmp_path / "debian.img"
     subprocess.run(["cp", "--sparse=always", str(debian()), str(disk)], check=True)
-    vm = log_in(boot, cloud, disk)
+    vm = log_in(boot, cloud, [disk])
     assert (
         vm.serial.run("systemctl is-system-running --wait", timeout=300, check=False).strip()
         == "running"

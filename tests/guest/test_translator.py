@@ -1,4 +1,4 @@
-"""Whole systems under the translator: programs that check their own work, and the interpreter to compare with."""
+"""Whole systems under the translator: programs that check their work, and the interpreter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stock import Boot, log_in, long, start_shell
 
 import ostler
 from guests.fetch import Kernel
-from guests.images import initrd
+from guests.images import ext4, initrd
 from guests.rootfs import debian, debian_for_work
 
 pytestmark = pytest.mark.guest
@@ -46,8 +46,9 @@ VARIES = re.compile(
 
 @pytest.fixture
 def workshop(boot: Boot, cloud: Kernel, tmp_path: Path) -> ostler.VM:
-    """A Debian of four CPUs with the programs of `debian_for_work`, logged in."""
-    return log_in(boot, cloud, _copy(debian_for_work(), tmp_path), cpus=4, memory="1G")
+    """A Debian of four CPUs with `debian_for_work` and sources in /dev/vdb, logged in."""
+    disks = [_copy(debian_for_work(), tmp_path), ext4(tmp_path / "build.img", _sources())]
+    return log_in(boot, cloud, disks, cpus=4, memory="1G")
 
 
 def _copy(image: Path, folder: Path) -> Path:
@@ -95,12 +96,10 @@ def test_openssl_computes_what_the_host_computes(workshop: ostler.VM) -> None:
         said = workshop.serial.run(command, timeout=300)
         assert said.split()[0] == hashlib.sha256(ours.stdout).hexdigest(), name
     for kind in ("RSA", "ED25519", "EC -pkeyopt ec_paramgen_curve:P-256"):
-        workshop.serial.run(
-            f"openssl genpkey -algorithm {kind} -out key 2>/dev/null"
-            " && openssl pkeyutl -sign -rawin -inkey key -in Makefile -out signature"
-            .replace("Makefile", "/etc/passwd"),
-            timeout=SLOW_S,
-        )
+        make = f"openssl genpkey -algorithm {kind} -out key 2>/dev/null"
+        workshop.serial.run(make, timeout=SLOW_S)
+        sign = "openssl pkeyutl -sign -rawin -inkey key -in /etc/passwd -out signature"
+        workshop.serial.run(sign, timeout=SLOW_S)
         verify = "openssl pkeyutl -verify -rawin -inkey key -in /etc/passwd -sigfile signature"
         assert "Verified Successfully" in workshop.serial.run(verify, timeout=300), kind
     speed = "openssl speed -seconds 1 sha256 aes-128-cbc rsa2048 ecdsap256 2>&1"
@@ -109,22 +108,27 @@ def test_openssl_computes_what_the_host_computes(workshop: ostler.VM) -> None:
     assert not re.search(r"fail|error", said, re.IGNORECASE), said
 
 
+def _sources() -> dict[str, bytes]:
+    """Files of C that include what programs include, one function each."""
+    includes = "".join(f"#include <{name}.h>\n" for name in ("math", "stdio", "stdlib", "string"))
+    mix = "s = s * 6364136223846793005UL + (s >> 33 ^ i % {number})"
+    function = f"for (unsigned i = 0; i < {ROUNDS}; i++) {mix}; return s;"
+    files = {"Makefile": MAKEFILE}
+    for number in range(1, FILES + 1):
+        body = function.format(number=number)
+        files[f"f{number}.c"] = f"{includes}unsigned long f{number}(unsigned long s) {{ {body} }}\n"
+    numbers = range(1, FILES + 1)
+    declared = "".join(f"unsigned long f{number}(unsigned long);\n" for number in numbers)
+    called = "".join(f"s = f{number}(s);\n" for number in numbers)
+    main = f'int main(void) {{ unsigned long s = 1;\n{called}printf("%lu\\n", s); }}\n'
+    files["main.c"] = includes + declared + main
+    return {name: text.encode() for name, text in files.items()}
+
+
 @long
 def test_parallel_build_on_four_cpus_makes_what_a_serial_one_makes(workshop: ostler.VM) -> None:
     run = workshop.serial.run
-    run("mkdir build && cd build")
-    for line in MAKEFILE.strip().splitlines():
-        run(f"printf '%s\\n' '{line}' >> Makefile")
-    mix = "s = s * 6364136223846793005UL + (s >> 33 ^ i % NUMBER)"
-    body = f"for (unsigned i = 0; i < {ROUNDS}; i++) {mix}; return s;"
-    headers = "#include <stdio.h>\\n#include <stdlib.h>\\n#include <math.h>\\n#include <string.h>"
-    run(f"for n in $(seq {FILES}); do printf '{headers}\\n'"
-        f" > f$n.c; echo 'unsigned long fNUMBER(unsigned long s) {{ {body} }}'"
-        " | sed s/NUMBER/$n/g >> f$n.c; done")
-    run("{ printf '#include <stdio.h>\\n'; for n in $(seq %d); do echo"
-        " \"unsigned long f$n(unsigned long);\"; done; echo 'int main(void) { unsigned long s = 1;';"
-        " for n in $(seq %d); do echo \"s = f$n(s);\"; done; echo 'printf(\"%%lu\\n\", s); }'; }"
-        " > main.c" % (FILES, FILES))
+    run("mkdir build && mount /dev/vdb build && cd build")
     run("make -j8", timeout=SLOW_S)
     assert run("./prog").strip() == str(_built_value())
     run("sha256sum prog *.o > ../sums && make clean && make", timeout=SLOW_S)
@@ -148,10 +152,12 @@ def test_systemd_boots_alike_translated_and_interpreted(
     said = {}
     for soft_jit in ("on", "off"):
         disk = _copy(debian(), tmp_path)
-        vm = log_in(boot, cloud, disk, timeout=SLOW_S, soft_jit=soft_jit, net="none")
+        vm = log_in(boot, cloud, [disk], timeout=SLOW_S, soft_jit=soft_jit, net="none")
         run = vm.serial.run
         state = run("systemctl is-system-running --wait", timeout=SLOW_S, check=False).strip()
-        started = set(re.findall(r"\[.{0,12}OK.{0,12}\] (.*?)\s*$", vm.serial.history, re.MULTILINE))
+        started = set(
+            re.findall(r"\[.{0,12}OK.{0,12}\] (.*?)\s*$", vm.serial.history, re.MULTILINE)
+        )
         assert started
         units = "systemctl list-units --all --plain --no-legend --no-pager | sed 's/  */ /g'"
         listed = {line for line in run(units, timeout=SLOW_S).splitlines() if "session" not in line}

@@ -14,6 +14,10 @@ use crate::jit::registers::{Home, T, home};
 use crate::jit::stubs::{jump_to_found, look_up_jump};
 use crate::jit::translate::{Cold, Translator};
 
+/// Bytes of code at most to push a return address, and to jump to a target that was found.
+const PUSH_BYTES: usize = 90;
+const JUMP_BYTES: usize = 60;
+
 fn in_page(target: i64) -> bool {
     (0..0x1000).contains(&target)
 }
@@ -142,6 +146,7 @@ impl Translator<'_> {
             self.load_linear(target);
             self.find_target();
             self.push_return_address();
+            self.code.island_before(JUMP_BYTES);
             self.load_linear(target);
             self.jump_to_target();
         }
@@ -152,6 +157,7 @@ impl Translator<'_> {
         self.load_target(instruction)?;
         self.code.store(field!(scratch), T);
         self.find_target();
+        self.code.island_before(PUSH_BYTES);
         self.push_return_address();
         self.code.load(T, field!(scratch));
         self.jump_to_target();

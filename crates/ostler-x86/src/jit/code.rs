@@ -3,6 +3,8 @@
 //! None of them changes a flag unless its name says so: the guest's flags are in the host's. None is PEXT or PDEP, which
 //! are microcode of a hundred cycles and more on Zen and Zen 2.
 
+use std::arch::x86_64::__cpuid;
+
 /// Host registers by number.
 pub const RAX: u8 = 0;
 pub const RCX: u8 = 1;
@@ -18,16 +20,126 @@ pub const R13: u8 = 13;
 pub const R14: u8 = 14;
 pub const R15: u8 = 15;
 
+/// Whether LOOP that is not taken costs no more than other branches: on AMD's processors and Hygon's. On Intel's it is
+/// microcode.
+pub fn loop_is_fast() -> bool {
+    let vendor = __cpuid(0);
+    let of = |name: &[u8; 12]| {
+        [vendor.ebx, vendor.edx, vendor.ecx].iter().flat_map(|word| word.to_le_bytes()).eq(name.iter().copied())
+    };
+    of(b"AuthenticAMD") || of(b"HygonGenuine")
+}
+
+/// A jump whose target is not known yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Way(usize);
+
+/// How much of a [`Code`] there is.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    bytes: usize,
+    ways: usize,
+    short: usize,
+}
+
 /// Code under construction for a known address.
+///
+/// Most look-ups find what they look for, so the branch behind one should not be taken then: a branch that is taken costs
+/// some processors two cycles. No flag may be used, and JRCXZ jumps where there is no difference. LOOP is the branch that
+/// falls through where RCX is 1; it only reaches 127 bytes, so the jumps that it leads to are placed in between
+/// ([`Code::island`]).
 #[derive(Debug)]
 pub struct Code {
     start: u64,
     pub bytes: Vec<u8>,
+    /// Look-ups end in LOOP.
+    loops: bool,
+    /// Where the 32-bit displacement of each way ends; 0 as long as it has none.
+    ways: Vec<u64>,
+    /// Those that are branched to but not placed: where the displacement of the branch ends, and which way.
+    short: Vec<(usize, usize)>,
+    /// A way was placed too far from its branch: this code is of no use.
+    pub is_broken: bool,
 }
 
+/// How far LOOP reaches.
+const REACH: usize = 127;
+/// Bytes of a jump, and of one over others.
+const JUMP_BYTES: usize = 5;
+const SHORT_JUMP_BYTES: usize = 2;
+
 impl Code {
-    pub fn new(start: u64) -> Self {
-        Self { start, bytes: Vec::with_capacity(1024) }
+    pub fn new(start: u64, loops: bool) -> Self {
+        let bytes = Vec::with_capacity(1024);
+        Self { start, bytes, loops, ways: Vec::new(), short: Vec::new(), is_broken: false }
+    }
+
+    /// What RCX is behind a look-up that found something, for [`Code::miss_unless_found`].
+    pub fn found(&self) -> u8 {
+        u8::from(self.loops)
+    }
+
+    /// Branches unless RCX is [`Code::found`].
+    pub fn miss_unless_found(&mut self) -> Way {
+        if !self.loops {
+            self.skip_jump_if_rcx_zero();
+            return self.way_later();
+        }
+        // loop
+        self.put(&[0xe2, 0]);
+        self.short.push((self.bytes.len(), self.ways.len()));
+        self.ways.push(0);
+        Way(self.ways.len() - 1)
+    }
+
+    /// A jump.
+    pub fn way_later(&mut self) -> Way {
+        let end = self.jump_later();
+        self.ways.push(end);
+        Way(self.ways.len() - 1)
+    }
+
+    /// Makes a way, which was placed, lead to `target`.
+    pub fn lead(&mut self, way: Way, target: u64) {
+        self.fix(self.ways[way.0], target);
+    }
+
+    /// Places the ways that are only branched to so far; `passed` where code runs through here.
+    pub fn island(&mut self, passed: bool) {
+        if self.short.is_empty() {
+            return;
+        }
+        let over = passed.then(|| self.jump_short_later());
+        for (end, way) in std::mem::take(&mut self.short) {
+            let distance = self.bytes.len() - end;
+            self.is_broken |= distance > REACH;
+            self.bytes[end - 1] = distance as u8;
+            self.ways[way] = self.jump_later();
+        }
+        if let Some(over) = over {
+            self.is_broken |= self.bytes.len() - over > REACH;
+            self.fix_short(over);
+        }
+    }
+
+    /// Places ways here that would be out of reach after `coming` bytes with another two of them.
+    pub fn island_before(&mut self, coming: usize) {
+        let Some((first, _)) = self.short.first() else { return };
+        let stubs = SHORT_JUMP_BYTES + JUMP_BYTES * (self.short.len() + 2);
+        if self.bytes.len() - first + coming + stubs > REACH {
+            self.island(true);
+        }
+    }
+
+    pub fn mark(&self) -> Mark {
+        Mark { bytes: self.bytes.len(), ways: self.ways.len(), short: self.short.len() }
+    }
+
+    /// Takes back what was emitted since `mark`, where no island was.
+    pub fn back_to(&mut self, mark: Mark) {
+        self.bytes.truncate(mark.bytes);
+        self.ways.truncate(mark.ways);
+        self.short.truncate(mark.short);
     }
 
     /// Where the next byte will run.
@@ -220,9 +332,9 @@ impl Code {
         self.rotate(reg, reg, (64 - bit) & 63);
     }
 
-    /// mov cl, 0
-    pub fn clear_low_byte_of_rcx(&mut self) {
-        self.put(&[0xb1, 0]);
+    /// mov cl, value
+    pub fn set_low_byte_of_rcx(&mut self, value: u8) {
+        self.put(&[0xb1, value]);
     }
 
     /// not rcx, or not ecx

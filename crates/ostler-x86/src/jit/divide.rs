@@ -60,7 +60,7 @@ impl Translator<'_> {
     }
 
     fn miss(&mut self) {
-        let miss = self.code.jump_later();
+        let miss = self.code.way_later();
         self.misses.jumps.push(miss);
     }
 

@@ -2,10 +2,12 @@
 
 use iced_x86::{Instruction, Register};
 
-use crate::jit::code::{Memory, RSP};
+use crate::jit::code::{Memory, RSP, Way};
 use crate::jit::context::{field, tlb_addend, tlb_read, tlb_write};
 use crate::jit::registers::{C, Home, T, home};
 use crate::jit::translate::{StoreMiss, Translator};
+
+const PAGE: i32 = 0x1000;
 
 /// What an access asks of the TLB.
 #[derive(Clone, Copy, Debug)]
@@ -129,13 +131,12 @@ impl Translator<'_> {
         } else {
             self.page_of_last(address, i32::from(wanted.bytes));
         }
-        self.code.skip_jump_if_rcx_zero();
-        let end = self.code.jump_later();
+        let way = self.code.miss_unless_found();
         if wanted.may_be_spared() {
             let (size, resume) = (wanted.bytes.trailing_zeros() as usize, self.code.here());
-            self.misses.stores.push(StoreMiss { end, address, size, resume });
+            self.misses.stores.push(StoreMiss { way, address, size, resume });
         } else {
-            self.misses.jumps.push(end);
+            self.misses.jumps.push(way);
         }
         if wanted.aligned == 32 {
             self.require_aligned_32(address);
@@ -144,23 +145,22 @@ impl Translator<'_> {
         address.found()
     }
 
-    /// Looks up `bytes` bytes at once, as [`Translator::look_up`], for accesses relative to `address.base`: where the
-    /// displacement ends of the jump made on a miss.
-    pub fn look_up_bytes(&mut self, address: Linear, write: bool, bytes: i32) -> u64 {
+    /// Looks up `bytes` bytes at once, as [`Translator::look_up`], for accesses relative to `address.base`: the way of a
+    /// miss.
+    pub fn look_up_bytes(&mut self, address: Linear, write: bool, bytes: i32) -> Way {
         let bank = self.around.key.bank();
         let address = self.within_reach(address, bytes);
         let index = self.index_of_page(address);
         self.load_of_page(index, if write { tlb_write(bank) } else { tlb_read(bank) });
         self.page_of_last(address, bytes);
-        self.code.skip_jump_if_rcx_zero();
-        let miss = self.code.jump_later();
+        let miss = self.code.miss_unless_found();
         self.load_addend(address, index);
         miss
     }
 
     /// The address, in T where `bytes` bytes from it would be beyond a displacement.
     fn within_reach(&mut self, address: Linear, bytes: i32) -> Linear {
-        if address.disp.checked_add(bytes).is_some() {
+        if address.disp.checked_add(bytes + PAGE).is_some() {
             return address;
         }
         self.code.lea(T, Memory::at(address.base, address.disp));
@@ -193,19 +193,20 @@ impl Translator<'_> {
         self.load_of_page(index, tlb_addend(self.around.key.bank()));
     }
 
-    /// C is zero when `bytes` bytes at `address` are in the page whose negated address it is.
+    /// C is what [`crate::jit::code::Code::found`] says when `bytes` bytes at `address` are in the page whose negated address it is.
     fn page_of_last(&mut self, address: Linear, bytes: i32) {
-        let disp = address.disp + bytes - 1;
+        let disp = address.disp + bytes - 1 + PAGE * i32::from(self.code.found());
         self.code.lea(C, Memory { base: Some(C), index: Some((address.base, 0)), disp });
         self.code.page_number(C);
     }
 
-    /// C is zero when `address` is a multiple of 16 in the page whose negated address it is.
+    /// The same where `address` has to be a multiple of 16.
     fn page_of_aligned_16(&mut self, address: Linear) {
         self.code.lea(C, address.found());
         // The offset's bits 4 to 11 may be anything: rotated, they are a byte.
         self.code.rotate(C, C, 4);
-        self.code.clear_low_byte_of_rcx();
+        let found = self.code.found();
+        self.code.set_low_byte_of_rcx(found);
     }
 
     /// Misses unless `address` is a multiple of 32. Uses C.

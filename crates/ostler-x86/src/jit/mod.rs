@@ -37,7 +37,7 @@ use iced_x86::InstructionInfoFactory;
 
 use crate::decode::block::{Block, CodeCache};
 use crate::jit::arena::Arena;
-use crate::jit::code::Code;
+use crate::jit::code::{Code, loop_is_fast};
 use crate::jit::stubs::Stubs;
 use crate::jit::translate::{Site, Surroundings};
 
@@ -115,6 +115,8 @@ pub struct Jit {
     key: Key,
     /// Where blocks say that they run, for a profile; 0 when there is none.
     place_word: u64,
+    /// [`loop_is_fast`]
+    loops: bool,
 }
 
 impl std::fmt::Debug for Jit {
@@ -156,6 +158,7 @@ impl Jit {
             stop: crate::cpu::stop::Stop::EndBlock,
             key: Key::default(),
             place_word: 0,
+            loops: loop_is_fast(),
         }
     }
 
@@ -174,7 +177,7 @@ impl Jit {
             self.enabled = false;
             return false;
         };
-        let mut code = Code::new(arena.next());
+        let mut code = Code::new(arena.next(), loop_is_fast());
         self.stubs = stubs::emit(&mut code);
         arena.append(&code.bytes);
         self.stub_bytes = arena.used();
@@ -182,11 +185,17 @@ impl Jit {
         true
     }
 
+    /// Whether look-ups of the next block end in LOOP; in tests, both kinds of blocks are there on any host.
+    fn loops(&self) -> bool {
+        if self.threshold == 1 { self.blocks.len() % 2 == 1 } else { self.loops }
+    }
+
     /// Translates `block` for `key`; false when the memory for code is full.
     fn translate(&mut self, block: &Block, key: Key) -> bool {
         if !self.prepare() {
             return true;
         }
+        let loops = self.loops();
         let Some(arena) = &mut self.arena else { return true };
         if self.blocks.len() >= MAX_BLOCKS {
             return false;
@@ -198,6 +207,7 @@ impl Jit {
             block: self.blocks.len() as u32,
             site: self.sites.len() as u32,
             place_word: self.place_word,
+            loops,
         };
         let start = arena.next();
         let translation = translate::translate(block, around, start, &mut self.factory);
@@ -221,7 +231,7 @@ impl Jit {
             let block = unsafe { &*self.blocks[number as usize] };
             let site = self.sites.len() as u32;
             let (stubs, key, place_word) = (self.stubs, self.key, self.place_word);
-            let around = Surroundings { stubs, key, block: number, site, place_word };
+            let around = Surroundings { stubs, key, block: number, site, place_word, loops: false };
             let (copy, starts) = translate::careful(block, around, arena.next(), &mut self.factory);
             if !arena.append(&copy.bytes) {
                 return None;

@@ -1,6 +1,6 @@
 //! The code that every block shares: into translated code, out of it, and to Rust and back.
 
-use crate::jit::code::{Code, Memory, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RSP};
+use crate::jit::code::{Code, Memory, R11, R12, R13, R14, R15, RAX, RBP, RBX, RCX, RDI, RSP, Way};
 use crate::jit::context::{SPARED, field, jump_entry, jump_target, spared_lines, spared_page, tlb_read};
 use crate::jit::registers::{C, SLOTS, T, held, slot};
 use crate::jit::{BANKS, exit};
@@ -292,13 +292,13 @@ fn leave(code: &mut Code) {
 }
 
 /// Emits the look-up of T in the table of jumps: falls through on a hit, else goes where the
-/// returned jump is made to lead. Uses C.
-pub fn look_up_jump(code: &mut Code, bank: usize) -> u64 {
+/// returned way is made to lead. Uses C.
+pub fn look_up_jump(code: &mut Code, bank: usize) -> Way {
     code.low_16(C, T);
     code.load_from(C, table(jump_target(bank)));
-    code.lea(C, Memory::indexed(C, T));
-    code.skip_jump_if_rcx_zero();
-    code.jump_later()
+    let disp = i32::from(code.found());
+    code.lea(C, Memory { base: Some(C), index: Some((T, 0)), disp });
+    code.miss_unless_found()
 }
 
 /// Emits the jump to T, which was found in the table. Uses C.
@@ -316,7 +316,8 @@ pub fn table(offset: i32) -> Memory {
 fn jump(code: &mut Code, bank: usize, leave: u64) {
     let miss = look_up_jump(code, bank);
     jump_to_found(code, bank);
-    code.fix(miss, leave);
+    code.island(false);
+    code.lead(miss, leave);
 }
 
 /// Bytes of [`arrive`].

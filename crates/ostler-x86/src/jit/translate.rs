@@ -3,12 +3,12 @@
 //! The hot path runs straight through; what is rare (misses, calls to Rust, jumps that are not
 //! linked yet) follows at the end.
 
-use iced_x86::{Decoder, DecoderOptions, EncodingKind, Instruction, InstructionInfoFactory};
+use iced_x86::{Decoder, DecoderOptions, EncodingKind, Instruction, InstructionInfoFactory, OpKind};
 
 use crate::decode::block::Block;
 use crate::decode::op::op_flag;
 use crate::isa::{self, Native};
-use crate::jit::code::{Code, Memory};
+use crate::jit::code::{Code, Memory, Way};
 use crate::jit::context::field;
 use crate::jit::encoding::Encoding;
 use crate::jit::key::Key;
@@ -34,16 +34,14 @@ pub struct Site {
 /// What of an instruction's code leads to its [`Cold::CallOut`].
 #[derive(Debug, Default)]
 pub(super) struct Misses {
-    /// Where the displacements of jumps end.
-    pub jumps: Vec<u64>,
+    pub jumps: Vec<Way>,
     pub stores: Vec<StoreMiss>,
 }
 
 /// A store that the TLB does not allow, but that may be to a spared line.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StoreMiss {
-    /// Where the displacement of the jump ends that is taken.
-    pub end: u64,
+    pub way: Way,
     pub address: Linear,
     /// Log2 of the operand's bytes.
     pub size: usize,
@@ -83,6 +81,8 @@ pub struct Surroundings {
     pub site: u32,
     /// Where the block says that it runs; 0 for nowhere.
     pub place_word: u64,
+    /// Whether look-ups are to end in LOOP: see [`Code`].
+    pub loops: bool,
 }
 
 #[derive(Debug)]
@@ -110,7 +110,7 @@ pub(super) struct Translator<'a> {
     /// Where the code of the last range's look-up ends.
     found_until: u64,
     /// Jumps to the careful copy of an instruction.
-    escapes: Vec<(u64, usize)>,
+    escapes: Vec<(Way, usize)>,
     /// Where each instruction begins.
     starts: Vec<u64>,
     /// Where a jump back to the block itself leads, which has passed what is done once.
@@ -130,11 +130,38 @@ fn near(range: &Range) -> i32 {
     field!(near) + 8 * range.slot as i32
 }
 
+/// About how many bytes of code an instruction becomes at most.
+fn expected_bytes(instruction: &Instruction) -> usize {
+    let memory = (0..instruction.op_count()).any(|index| instruction.op_kind(index) == OpKind::Memory);
+    match isa::row(instruction.mnemonic()).map_or(Native::Interpreted, |row| row.native) {
+        Native::Branch if instruction.is_jcc_short_or_near() => 35,
+        Native::Branch | Native::Stack if memory => 95,
+        Native::Branch => 85,
+        Native::Stack => 70,
+        _ if memory => 65,
+        _ => 20,
+    }
+}
+
 /// Where in a translation its block begins.
 pub const ENTRY: usize = 16;
 
 /// Makes host code for `block`, to be put at `start`.
 pub fn translate(block: &Block, around: Surroundings, start: u64, factory: &mut InstructionInfoFactory) -> Translation {
+    let translator = translated(block, around, start, factory);
+    if translator.code.is_broken {
+        let translator = translated(block, Surroundings { loops: false, ..around }, start, factory);
+        return translator.into();
+    }
+    translator.into()
+}
+
+fn translated<'a>(
+    block: &'a Block,
+    around: Surroundings,
+    start: u64,
+    factory: &mut InstructionInfoFactory,
+) -> Translator<'a> {
     let mut translator = Translator::new(block, around, start);
     translator.code.bytes.resize(ENTRY - ARRIVAL_BYTES, 0xcc);
     arrive(&mut translator.code, translator.offset);
@@ -143,7 +170,7 @@ pub fn translate(block: &Block, around: Surroundings, start: u64, factory: &mut 
     let ranges = Ranges::of(&instructions, factory);
     translator.ranges = (!ranges.is_empty()).then_some(ranges);
     translator.copy(&instructions, factory);
-    Translation { bytes: translator.code.bytes, sites: translator.sites }
+    translator
 }
 
 /// Makes the careful copy of `block`, to be put at `start`, and where each of its instructions begins.
@@ -153,16 +180,24 @@ pub fn careful(
     start: u64,
     factory: &mut InstructionInfoFactory,
 ) -> (Translation, Vec<u64>) {
-    let mut translator = Translator::new(block, around, start);
+    // It runs rarely.
+    let mut translator = Translator::new(block, Surroundings { loops: false, ..around }, start);
     let instructions = translator.decode();
     translator.copy(&instructions, factory);
-    (Translation { bytes: translator.code.bytes, sites: translator.sites }, translator.starts)
+    let starts = std::mem::take(&mut translator.starts);
+    (translator.into(), starts)
+}
+
+impl From<Translator<'_>> for Translation {
+    fn from(translator: Translator<'_>) -> Self {
+        Self { bytes: translator.code.bytes, sites: translator.sites }
+    }
 }
 
 impl<'a> Translator<'a> {
     fn new(block: &'a Block, around: Surroundings, start: u64) -> Self {
         Self {
-            code: Code::new(start),
+            code: Code::new(start, around.loops),
             around,
             block,
             offset: (block.gpa & 0xfff) as i64,
@@ -204,6 +239,8 @@ impl Translator<'_> {
     fn copy(&mut self, instructions: &[Instruction], factory: &mut InstructionInfoFactory) {
         self.prepare_loop(instructions);
         self.instructions(instructions, factory);
+        // The last instruction jumped.
+        self.code.island(false);
         self.cold_paths();
         self.escape();
     }
@@ -231,7 +268,7 @@ impl Translator<'_> {
         escapes.sort_by_key(|(_, op)| *op);
         for ways in escapes.chunk_by(|one, other| one.1 == other.1) {
             let here = self.code.here();
-            ways.iter().for_each(|(end, _)| self.code.fix(*end, here));
+            ways.iter().for_each(|(way, _)| self.code.lead(*way, here));
             self.code.set32(C, self.site_of_op(ways[0].1));
             self.code.call(self.around.stubs.careful);
         }
@@ -247,6 +284,7 @@ impl Translator<'_> {
             self.op = index;
             let next = instructions.get(index + 1).and_then(|next| isa::row(next.mnemonic()));
             self.next_jumps = next.is_some_and(|row| row.native == Native::Branch);
+            self.code.island_before(expected_bytes(instruction));
             let here = self.code.here();
             self.starts.push(here);
             self.look_up_range();
@@ -271,7 +309,7 @@ impl Translator<'_> {
             return false;
         }
         let Some(encoding) = Encoding::parse(bytes) else { return false };
-        let before = (self.code.bytes.len(), self.cold.len(), self.sites.len(), self.vector_loaded);
+        let (mark, before) = (self.code.mark(), (self.cold.len(), self.sites.len(), self.vector_loaded));
         let done = match row.native {
             Native::Interpreted => None,
             Native::Nothing => Some(()),
@@ -291,10 +329,10 @@ impl Translator<'_> {
             Native::Pair => self.exchange_pair(instruction),
         };
         if done.is_none() {
-            self.code.bytes.truncate(before.0);
-            self.cold.truncate(before.1);
-            self.sites.truncate(before.2);
-            self.vector_loaded = before.3;
+            self.code.back_to(mark);
+            self.cold.truncate(before.0);
+            self.sites.truncate(before.1);
+            self.vector_loaded = before.2;
             self.misses.clear();
             self.ended = false;
         }
@@ -366,7 +404,7 @@ impl Translator<'_> {
     /// Runs the instruction in Rust unless C is zero.
     pub fn miss_unless_rcx_zero(&mut self) {
         self.code.skip_jump_if_rcx_zero();
-        let miss = self.code.jump_later();
+        let miss = self.code.way_later();
         self.misses.jumps.push(miss);
     }
 
@@ -466,6 +504,8 @@ impl Translator<'_> {
             let cold = std::mem::replace(&mut self.cold[done], Cold::Unlinked { site: usize::MAX });
             done += 1;
             self.cold_path(cold);
+            // Each of them ends in a jump.
+            self.code.island(false);
         }
     }
 
@@ -476,15 +516,15 @@ impl Translator<'_> {
                 let mut jumps = from.jumps;
                 jumps.extend(from.stores.into_iter().map(|miss| self.store_miss(miss)));
                 let here = self.code.here();
-                jumps.into_iter().for_each(|end| self.code.fix(end, here));
+                jumps.into_iter().for_each(|way| self.code.lead(way, here));
                 let site = self.site_of_op(op);
                 self.code.set32(C, site);
                 self.code.call(self.around.stubs.call_out);
                 match resume {
                     Some(resume) => self.code.jump(resume),
                     None => {
-                        let end = self.code.jump_later();
-                        self.escapes.push((end, op + 1));
+                        let way = self.code.way_later();
+                        self.escapes.push((way, op + 1));
                     }
                 }
             }
@@ -497,14 +537,14 @@ impl Translator<'_> {
         }
     }
 
-    /// Where the displacement of the jump ends that is made when the store has to be noted.
-    fn store_miss(&mut self, miss: StoreMiss) -> u64 {
+    /// The way where the store has to be noted.
+    fn store_miss(&mut self, miss: StoreMiss) -> Way {
         let here = self.code.here();
-        self.code.fix(miss.end, here);
+        self.code.lead(miss.way, here);
         self.code.lea(C, Memory::at(miss.address.base, miss.address.disp));
         self.code.call(self.around.stubs.spared[self.around.key.bank()][miss.size]);
         self.code.jump(miss.resume);
-        self.code.jump_later()
+        self.code.way_later()
     }
 
     fn unlinked(&mut self, index: usize) {
