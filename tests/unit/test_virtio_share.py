@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ostler.config import VirtioShareConfig
-from ostler.devices.virtio.p9.server import MAX_OPEN, NO_FID, Server
+from ostler.devices.virtio.p9.server import MAX_ATTRIBUTES, MAX_OPEN, NO_FID, Server
 from ostler.devices.virtio.p9.tree import Tree
 from ostler.devices.virtio.p9.wire import HEADER, T, text
 from ostler.devices.virtio.share import VirtioShare
@@ -128,10 +128,94 @@ def test_messages_are_as_long_as_both_sides_want(client: Client, wanted: int, gi
         client.ask(T.VERSION, struct.pack("<I", 4095) + text(b"9P2000.L"))
 
 
-def test_extended_attributes_are_not_offered_and_locks_are_the_guests_own(client: Client) -> None:
-    fid = client.walk("hello")
+def set_attribute(client: Client, file: str, name: bytes, value: bytes, size: int = -1) -> None:
+    fid = client.walk(file)
+    wanted = len(value) if size < 0 else size
+    client.ask(T.XATTRCREATE, struct.pack("<I", fid) + text(name) + struct.pack("<QI", wanted, 0))
+    for at in range(0, len(value), 1000):
+        piece = value[at : at + 1000]
+        client.ask(T.WRITE, struct.pack("<IQI", fid, at, len(piece)) + piece)
+    client.ask(T.CLUNK, struct.pack("<I", fid))
+
+
+def attribute(client: Client, file: str, name: bytes) -> bytes:
+    fid, client.next = client.next, client.next + 1
+    asked = struct.pack("<II", client.walk(file), fid) + text(name)
+    (size,) = struct.unpack("<Q", client.ask(T.XATTRWALK, asked))
+    value = client.read(fid)
+    assert len(value) == size
+    client.ask(T.CLUNK, struct.pack("<I", fid))
+    return value
+
+
+@pytest.fixture
+def attributes(root: Path) -> None:
+    try:
+        os.setxattr(root / "hello", b"user.host", b"1")
+    except OSError:
+        pytest.skip("the file system has no extended attributes")
+
+
+@pytest.mark.usefixtures("attributes")
+def test_attributes_of_users_are_read_written_listed_and_removed(
+    client: Client, root: Path
+) -> None:
+    value = bytes(range(256)) * 8
+    set_attribute(client, "hello", b"user.guest", value)
+    assert os.getxattr(root / "hello", b"user.guest") == value
+    assert attribute(client, "hello", b"user.guest") == value
+    assert attribute(client, "hello", b"user.host") == b"1"
+    names = attribute(client, "hello", b"").split(b"\0")
+    assert sorted(names) == [b"", b"user.guest", b"user.host"]
+    set_attribute(client, "hello", b"user.guest", b"")
+    assert os.listxattr(root / "hello") == ["user.host"]
+    with pytest.raises(Refused, match=str(errno.ENODATA)):
+        attribute(client, "hello", b"user.guest")
+    # Directories have them, too.
+    set_attribute(client, "folder", b"user.guest", b"x")
+    assert os.getxattr(root / "folder", b"user.guest") == b"x"
+
+
+@pytest.mark.usefixtures("attributes")
+def test_attributes_that_mean_something_on_the_host_are_none_of_the_guests(
+    client: Client, root: Path
+) -> None:
+    for name in (b"security.capability", b"trusted.a", b"system.posix_acl_access", b"user"):
+        with pytest.raises(Refused, match=str(errno.EOPNOTSUPP)):
+            set_attribute(client, "hello", name, b"x")
+        with pytest.raises(Refused, match=str(errno.EOPNOTSUPP)):
+            attribute(client, "hello", name)
+    # Nor those of what a link leads to.
     with pytest.raises(Refused, match=str(errno.EOPNOTSUPP)):
-        client.ask(T.XATTRWALK, struct.pack("<II", fid, 9) + text(b"user.a"))
+        attribute(client, "out", b"user.host")
+    with pytest.raises(Refused, match=str(errno.EROFS)):
+        set_attribute(Client(root, readonly=True), "hello", b"user.guest", b"x")
+    assert os.listxattr(root / "hello") == ["user.host"]
+
+
+@pytest.mark.usefixtures("attributes")
+def test_attributes_are_bounded_and_set_as_a_whole_or_not_at_all(
+    client: Client, root: Path
+) -> None:
+    with pytest.raises(Refused, match=str(errno.E2BIG)):
+        set_attribute(client, "hello", b"user.guest", b"", size=65_537)
+    for value, size in ((b"xyz", 2), (b"xyz", 4)):
+        with pytest.raises(Refused, match=str(errno.EINVAL)):
+            set_attribute(client, "hello", b"user.guest", value, size)
+    asked = struct.pack("<I", client.walk("hello")) + text(b"user.guest")
+    with pytest.raises(Refused, match=str(errno.EINVAL)):
+        client.ask(T.XATTRCREATE, asked + struct.pack("<QI", 1, 3))
+    client.server.close()
+    client.ask(T.ATTACH, struct.pack("<II", 0, NO_FID) + text(b"u") + text(b"") + bytes(4))
+    for fid in range(100, 100 + MAX_ATTRIBUTES):
+        client.ask(T.XATTRWALK, struct.pack("<II", 0, fid) + text(b""))
+    with pytest.raises(Refused, match=str(errno.ENFILE)):
+        client.ask(T.XATTRWALK, struct.pack("<II", 0, 99) + text(b""))
+    assert os.listxattr(root / "hello") == ["user.host"]
+
+
+def test_locks_are_the_guests_own(client: Client) -> None:
+    fid = client.walk("hello")
     lock = struct.pack("<IBIQQI", fid, 1, 0, 0, 0, 1) + text(b"guest")
     assert client.ask(T.LOCK, lock) == b"\0"
 

@@ -1,7 +1,7 @@
 """The server's side of 9P2000.L: requests in, replies out; the host is touched by `Tree` only.
 
-Not modelled: authentication, extended attributes (EOPNOTSUPP), changing owners, locks that other
-clients would see: the guest kernel keeps its own.
+Not modelled: authentication, extended attributes but those of users (EOPNOTSUPP), changing owners,
+locks that other clients would see: the guest kernel keeps its own.
 """
 
 from __future__ import annotations
@@ -14,8 +14,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ostler.devices.virtio.p9 import attributes
+from ostler.devices.virtio.p9.attributes import Reading, Writing
 from ostler.devices.virtio.p9.tree import Path9, Tree
-from ostler.devices.virtio.p9.wire import HEADER, WALK_MAX, Fields, Malformed, Qid, T, reply, text
+from ostler.devices.virtio.p9.wire import (
+    HEADER,
+    NAME_MAX,
+    WALK_MAX,
+    Fields,
+    Malformed,
+    Qid,
+    T,
+    reply,
+    text,
+)
 
 VERSION = b"9P2000.L"
 MAX_MESSAGE_BYTES = 512 << 10
@@ -23,6 +35,8 @@ MIN_MESSAGE_BYTES = 4096
 MAX_FIDS = 1 << 16
 # Each takes a descriptor of our own process.
 MAX_OPEN = 512
+# Each may take the memory of a whole value.
+MAX_ATTRIBUTES = 64
 NO_FID = 0xFFFF_FFFF
 QID_DIRECTORY, QID_LINK = 0x80, 0x02
 AT_REMOVEDIR = 0x200
@@ -36,11 +50,16 @@ SET_ATIME, SET_MTIME, SET_CTIME, GIVEN_ATIME, GIVEN_MTIME = (1 << bit for bit in
 
 @dataclass(slots=True)
 class Fid:
-    """A file as the client holds it: where it is, its descriptor when open, what a listing has."""
+    """A file as the client holds it: where it is, its descriptor when open, what a listing has.
+
+    Or one of its extended attributes, as it is read or written.
+    """
 
     path: Path9
     fd: int = -1
     entries: list[tuple[bytes, int, Qid]] = field(default_factory=list)
+    attribute: Reading | Writing | None = None
+    """What it stands for instead of the file."""
 
 
 class Server:
@@ -192,8 +211,10 @@ class Server:
 
     def _do_clunk(self, fields: Fields, limit: int) -> bytes:
         number = fields.number("I")
-        self._fid(number)
+        attribute = self._fid(number).attribute
         self._clunk(number)
+        if isinstance(attribute, Writing):
+            attribute.finish(self._tree)
         return b""
 
     # -- contents -----------------------------------------------------------------------------
@@ -214,13 +235,20 @@ class Server:
 
     def _read(self, fields: Fields, limit: int) -> bytes:
         number, offset, count = fields.numbers("IQI")
-        room = max(limit - HEADER.size - 4, 0)
-        data = os.pread(self._open_fid(number).fd, min(count, room), _offset(offset))
+        count = min(count, max(limit - HEADER.size - 4, 0))
+        attribute = self._fid(number).attribute
+        if isinstance(attribute, Reading):
+            data = attribute.value[offset : offset + count]
+        else:
+            data = os.pread(self._open_fid(number).fd, count, _offset(offset))
         return struct.pack("<I", len(data)) + data
 
     def _write(self, fields: Fields, limit: int) -> bytes:
         number, offset, count = fields.numbers("IQI")
         data = fields.take(count)
+        attribute = self._fid(number).attribute
+        if isinstance(attribute, Writing):
+            return struct.pack("<I", attribute.write(offset, data))
         return struct.pack("<I", os.pwrite(self._open_fid(number).fd, data, _offset(offset)))
 
     def _fsync(self, fields: Fields, limit: int) -> bytes:
@@ -302,6 +330,28 @@ class Server:
         fsid = s.f_fsid & (1 << 64) - 1
         return struct.pack("<II6QI", V9FS_MAGIC, s.f_frsize, *counts, fsid, s.f_namemax)
 
+    def _xattrwalk(self, fields: Fields, limit: int) -> bytes:
+        number, new = fields.numbers("II")
+        path = self._fid(number).path
+        self._check_attributes()
+        attribute = attributes.read(self._tree, path, fields.text(NAME_MAX))
+        self._new_fid(new, path)
+        self._fids[new].attribute = attribute
+        return struct.pack("<Q", len(attribute.value))
+
+    def _xattrcreate(self, fields: Fields, limit: int) -> bytes:
+        fid, name = self._fid(fields.number("I")), fields.text(NAME_MAX)
+        size, flags = fields.numbers("QI")
+        if fid.fd >= 0 or fid.attribute is not None:
+            raise OSError(errno.EBADF, "in use already")
+        self._check_attributes()
+        fid.attribute = attributes.begin(self._tree, fid.path, name, size, flags)
+        return b""
+
+    def _check_attributes(self) -> None:
+        if sum(fid.attribute is not None for fid in self._fids.values()) >= MAX_ATTRIBUTES:
+            raise OSError(errno.ENFILE, "too many attributes at once")
+
     # -- names --------------------------------------------------------------------------------
 
     def _symlink(self, fields: Fields, limit: int) -> bytes:
@@ -379,6 +429,8 @@ class Server:
         T.READLINK: _readlink,
         T.GETATTR: _getattr,
         T.SETATTR: _setattr,
+        T.XATTRWALK: _xattrwalk,
+        T.XATTRCREATE: _xattrcreate,
         T.READDIR: _readdir,
         T.FSYNC: _fsync,
         T.LOCK: _lock,
