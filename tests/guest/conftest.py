@@ -45,6 +45,12 @@ def cloud() -> Kernel:
     return kernel("cloud")
 
 
+@pytest.fixture(scope="session")
+def full() -> Kernel:
+    """Debian's kernel with the drivers of real hardware."""
+    return kernel("full")
+
+
 @pytest.fixture
 def shell(boot: Boot, cloud: Kernel, disk: Path) -> ostler.VM:
     """The cloud kernel at its shell, with `disk` as /dev/vda."""

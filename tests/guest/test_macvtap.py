@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from bridge import ip
 from stock import END_S, QUIET, Boot, start_shell
-from test_bridge import ip
 
 from guests import native
 from guests.fetch import Kernel

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,17 +69,17 @@ class Limits:
 USUAL = Limits()
 
 
-def run(*commands: str, limits: Limits = USUAL) -> Done:
+def run(*commands: str, limits: Limits = USUAL, drivers: Sequence[str] = ()) -> Done:
     """Run shell commands in the repository, inside the lab, up to the first that fails.
 
-    They may write to `/run` and, unseen by the host, to `build`. Raises `AssertionError` where the
-    lab itself does not come up.
+    `drivers` are loaded besides the usual ones. Commands may write to `/run` and, unseen by the
+    host, to `build`. Raises `AssertionError` where the lab itself does not come up.
     """
     # As an installation does: the lab cannot write what it compiles.
     compileall.compile_dir(ROOT / "src", quiet=1)
     with tempfile.TemporaryDirectory(prefix="ostler-lab-") as directory:
         image = Path(directory, "lab.gz")
-        _image("\n".join(_job(commands))).write(image)
+        _image("\n".join(_job(commands)), drivers).write(image)
         for attempt in range(1, ATTEMPTS + 1):
             output, silent = _emulate(image, Path(directory, "output"), limits)
             if not silent:
@@ -133,13 +134,13 @@ def _job(commands: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _image(job: str) -> Initramfs:
+def _image(job: str, drivers: Sequence[str]) -> Initramfs:
     stock = kernel("full")
     image = Initramfs()
     image.archive.add_file("/bin/busybox", busybox(), mode=0o755)
     image.archive.add_bytes("/lab/job", job.encode())
     image.add_init(Path(__file__).with_name("init"))
-    image.add_modules(ModuleTree(stock.modules), DRIVERS)
+    image.add_modules(ModuleTree(stock.modules), (*DRIVERS, *drivers))
     return image
 
 

@@ -8,6 +8,7 @@ import shlex
 import lab
 import pytest
 
+from guests import native
 from guests.fetch import kernel
 from guests.images import initrd
 
@@ -27,6 +28,8 @@ BEYOND_QEMU = (
     "tests/unit/test_engine_memory.py::test_slot_of_two_tebibytes_costs_nothing[kvm]",
     "tests/unit/test_engine_vcpu.py::test_breakpoint_exits_to_the_debugger_before_it[kvm]",
 )
+# A guest that boots on a lab's CPU says nothing for longer than other jobs do.
+LONGER = lab.Limits(seconds=3600, silence_s=600, memory="3G")
 # Where the limit is reached, the output names the test under way, and where it stood. The plug-in
 # of hypothesis wants a place to write to, and no test here needs it.
 LOUD = "-v --color=no -p no:cacheprovider -p no:hypothesispytest -o faulthandler_timeout=180"
@@ -82,6 +85,31 @@ def test_guest_killed_finds_what_it_synced() -> None:
     )
     assert done.code == 0, done.output[-6000:]
     assert "2 passed" in done.output
+
+
+def test_kernel_moves_the_frames_of_a_guest_by_vhost_net() -> None:
+    kernel("cloud")
+    native.talk()
+    done = lab.run(
+        f"OSTLER_TEST_ACCELERATOR=kvm {lab.PYTHON} -m pytest {LOUD} tests/guest/test_vhost.py",
+        drivers=("tun", "bridge", "veth", "vhost_net"),
+        limits=LONGER,
+    )
+    assert done.code == 0, done.output[-6000:]
+    assert "3 passed" in done.output
+
+
+def test_guest_drives_a_scsi_device_of_its_host() -> None:
+    kernel("full")
+    done = lab.run(
+        f"OSTLER_TEST_ACCELERATOR=kvm {lab.PYTHON} -m pytest {LOUD}"
+        " tests/unit/test_virtio_scsi_generic.py tests/guest/test_scsi_generic.py",
+        drivers=("sd_mod", "sg", "scsi_debug"),
+        limits=LONGER,
+    )
+    assert done.code == 0, done.output[-6000:]
+    assert " passed" in done.output
+    assert " skipped" not in done.output
 
 
 def test_userland_comes_no_later_than_under_qemus_microvm(

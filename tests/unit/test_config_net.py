@@ -16,6 +16,8 @@ def test_net_with_options_is_parsed() -> None:
     assert net.pcap == Path("/tmp/a.pcap")
     assert net.mac_bytes == bytes.fromhex("525400123456")
     assert NetConfig.parse("user") == NetConfig()
+    said = [NetConfig.parse(f"tap{text}").vhost for text in ("", ",vhost=on", ",vhost=off")]
+    assert said == [None, True, False]
 
 
 def test_nets_said_are_one_or_several_and_none() -> None:
@@ -43,6 +45,11 @@ def test_nets_said_are_one_or_several_and_none() -> None:
         ("socket", "give the path of a unix socket"),
         ("tap=br0,local=x", "leave local= out"),
         ("none,mac=52:54:00:12:34:56", "none is no card"),
+        ("user,vhost=on", "vhost=on: the kernel moves frames of tap devices; use --net tap"),
+        ("tap,vhost=on,model=e1000", "does not serve model=e1000; use virtio"),
+        ("tap,vhost=on,pcap=/tmp/a", "leave pcap= or vhost=on out"),
+        ("tap,vhost=on,hash=on", "leave hash=on or vhost=on out"),
+        ("tap,vhost=maybe", "vhost=maybe: say on or off"),
     ],
 )
 def test_net_that_cannot_be_says_why(text: str, complaint: str) -> None:

@@ -8,13 +8,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ostler.config import MachineConfig, NetConfig, PublishConfig, parse_nets
+from ostler.config import (
+    DeviceConfig,
+    MachineConfig,
+    NetConfig,
+    PublishConfig,
+    parse_device,
+    parse_nets,
+)
 from ostler.engine.network import NetLinks
-from ostler.errors import HostError
+from ostler.errors import ConfigError, HostError
 from ostler.machine.networks import open_networks
+from ostler.net.backend import Backend
 from ostler.net.passt import not_started
 
 PUBLISHED = (PublishConfig(0x4000 + os.getpid() % 0x4000, 22),)
@@ -111,3 +120,72 @@ def test_card_of_a_machine_keeps_what_was_asked_for(calls: Calls) -> None:
     with open_networks(config, NetLinks()) as networks:
         assert networks[0].mac == net.mac_bytes
         assert networks[0].config == net
+
+
+class FakeTap(Backend):
+    """A tap device that the kernel serves, or refuses to."""
+
+    def __init__(self, refuses: OSError | None) -> None:
+        self.refuses = refuses
+        self.link: Any = self
+
+    def served_by_kernel(self) -> str:
+        if self.refuses is not None:
+            raise self.refuses
+        return "the kernel's"
+
+
+def links_of(
+    monkeypatch: pytest.MonkeyPatch,
+    nets: str,
+    accelerator: str = "kvm",
+    refuses: OSError | None = None,
+    devices: tuple[DeviceConfig, ...] = (),
+) -> tuple[Any, list[str]]:
+    """What serves the card of such a machine, and what was said of that."""
+    said: list[str] = []
+    monkeypatch.setattr("ostler.net.tap.Tap", lambda *_, **__: FakeTap(refuses))
+    config = MachineConfig(kernel=Path("kernel"), nets=parse_nets(nets), devices=devices)
+    with open_networks(config, NetLinks(), said.append, accelerator) as networks:
+        return networks[0].link, said
+
+
+def test_kernel_moves_the_frames_of_a_tap_device_where_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for nets in ("tap", "tap,vhost=on"):
+        assert links_of(monkeypatch, nets) == ("the kernel's", [])
+    for nets, accelerator in (("tap,vhost=off", "kvm"), ("tap,hash=on", "kvm"), ("tap", "soft")):
+        link, said = links_of(monkeypatch, nets, accelerator)
+        assert isinstance(link, FakeTap)
+        assert said == []
+
+
+def test_kernel_that_cannot_is_said_once_or_refused_where_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = FileNotFoundError(2, "No such file or directory")
+    link, said = links_of(monkeypatch, "tap", refuses=missing)
+    assert isinstance(link, FakeTap)
+    assert said == [
+        "--net tap: vhost-net: /dev/vhost-net is not there (modprobe vhost_net);"
+        " this process moves the frames instead"
+    ]
+    for error, why in (
+        (missing, "modprobe vhost_net"),
+        (PermissionError(13, "Permission denied"), "setfacl -m u:USER:rw /dev/vhost-net"),
+        (OSError(12, "Cannot allocate memory"), "the host refuses: Cannot allocate memory"),
+    ):
+        with pytest.raises(HostError, match=why):
+            links_of(monkeypatch, "tap,vhost=on", refuses=error)
+
+
+def test_kernel_is_not_asked_for_where_it_would_write_unseen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ConfigError, match=r"vhost=on: the software CPU does not see .*--accel kvm"):
+        links_of(monkeypatch, "tap,vhost=on", "soft")
+    memory = (parse_device("virtio-mem,size=1G"),)
+    with pytest.raises(ConfigError, match=r"vhost=on: .* leave one out"):
+        links_of(monkeypatch, "tap,vhost=on", devices=memory)
+    assert isinstance(links_of(monkeypatch, "tap", devices=memory)[0], FakeTap)

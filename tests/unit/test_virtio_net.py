@@ -8,6 +8,13 @@ from dataclasses import replace
 import pytest
 
 from ostler.devices.virtio import net
+from ostler.devices.virtio.device import (
+    F_EVENT_IDX,
+    F_INDIRECT_DESC,
+    F_RING_RESET,
+    F_VERSION_1,
+    RING_FEATURES,
+)
 from ostler.devices.virtio.net import NetState, VirtioNet
 from ostler.devices.virtio.workers import Queue
 from ostler.errors import StateError
@@ -90,3 +97,36 @@ def test_state_impossible_for_a_card_is_refused() -> None:
     ):
         with pytest.raises(StateError):
             NetState.from_dict({**saved, **wrong})
+
+
+GIVEN = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1 | net.F_MRG_RXBUF
+
+
+def test_card_that_the_kernel_serves_offers_what_it_can() -> None:
+    workers = FakeWorkers(kernel_features=GIVEN & ~F_EVENT_IDX)
+    device = card(workers, pairs=2)
+    assert device.served_by_kernel
+    assert device.ring_features == F_INDIRECT_DESC | F_VERSION_1 | F_RING_RESET
+    for index in range(5):
+        device.start(net.F_MQ, replace(QUEUE, index=index))
+    assert [worker.kind for worker in workers.started] == [
+        "kernel receive0",
+        "kernel transmit0",
+        "kernel receive1",
+        "kernel transmit1",
+        "control",
+    ]
+    assert not card().served_by_kernel
+    assert card().ring_features == RING_FEATURES
+
+
+def test_card_that_the_kernel_refuses_is_served_here_which_is_said_once() -> None:
+    workers, said = FakeWorkers(kernel_features=GIVEN), list[str]()
+    device = VirtioNet(FakeCable(), workers, MAC, report=said.append)
+    workers.nics[0].kernel_refuses = True
+    for index in range(2):
+        device.start(0, replace(QUEUE, index=index))
+    assert [worker.kind for worker in workers.started] == ["receive0", "transmit0"]
+    assert len(said) == 1
+    assert said[0].startswith("vhost-net: [Errno 77]")
+    assert not device.served_by_kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from ostler.config import DiskConfig, MachineConfig
+from ostler.config import DiskConfig, MachineConfig, ScsiGenericConfig, parse_device
 from ostler.devices.virtio.scsi import CDB_SIZE_OFFSET, SENSE_SIZE_OFFSET, VirtioScsi
-from ostler.errors import ConfigError, DiskError, StateError
+from ostler.engine import VirtioWorkers, VirtualMachine
+from ostler.errors import ConfigError, DiskError, HostError, StateError
 from ostler.machine.describe import draw
 from ostler.machine.disks import GuestDisk, open_disks
 from ostler.testing.pci import FakeImage, FakeScsi, FakeWorkers
@@ -131,6 +133,59 @@ def test_scsi_device_itself_is_refused_with_its_cure(tmp_path: Path) -> None:
     node = tmp_path / "sg0"
     os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(21, 0))
     config = MachineConfig(kernel=Path("k"), disks=(DiskConfig.parse(f"{node},bus=scsi"),))
-    cure = "not passed on to a device; give its block device"
+    cure = "give its block device, .* or have commands passed on: --device scsi-generic,path="
     with pytest.raises(DiskError, match=cure), open_disks(config):
         pass
+
+
+def test_device_of_the_host_is_the_only_unit_of_a_host_of_its_own() -> None:
+    asked = parse_device("scsi-generic,path=/dev/sg7")
+    assert asked == ScsiGenericConfig("/dev/sg7")
+    board = draw(MachineConfig(kernel=Path("k"), devices=(asked,), nets=()))
+    try:
+        host: Any = board.devices["scsi-generic:/dev/sg7"]
+        assert host.device.units == {(0, 0)}
+    finally:
+        board.close()
+    with pytest.raises(ConfigError, match="it is there twice"):
+        draw(MachineConfig(kernel=Path("k"), devices=(asked, asked), nets=()))
+
+
+def test_limit_of_a_device_of_the_host_is_told_to_the_driver() -> None:
+    scsi = VirtioScsi(FakeWorkers())
+    scsi.pass_through("/dev/sg7")
+    assert backend(scsi).units == {(0, 0): {"path": "/dev/sg7"}}
+    (most,) = struct.unpack_from("<I", scsi.config(), 8)
+    assert most == 1024
+    with pytest.raises(ConfigError, match="there already"):
+        scsi.pass_through("/dev/sg8")
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (FileNotFoundError(errno.ENOENT, "x"), "there is no such device; lsscsi -g lists"),
+        (PermissionError(errno.EACCES, "x"), "may not be opened for reading and writing; run as"),
+        (OSError(errno.EBUSY, "x"), "in use; unmount it"),
+        (OSError(errno.EIO, "Input/output error"), "cannot be opened: Input/output error"),
+        (ValueError("it is no SCSI device"), "it is no SCSI device; lsscsi -g"),
+    ],
+)
+def test_device_of_the_host_that_cannot_be_had_says_why(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+) -> None:
+    def refuse(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(FakeScsi, "pass_through", refuse)
+    with pytest.raises(HostError, match=f"^/dev/sg7: .*{why}"):
+        VirtioScsi(FakeWorkers()).pass_through("/dev/sg7")
+
+
+def test_what_is_no_scsi_device_is_refused_by_the_engine(tmp_path: Path) -> None:
+    vm = VirtualMachine("soft")
+    image = tmp_path / "image"
+    image.write_bytes(bytes(512))
+    for path, why in ((image, "no SCSI device"), (tmp_path / "nothing", "no such device")):
+        with pytest.raises(HostError, match=why):
+            VirtioScsi(VirtioWorkers(vm.memory)).pass_through(str(path))

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -11,6 +11,15 @@ use crate::accel::{AccelError, Msi, Result, Vm};
 /// What a device does to say "look here". Called from any thread; never blocks for long.
 pub trait Interrupt: Send + Sync + Debug {
     fn trigger(&self);
+
+    /// Has every write to the eventfd `event` trigger it until [`Interrupt::unfollow`], without a thread of the
+    /// caller's; false where the caller has to wait for the eventfd himself.
+    fn follow(&self, _event: &Arc<OwnedFd>) -> bool {
+        false
+    }
+
+    /// Lets go of an eventfd that it follows; what was written to it before is not lost.
+    fn unfollow(&self, _event: &Arc<OwnedFd>) {}
 }
 
 /// An input of the interrupt controllers.
@@ -113,85 +122,6 @@ impl Interrupt for IrqLine {
     }
 }
 
-/// One message-signalled interrupt: what a row of an MSI-X table says, and its pending bit.
-#[derive(Debug)]
-pub struct MsiRoute {
-    vm: Arc<dyn Vm>,
-    /// One lock makes a new address, its data and the mask visible together.
-    row: Mutex<Row>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Row {
-    msi: Msi,
-    masked: bool,
-    pending: bool,
-}
-
-impl MsiRoute {
-    /// A route that is masked, as MSI-X entries are after reset (PCI 3.0, 6.8.2.9).
-    pub fn new(vm: Arc<dyn Vm>) -> Self {
-        Self { vm, row: Mutex::new(Row { msi: Msi::default(), masked: true, pending: false }) }
-    }
-
-    fn row(&self) -> MutexGuard<'_, Row> {
-        self.row.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    pub fn msi(&self) -> Msi {
-        self.row().msi
-    }
-
-    /// Replaces the message.
-    pub fn update(&self, msi: Msi) {
-        self.row().msi = msi;
-    }
-
-    pub fn is_masked(&self) -> bool {
-        self.row().masked
-    }
-
-    /// Masks or unmasks; an interrupt that is pending fires when the mask goes.
-    pub fn set_masked(&self, masked: bool) {
-        let mut row = self.row();
-        row.masked = masked;
-        if !masked && std::mem::take(&mut row.pending) {
-            let msi = row.msi;
-            drop(row);
-            self.vm.signal_msi(msi);
-        }
-    }
-
-    /// Whether an interrupt waits for the mask to go.
-    pub fn is_pending(&self) -> bool {
-        self.row().pending
-    }
-
-    /// Sets the pending bit as a saved state has it; fires nothing.
-    pub fn set_pending(&self, pending: bool) {
-        self.row().pending = pending;
-    }
-
-    /// Sends the message, or remembers to when the mask goes.
-    pub fn signal(&self) {
-        let mut row = self.row();
-        if row.masked {
-            row.pending = true;
-            return;
-        }
-        let msi = row.msi;
-        drop(row);
-        // A message to no processor is lost, as it is on the real bus.
-        let _delivered = self.vm.signal_msi(msi);
-    }
-}
-
-impl Interrupt for MsiRoute {
-    fn trigger(&self) {
-        self.signal();
-    }
-}
-
 /// An eventfd that interrupts the guest when it is written to (`KVM_IRQFD`).
 #[derive(Debug)]
 pub struct IrqFd {
@@ -248,8 +178,6 @@ mod tests {
     use super::*;
     use crate::testing::toy_vm;
 
-    const MESSAGE: Msi = Msi { address: 0xfee0_0000, data: 0x41 };
-
     #[test]
     fn line_level_and_pulse_reach_the_controllers() {
         let vm = toy_vm();
@@ -272,30 +200,6 @@ mod tests {
         assert_eq!(vm.levels(), [(16, true)]);
         drop(two);
         assert_eq!(vm.levels(), [(16, true), (16, false)]);
-    }
-
-    #[test]
-    fn route_unmasked_sends_its_message() {
-        let vm = toy_vm();
-        let route = MsiRoute::new(vm.clone());
-        route.update(MESSAGE);
-        route.set_masked(false);
-        route.trigger();
-        assert_eq!(vm.messages(), [MESSAGE]);
-        assert!(!route.is_pending());
-    }
-
-    #[test]
-    fn route_masked_keeps_one_interrupt_until_it_is_unmasked() {
-        let vm = toy_vm();
-        let route = MsiRoute::new(vm.clone());
-        route.signal();
-        route.signal();
-        assert!(route.is_pending() && vm.messages().is_empty());
-        route.update(MESSAGE);
-        route.set_masked(false);
-        assert_eq!(vm.messages(), [MESSAGE]);
-        assert!(!route.is_pending());
     }
 
     #[test]

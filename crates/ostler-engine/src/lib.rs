@@ -4,7 +4,7 @@
 //! * [`regs`]: the register sets it reads and writes, with the names the manuals use;
 //! * [`exit`]: why a vCPU stopped, and who answers an access on the way;
 //! * [`bus`]: the usual answerer, which knows the owner of every port and address;
-//! * [`irq`]: the other direction, from a device to the guest;
+//! * [`irq`] and [`msi`]: the other direction, from a device to the guest;
 //! * [`vcpu`] and [`thread`]: running vCPUs, on the caller's thread or on one each;
 //! * [`counters`] and [`profile`]: what they needed somebody for, and where their time goes.
 
@@ -18,6 +18,7 @@ pub mod cpuid;
 pub mod exit;
 pub mod fault;
 pub mod irq;
+pub mod msi;
 pub mod profile;
 pub mod pump;
 pub mod regs;
@@ -31,6 +32,7 @@ pub use accel::{AccelError, Accelerator, Kick, Msi, Vcpu, Vm};
 pub use bus::{BoundDoorbell, Bus, BusDevice, BusError, Doorbell, Space};
 pub use clock::VmClock;
 pub use exit::{Exit, IoHandler, NobodyAnswers};
-pub use irq::{EventFdInterrupt, Interrupt, IrqLine, MsiRoute};
+pub use irq::{EventFdInterrupt, Interrupt, IrqLine};
+pub use msi::{Messages, MsiRoute};
 pub use thread::{ThreadError, Threads};
 pub use vcpu::{VcpuError, VcpuHandle};

@@ -11,6 +11,7 @@ use ostler_memory::{GuestRam, SlotConfig};
 use crate::accel::{AccelError, Accelerator, Kick, Msi, Result, Vcpu, Vm};
 use crate::bus::BusDevice;
 use crate::exit::{Exit, IoHandler};
+use crate::irq::{IrqFd, MsiRouteEntry};
 use crate::regs::{
     CpuidEntry, DebugRegs, Events, GuestDebug, IrqchipState, LapicState, MpState, MsrEntry, Regs, Sregs, Xcr, XsaveArea,
 };
@@ -69,12 +70,21 @@ pub struct ToyVm {
     memory: Arc<GuestRam>,
     levels: Mutex<Vec<(u32, bool)>>,
     messages: Mutex<Vec<Msi>>,
+    routes: Mutex<Vec<MsiRouteEntry>>,
+    irqfds: Mutex<Vec<IrqFd>>,
     clock_ns: AtomicU64,
 }
 
 impl ToyVm {
     fn new(memory: Arc<GuestRam>) -> Self {
-        Self { memory, levels: Mutex::default(), messages: Mutex::default(), clock_ns: AtomicU64::new(0) }
+        Self {
+            memory,
+            levels: Mutex::default(),
+            messages: Mutex::default(),
+            routes: Mutex::default(),
+            irqfds: Mutex::default(),
+            clock_ns: AtomicU64::new(0),
+        }
     }
 
     pub fn levels(&self) -> Vec<(u32, bool)> {
@@ -83,6 +93,16 @@ impl ToyVm {
 
     pub fn messages(&self) -> Vec<Msi> {
         lock(&self.messages).clone()
+    }
+
+    /// The messages that numbers stand for.
+    pub fn routes(&self) -> Vec<MsiRouteEntry> {
+        lock(&self.routes).clone()
+    }
+
+    /// The numbers that eventfds are bound to; nobody waits for them.
+    pub fn irqfds(&self) -> Vec<u32> {
+        lock(&self.irqfds).iter().map(|irqfd| irqfd.gsi).collect()
     }
 }
 
@@ -117,6 +137,23 @@ impl Vm for ToyVm {
     fn signal_msi(&self, msi: Msi) -> bool {
         lock(&self.messages).push(msi);
         true
+    }
+
+    fn set_msi_routes(&self, routes: &[MsiRouteEntry]) -> Result<()> {
+        *lock(&self.routes) = routes.to_vec();
+        Ok(())
+    }
+
+    fn bind_irqfd(&self, irqfd: IrqFd) -> Result<()> {
+        lock(&self.irqfds).push(irqfd);
+        Ok(())
+    }
+
+    fn unbind_irqfd(&self, gsi: u32) -> bool {
+        let mut irqfds = lock(&self.irqfds);
+        let before = irqfds.len();
+        irqfds.retain(|irqfd| irqfd.gsi != gsi);
+        irqfds.len() != before
     }
 
     fn irqchip_state(&self) -> Result<IrqchipState> {

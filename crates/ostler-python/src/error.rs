@@ -1,10 +1,11 @@
 //! The engine's errors as classes of `ostler.errors`.
 
 use std::error::Error;
+use std::io;
 
 use ostler_engine::{AccelError, BusError, ThreadError, VcpuError};
 use ostler_memory::MemoryError;
-use pyo3::exceptions::PyIndexError;
+use pyo3::exceptions::{PyIndexError, PyOSError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
@@ -43,6 +44,19 @@ impl Kind {
             Ok(class) => PyErr::from_type(class, message),
             Err(error) => error,
         })
+    }
+}
+
+/// An `OSError` that knows its `errno`, as those that Python raises do.
+pub fn os_error(error: &io::Error) -> PyErr {
+    match error.raw_os_error() {
+        // "No such file or directory (os error 2)" without its end is what strerror says.
+        Some(number) => {
+            let said = error.to_string();
+            let text = said.rsplit_once(" (os error").map_or(said.as_str(), |(text, _)| text).to_owned();
+            PyOSError::new_err((number, text))
+        }
+        None => PyOSError::new_err(error.to_string()),
     }
 }
 

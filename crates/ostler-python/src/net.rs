@@ -7,13 +7,14 @@ use std::sync::atomic::Ordering;
 use ostler_memory::GuestRam;
 use ostler_virtio::net::{
     Capture, CaptureLink, ControlService, Counters, DatagramLink, Filter, HandshakeLink, HashConfig, Link, Nic,
-    ReceiveService, Settings, StreamLink, Switch, TapLink, TransmitService,
+    ReceiveService, Settings, StreamLink, Switch, TapLink, TransmitService, Vhost, vhost::Direction,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::error::os_error;
 use crate::fd;
-use crate::virtio::{QueueArgs, VirtioWorker, start};
+use crate::virtio::{QueueArgs, VirtioWorker, start, start_in_kernel};
 
 /// Where a NIC's cable leads. File descriptors are duplicated; `OSError` when the host refuses.
 #[pyclass(frozen, module = "ostler.engine")]
@@ -22,11 +23,15 @@ pub struct NetLink {
     pub(crate) link: Arc<dyn Link>,
     /// The same, where it is a stream socket.
     stream: Option<Arc<StreamLink>>,
+    /// The same, where it is a tap device.
+    tap: Option<Arc<TapLink>>,
+    /// The kernel's threads that serve a NIC's queues.
+    pub(crate) vhost: Option<Arc<Vhost>>,
 }
 
 impl NetLink {
-    fn new(link: impl Link + 'static) -> Self {
-        Self { link: Arc::new(link), stream: None }
+    fn new(link: Arc<dyn Link>) -> Self {
+        Self { link, stream: None, tap: None, vhost: None }
     }
 
     fn stream_link(&self) -> PyResult<&StreamLink> {
@@ -45,7 +50,8 @@ impl NetLink {
     #[staticmethod]
     fn tap(fds: Vec<RawFd>) -> PyResult<Self> {
         let queues = fds.into_iter().map(owned).collect::<PyResult<_>>()?;
-        Ok(Self::new(TapLink::new(queues)?))
+        let tap = Arc::new(TapLink::new(queues)?);
+        Ok(Self { tap: Some(Arc::clone(&tap)), ..Self::new(tap) })
     }
 
     /// A stream socket with a 4-byte big-endian length before each frame; `attach` gives it its
@@ -53,13 +59,13 @@ impl NetLink {
     #[staticmethod]
     fn stream(jumbo: bool) -> PyResult<Self> {
         let stream = Arc::new(StreamLink::new(jumbo)?);
-        Ok(Self { link: stream.clone(), stream: Some(stream) })
+        Ok(Self { stream: Some(Arc::clone(&stream)), ..Self::new(stream) })
     }
 
     /// A connected datagram socket, one frame a datagram.
     #[staticmethod]
     fn datagram(fd: RawFd) -> PyResult<Self> {
-        Ok(Self::new(DatagramLink::new(owned(fd)?)?))
+        Ok(Self::new(Arc::new(DatagramLink::new(owned(fd)?)?)))
     }
 
     /// Take the stream socket `fd` as the peer, in place of the one before.
@@ -79,7 +85,7 @@ impl NetLink {
     fn captured(&self, fd: RawFd) -> PyResult<Self> {
         let capture = Arc::new(Capture::begin(fd::file(fd)?)?);
         let link = CaptureLink { link: Arc::clone(&self.link), capture };
-        Ok(Self { link: Arc::new(link), stream: self.stream.clone() })
+        Ok(Self { stream: self.stream.clone(), ..Self::new(Arc::new(link)) })
     }
 
     /// The same link, which acknowledges the guest's SYN-ACKs in place of its peer, and answers pings
@@ -87,7 +93,15 @@ impl NetLink {
     fn completing_handshakes(&self, gateway: [u8; 4]) -> PyResult<Self> {
         let stream = self.stream.clone().ok_or_else(no_stream)?;
         let link = HandshakeLink::new(Arc::clone(&stream), gateway)?;
-        Ok(Self { link: Arc::new(link), stream: Some(stream) })
+        Ok(Self { stream: Some(stream), ..Self::new(Arc::new(link)) })
+    }
+
+    /// The same tap device, whose frames the kernel moves between it and a NIC's rings (vhost-net). What it writes to
+    /// guest memory is seen by no watch or log. `OSError` when the host has no vhost-net, or refuses.
+    fn served_by_kernel(&self) -> PyResult<Self> {
+        let tap = self.tap.as_ref().ok_or_else(|| PyValueError::new_err("this link is not a plain tap device"))?;
+        let vhost = Vhost::new(Arc::clone(tap)).map_err(|error| os_error(&error))?;
+        Ok(Self { tap: Some(Arc::clone(tap)), vhost: Some(Arc::new(vhost)), ..Self::new(Arc::clone(&self.link)) })
     }
 
     /// Whether somebody is at the other end.
@@ -117,7 +131,7 @@ impl NetSwitch {
 
     /// A new port; it is unplugged when nothing refers to it any more.
     fn port(&self) -> PyResult<NetLink> {
-        Ok(NetLink { link: self.switch.port()?, stream: None })
+        Ok(NetLink::new(self.switch.port()?))
     }
 }
 
@@ -127,6 +141,7 @@ impl NetSwitch {
 pub struct VirtioNic {
     pub(crate) memory: Arc<GuestRam>,
     pub(crate) nic: Arc<Nic>,
+    pub(crate) vhost: Option<Arc<Vhost>>,
 }
 
 /// What the driver has set on the control queue: the attributes of a `NetSettings`.
@@ -247,6 +262,20 @@ impl VirtioNic {
     fn transmit(&self, py: Python<'_>, queue: QueueArgs, pair: usize) -> PyResult<VirtioWorker> {
         let service = TransmitService::new(Arc::clone(&self.nic), pair);
         start(py, &self.memory, &format!("net-tx{pair}"), queue, service)
+    }
+
+    /// The features of rings and buffers with which the kernel can serve the queues; `None` where it does not.
+    #[getter]
+    fn kernel_features(&self) -> Option<u64> {
+        self.vhost.as_ref().map(|vhost| vhost.features())
+    }
+
+    /// Have the kernel serve the receive queue, or the `transmit` queue, of pair number `pair`; `OSError` where it does
+    /// not.
+    fn serve_in_kernel(&self, py: Python<'_>, queue: QueueArgs, pair: usize, transmit: bool) -> PyResult<VirtioWorker> {
+        let vhost = self.vhost.as_ref().ok_or_else(|| PyValueError::new_err("the kernel does not serve this NIC"))?;
+        let direction = if transmit { Direction::Transmit } else { Direction::Receive };
+        start_in_kernel(py, &self.memory, &self.nic, (vhost, pair, direction), queue)
     }
 
     /// Serve the control queue.

@@ -1,12 +1,16 @@
 //! Logical units of a SCSI host.
 
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ostler_memory::GuestRam;
-use ostler_virtio::scsi::{Bus, ControlService, Kind, RequestService, Tray, Unit};
+use ostler_virtio::scsi::{Bus, ControlService, Generic, Kind, RequestService, Tray, Unit};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::block::BlockDisk;
+use crate::error::os_error;
 use crate::virtio::{QueueArgs, VirtioWorker, start};
 
 /// The units of one virtio-scsi device.
@@ -52,6 +56,18 @@ impl VirtioScsi {
             tray: Tray::default(),
         };
         self.bus.attach((target, lun), unit);
+    }
+
+    /// Have commands for the unit at `target` and `lun` passed on to the SCSI device of the host at `path`, for us alone;
+    /// the most bytes of data that one may have. `OSError` when it cannot be opened, `ValueError` for what is none.
+    fn pass_through(&self, target: u8, lun: u16, path: PathBuf) -> PyResult<u64> {
+        let device = Generic::open(&path).map_err(|error| match error.kind() {
+            ErrorKind::Unsupported => PyValueError::new_err("it is no SCSI device"),
+            _ => os_error(&error),
+        })?;
+        let max_bytes = device.max_bytes();
+        self.bus.pass_through((target, lun), device);
+        Ok(max_bytes)
     }
 
     /// Take the unit at `target` and `lun` away when no command is executed; whether there was one.

@@ -8,9 +8,11 @@ use ostler_engine::irq::Interrupt;
 use ostler_memory::GuestRam;
 use ostler_virtio::limit::{Budget, Limited};
 use ostler_virtio::net::Nic;
+use ostler_virtio::net::vhost::{Direction, Vhost};
 use ostler_virtio::worker::StartError;
 use ostler_virtio::{
-    BlkService, Disk, InputService, OutputService, Position, Queue, RingConfig, RngService, Service, Worker,
+    BlkService, Disk, InputService, OutputService, Position, Queue, RingConfig, RngService, ServedQueue, Service,
+    Worker,
 };
 use pyo3::call::PyCallArgs;
 use pyo3::exceptions::PyValueError;
@@ -18,7 +20,7 @@ use pyo3::prelude::*;
 
 use crate::balloon::VirtioBalloon;
 use crate::block::BlockDisk;
-use crate::error::Kind;
+use crate::error::{Kind, os_error};
 use crate::fd;
 use crate::irq::MsiRoute;
 use crate::memory::Memory;
@@ -96,7 +98,7 @@ impl VirtioWorkers {
     /// A NIC with the address `mac` and up to `pairs` pairs of queues on `link`.
     fn nic(&self, link: &NetLink, mac: [u8; 6], pairs: u16) -> VirtioNic {
         let nic = Arc::new(Nic::new(Arc::clone(&link.link), mac, pairs));
-        VirtioNic { memory: Arc::clone(&self.memory), nic }
+        VirtioNic { memory: Arc::clone(&self.memory), nic, vhost: link.vhost.clone() }
     }
 
     /// An emulated Ethernet controller with the address `mac` on `link`: `e1000`, `rtl8139` (the C+)
@@ -160,11 +162,11 @@ impl VirtioDisk {
 #[pyclass(frozen, module = "ostler.engine")]
 #[derive(Debug)]
 pub struct VirtioWorker {
-    worker: Mutex<Worker>,
+    worker: Mutex<Box<dyn ServedQueue>>,
 }
 
 impl VirtioWorker {
-    fn worker(&self) -> MutexGuard<'_, Worker> {
+    fn worker(&self) -> MutexGuard<'_, Box<dyn ServedQueue>> {
         self.worker.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
@@ -279,9 +281,28 @@ pub(crate) fn start(
     service: impl Service + 'static,
 ) -> PyResult<VirtioWorker> {
     let queue = queue.queue(py, name, memory)?;
-    let worker = py.detach(|| Worker::start(queue, Box::new(service))).map_err(|error| match error {
+    let started = py.detach(|| Worker::start(queue, Box::new(service)));
+    let worker = started.map_err(|error| match error {
         StartError::Ring(error) => PyValueError::new_err(error.to_string()),
         StartError::Host(ref cause) => Kind::Host.error(format!("{error}: {cause}; end some processes")),
     })?;
-    Ok(VirtioWorker { worker: Mutex::new(worker) })
+    Ok(VirtioWorker { worker: Mutex::new(Box::new(worker)) })
+}
+
+/// Has the kernel serve one queue of pair number `pair`; `OSError` where it does not.
+pub(crate) fn start_in_kernel(
+    py: Python<'_>,
+    memory: &Arc<GuestRam>,
+    nic: &Nic,
+    (vhost, pair, direction): (&Vhost, usize, Direction),
+    queue: QueueArgs,
+) -> PyResult<VirtioWorker> {
+    let name = format!("vhost-{}{pair}", if direction == Direction::Receive { "rx" } else { "tx" });
+    let queue = queue.queue(py, &name, memory)?;
+    let started = py.detach(|| vhost.start(pair, direction, nic.negotiated(), queue));
+    let served = started.map_err(|error| match error {
+        StartError::Ring(error) => PyValueError::new_err(error.to_string()),
+        StartError::Host(cause) => os_error(&cause),
+    })?;
+    Ok(VirtioWorker { worker: Mutex::new(Box::new(served)) })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ostler_engine::irq::{IrqFd, MsiRouteEntry};
 use ostler_engine::regs::IrqchipState;
-use ostler_engine::{Accelerator, Msi, Vm, VmClock};
+use ostler_engine::{Accelerator, Messages, Msi, Vm, VmClock};
 use ostler_kvm::Options;
 use ostler_memory::GuestRam;
 use pyo3::prelude::*;
@@ -33,6 +33,7 @@ pub struct VirtualMachine {
     memory: Py<Memory>,
     bus: Py<Bus>,
     clock: Py<Clock>,
+    messages: Arc<Messages>,
     statistics: Option<OwnedFd>,
 }
 
@@ -56,6 +57,7 @@ impl VirtualMachine {
             memory: Py::new(py, Memory { vm: Arc::clone(&vm) })?,
             bus: Py::new(py, Bus { bus: Arc::new(ostler_engine::Bus::new()), vm: Arc::clone(&vm) })?,
             clock: Py::new(py, Clock { clock })?,
+            messages: Messages::new(Arc::clone(&vm)),
             statistics: vm.statistics(),
             vm,
         })
@@ -135,14 +137,14 @@ impl VirtualMachine {
 
     /// A new message-signalled interrupt, masked.
     fn msi_route(&self) -> MsiRoute {
-        MsiRoute { route: Arc::new(ostler_engine::MsiRoute::new(Arc::clone(&self.vm))) }
+        MsiRoute { route: Arc::new(ostler_engine::MsiRoute::new(Arc::clone(&self.messages))) }
     }
 
     /// Replace the messages that interrupt numbers stand for: `{number: (address, data)}`, from 24 on.
     fn set_msi_routes(&self, routes: BTreeMap<u32, (u64, u32)>) -> PyResult<()> {
         let entry = |(gsi, (address, data))| MsiRouteEntry { gsi, msi: Msi { address, data } };
         let routes: Vec<_> = routes.into_iter().map(entry).collect();
-        self.vm.set_msi_routes(&routes).map_err(raise)
+        self.messages.choose(&routes).map_err(raise)
     }
 
     /// Interrupt the guest whenever the eventfd `fd` is written to, by whatever process (KVM's irqfd): `gsi` is

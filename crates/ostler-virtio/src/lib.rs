@@ -36,4 +36,4 @@ pub use chain::{Broken, Chain};
 pub use console::{InputService, OutputService};
 pub use ring::{Position, Ring, RingConfig, RingError};
 pub use rng::RngService;
-pub use worker::{Outcome, Queue, Service, Worker};
+pub use worker::{Outcome, Queue, ServedQueue, Service, Worker};

@@ -59,6 +59,18 @@ pub enum StartError {
     Host(#[from] io::Error),
 }
 
+/// A queue that somebody serves. Dropping it stops that.
+pub trait ServedQueue: Send + Debug {
+    /// Where it stands, between two requests.
+    fn position(&self) -> Position;
+
+    /// Waits for the request in flight and ends. A second call only tells the position.
+    fn stop(&mut self) -> Position;
+
+    /// Ends after the request in flight, and does not wait for it.
+    fn abandon(&mut self);
+}
+
 /// A running worker. Dropping it stops it.
 #[derive(Debug)]
 pub struct Worker {
@@ -125,32 +137,31 @@ impl Worker {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Where the worker stands, between two requests.
-    pub fn position(&self) -> Position {
-        let progress = self.shared.progress();
-        progress.ring.position_before(&progress.held)
-    }
-
-    /// Has the thread end after the request in flight, and does not wait for it.
-    pub fn abandon(&mut self) {
-        self.ask_to_stop();
-        self.thread = None;
-    }
-
     fn ask_to_stop(&self) {
         self.shared.stopping.store(true, Ordering::Release);
         // The counter of an eventfd that is written a few times cannot be full.
         let _full = self.shared.stop.write(1);
     }
+}
 
-    /// Waits for the request in flight and ends the thread. A second call only tells the position.
-    pub fn stop(&mut self) -> Position {
+impl ServedQueue for Worker {
+    fn position(&self) -> Position {
+        let progress = self.shared.progress();
+        progress.ring.position_before(&progress.held)
+    }
+
+    fn stop(&mut self) -> Position {
         self.ask_to_stop();
         if let Some(thread) = self.thread.take() {
             // A panic has printed its message; the position is that of the last finished request.
             let _panicked = thread.join();
         }
         self.position()
+    }
+
+    fn abandon(&mut self) {
+        self.ask_to_stop();
+        self.thread = None;
     }
 }
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ostler.config.devices import (
         DebugExitConfig,
         DeviceConfig,
+        ScsiGenericConfig,
         VirtioBalloonConfig,
         VirtioConsoleConfig,
         VirtioKeyboardConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "PortConfig",
     "PortKind",
     "PublishConfig",
+    "ScsiGenericConfig",
     "SerialConfig",
     "SerialKind",
     "SoftJit",
@@ -73,6 +75,7 @@ _HOMES = {
     "SoftJit": "ostler.config.cpu",
     "DebugExitConfig": "ostler.config.devices",
     "DeviceConfig": "ostler.config.devices",
+    "ScsiGenericConfig": "ostler.config.devices",
     "VirtioBalloonConfig": "ostler.config.devices",
     "VirtioConsoleConfig": "ostler.config.devices",
     "VirtioKeyboardConfig": "ostler.config.devices",

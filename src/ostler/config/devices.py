@@ -144,6 +144,19 @@ class VirtioMemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
         return parse_size(self.size, "--device virtio-mem: size")
 
 
+class ScsiGenericConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="scsi-generic"
+):
+    """The host's SCSI device at `path`, to which the guest's commands are passed on as they are.
+
+    The guest can do with it all that this user can: format it, or change its firmware. `path` is
+    `/dev/sgN`, or the block device of a SCSI device.
+    """
+
+    path: str
+    packed: bool = True
+
+
 DeviceConfig = (
     DebugExitConfig
     | VirtioRngConfig
@@ -154,6 +167,7 @@ DeviceConfig = (
     | VirtioKeyboardConfig
     | VirtioTabletConfig
     | VirtioMemConfig
+    | ScsiGenericConfig
 )
 
 KINDS: dict[str, type[DeviceConfig]] = {
@@ -166,6 +180,7 @@ KINDS: dict[str, type[DeviceConfig]] = {
     "virtio-keyboard": VirtioKeyboardConfig,
     "virtio-tablet": VirtioTabletConfig,
     "virtio-mem": VirtioMemConfig,
+    "scsi-generic": ScsiGenericConfig,
 }
 
 

@@ -1,4 +1,4 @@
-"""A network card of a guest: `KIND[=TARGET][,mac=ADDRESS][,queues=N][,mtu=BYTES][,pcap=FILE]`.
+"""A network card of a guest: `KIND[=TARGET][,mac=ADDRESS][,queues=N][,mtu=BYTES][,pcap=FILE]...`.
 
 And the ports of the host that lead to it: `[ADDRESS:]PORT:GUEST_PORT[/udp]`.
 """
@@ -26,6 +26,8 @@ KINDS = {
 }
 # These are told where they are themselves, by local=.
 DATAGRAMS = ("dgram", "udp")
+# These are devices of the host's kernel.
+TAPS = ("tap", "macvtap")
 MODELS = ("virtio", "e1000", "rtl8139")
 # What standard Ethernet carries; drivers of emulated cards are not told of more.
 ETHERNET_MTU = 1500
@@ -43,7 +45,8 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network;
     `pcap` is a file that gets a copy of every frame;
     `hash` has the card report hashes of frames; with `host`, a guest on the user mode network
-    reaches the host's own 127.0.0.1 as its gateway. `packed`: packed rings are offered.
+    reaches the host's own 127.0.0.1 as its gateway. `packed`: packed rings are offered. `vhost`:
+    the host's kernel moves the frames of a tap device (vhost-net); left out, where it can.
     """
 
     kind: str = "user"
@@ -57,6 +60,7 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hash: bool = False
     host: bool = False
     packed: bool = True
+    vhost: bool | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -74,6 +78,8 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(f"{self}: queues={self.queues}: give 1 to {MAX_QUEUES}")
         if self.mtu and not MIN_MTU <= self.mtu <= MAX_MTU:
             raise ConfigError(f"{self}: mtu={self.mtu}: give {MIN_MTU} to {MAX_MTU} bytes")
+        if self.vhost and (why_not := self.not_by_vhost):
+            raise ConfigError(f"{self}: vhost=on: {why_not}")
 
     def _check_target(self) -> None:
         wanted = KINDS[self.kind]
@@ -87,6 +93,17 @@ class NetConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __str__(self) -> str:
         return f"--net {self.kind}{'=' if self.target else ''}{self.target}"
+
+    @property
+    def not_by_vhost(self) -> str:
+        """Why the kernel cannot move the card's frames: cause and cure; empty where it can."""
+        if self.kind not in TAPS:
+            return "the kernel moves frames of tap devices; use --net tap or macvtap"
+        if self.model != "virtio":
+            return f"the kernel does not serve model={self.model}; use virtio"
+        if self.pcap is not None:
+            return "frames that the kernel moves are not seen here; leave pcap= or vhost=on out"
+        return "the kernel reports no hashes; leave hash=on or vhost=on out" if self.hash else ""
 
     @property
     def mac_bytes(self) -> bytes:

@@ -58,7 +58,7 @@ def build(model: type[M], values: dict[str, str], context: str, **first: Any) ->
 def _parse(value: Any, kind: Any, what: str) -> Any:
     if not isinstance(value, str):
         return value
-    if kind is bool:
+    if kind in (bool, bool | None):
         if value not in SWITCH:
             raise ConfigError(f"{what}={value}: say on or off")
         return SWITCH[value]

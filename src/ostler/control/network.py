@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ostler.config import NetConfig
+from ostler.devices.virtio.net import VirtioNet
 from ostler.machine.networks import Network
 from ostler.machine.virt import NetDevice
 from ostler.net import mac
@@ -54,12 +55,23 @@ class NetworkCard:
     @property
     def received(self) -> Traffic:
         """What the guest got."""
-        return Traffic(*self._device().counters()[0])
+        return Traffic(*self._counters()[0])
 
     @property
     def sent(self) -> Traffic:
         """What the guest sent."""
-        return Traffic(*self._device().counters()[1])
+        return Traffic(*self._counters()[1])
+
+    @property
+    def vhost(self) -> bool:
+        """Whether the host's kernel moves the frames (vhost-net)."""
+        device = self._device()
+        return isinstance(device, VirtioNet) and device.served_by_kernel
+
+    def _counters(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        backend = self._network.backend
+        counted = backend.traffic() if backend and self.vhost else None
+        return counted or self._device().counters()
 
     def set_link(self, connected: bool) -> None:
         """Plug the cable in or pull it, as the guest sees it."""

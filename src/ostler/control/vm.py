@@ -203,7 +203,8 @@ class VM:
             self._accelerator = choose(self.config.accelerator, self.config.cpu.count)
             self._records.prepare(self._accelerator.name)
             # First: what it starts gets ready while the machine is built.
-            networks = open_networks(self.config, NetLinks(), self._reports.add)
+            name = self._accelerator.name
+            networks = open_networks(self.config, NetLinks(), self._reports.add, name)
             self._networks = self._open.enter_context(networks)
             self._images = self._open.enter_context(open_disks(self.config))
             ends = open_ends(self.config.consoles, self.console)

@@ -32,6 +32,9 @@ class NetCable(Protocol):
     def mtu(self) -> int:
         """What the driver should use at most, 0 for what it likes."""
 
+    def report(self, text: str) -> None:
+        """Something the user should know; from any thread."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from ostler.config import DEFAULT_NAME, MachineConfig, NetConfig, PublishConfig
-from ostler.config.net import ETHERNET_MTU
+from ostler.config import (
+    DEFAULT_NAME,
+    MachineConfig,
+    NetConfig,
+    PublishConfig,
+    VirtioMemConfig,
+)
+from ostler.config.accelerator import KVM
+from ostler.config.net import ETHERNET_MTU, TAPS
 from ostler.errors import ConfigError, HostError
 from ostler.net import passt
 from ostler.net.backend import Backend, Link, Links
@@ -74,9 +82,9 @@ def first_user(nets: Sequence[NetConfig]) -> int | None:
 
 @contextmanager
 def open_networks(
-    config: MachineConfig, links: Links, report: Report = nobody
+    config: MachineConfig, links: Links, report: Report = nobody, accelerator: str = ""
 ) -> Iterator[list[Network]]:
-    """The networks in the order of the configuration.
+    """The networks in the order of the configuration, for a machine of `accelerator`.
 
     `ConfigError` or `HostError` when one that was asked for cannot be had.
     """
@@ -100,9 +108,48 @@ def open_networks(
                 continue
             opened.callback(network.unplug)
             network.link = _captured(network.config, network.backend.link)
+            if network.config.kind in TAPS:
+                _move_to_kernel(network, why_not_vhost(config, network.config, accelerator))
         # The first to end: what is closed after it is no news.
         opened.callback(monitor.close)
         yield networks
+
+
+def why_not_vhost(config: MachineConfig, net: NetConfig, accelerator: str) -> str:
+    """Why the kernel cannot move the card's frames: cause and cure; empty where it may be tried."""
+    if why_not := net.not_by_vhost:
+        return why_not
+    if accelerator != KVM:
+        return "the software CPU does not see what the kernel writes to memory; use --accel kvm"
+    if any(isinstance(device, VirtioMemConfig) for device in config.devices):
+        return "the kernel is told once where memory is, and virtio-mem changes that; leave one out"
+    return ""
+
+
+def _move_to_kernel(network: Network, why_not: str) -> None:
+    """Have the kernel move the frames of a tap device, where it can and is not told not to."""
+    wanted = network.config.vhost
+    if wanted is False or (why_not and wanted is None):
+        return
+    if why_not:
+        raise ConfigError(f"{network.config}: vhost=on: {why_not}")
+    try:
+        network.link = network.link.served_by_kernel()
+    except OSError as error:
+        reason = f"{network.config}: vhost-net: {_no_vhost(error)}"
+        if wanted:
+            raise HostError(reason) from error
+        network.report(f"{reason}; this process moves the frames instead")
+
+
+def _no_vhost(error: OSError) -> str:
+    match error.errno:
+        case errno.ENOENT | errno.ENODEV | errno.ENXIO:
+            return "/dev/vhost-net is not there (modprobe vhost_net)"
+        case errno.EACCES | errno.EPERM:
+            return "/dev/vhost-net may not be opened (setfacl -m u:USER:rw /dev/vhost-net)"
+        case _:
+            return f"the host refuses: {error.strerror or error}"
 
 
 def _claim(

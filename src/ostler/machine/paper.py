@@ -202,6 +202,10 @@ class PaperScsi:
         """There is none."""
         return False
 
+    def pass_through(self, target: int, lun: int, path: str) -> int:
+        """Nothing is opened."""
+        return 0
+
     def set_sizes(self, cdb_bytes: int, sense_bytes: int) -> None:
         pass
 
@@ -225,11 +229,15 @@ class PaperCable:
         """Itself."""
         return self
 
+    def report(self, text: str) -> None:
+        """Nothing goes wrong on paper."""
+
 
 class PaperNic:
     """A card without a driver."""
 
     announcing = False
+    kernel_features = None
 
     def __init__(self, mac: bytes) -> None:
         self.mac = mac
@@ -248,6 +256,9 @@ class PaperNic:
 
     def counters(self) -> Sequence[Sequence[int]]:
         return ((0,) * 4,) * 2
+
+    def serve_in_kernel(self, queue: Queue, pair: int, transmit: bool) -> Worker:
+        raise RuntimeError("a machine on paper does not run")
 
     def receive(self, queue: Queue, pair: int) -> Worker:
         raise RuntimeError("a machine on paper does not run")

@@ -12,6 +12,7 @@ from ostler.config import (
     DebugExitConfig,
     DeviceConfig,
     MachineConfig,
+    ScsiGenericConfig,
     VirtioBalloonConfig,
     VirtioConsoleConfig,
     VirtioKeyboardConfig,
@@ -37,6 +38,7 @@ from ostler.devices.virtio.device import F_RING_PACKED, VirtioDevice
 from ostler.devices.virtio.input import VirtioKeyboard, VirtioTablet
 from ostler.devices.virtio.net import VirtioNet
 from ostler.devices.virtio.rng import VirtioRng
+from ostler.devices.virtio.scsi import VirtioScsi
 from ostler.devices.virtio.transport import VirtioPci
 from ostler.devices.virtio.vsock import VirtioVsock
 from ostler.devices.vmgenid import Vmgenid
@@ -194,6 +196,7 @@ class VirtBoard(Board):
             pairs=config.queues,
             mtu=cable.mtu,
             hash_report=config.hash,
+            report=cable.report,
         )
         self.plug_virtio(f"net{number}", device, packed=config.packed)
         return device
@@ -222,6 +225,8 @@ class VirtBoard(Board):
                 self._add_share(device)
             case VirtioVsockConfig():
                 self._add_vsock(device)
+            case ScsiGenericConfig():
+                self._add_generic(device)
 
     def _add_console(self, config: VirtioConsoleConfig) -> None:
         if self.host.console_fds is None:
@@ -266,6 +271,18 @@ class VirtBoard(Board):
             raise ConfigError("--vsock: this host side has no socket for it; leave it out")
         device = VirtioVsock(self.host.workers, config.cid, *self.host.vsock)
         self.plug_virtio("vsock", device, packed=config.packed)
+
+    def _add_generic(self, config: ScsiGenericConfig) -> None:
+        # A host of its own: nobody else's commands wait for those of real hardware.
+        name = f"scsi-generic:{config.path}"
+        if name in self.devices:
+            raise ConfigError(f"--device scsi-generic,path={config.path}: it is there twice")
+        device = VirtioScsi(self.host.workers)
+        try:
+            device.pass_through(config.path)
+        except HostError as error:
+            raise HostError(f"--device scsi-generic: {error}") from error
+        self.plug_virtio(name, device, packed=config.packed)
 
     def _add_debug_exit(self, iobase: int) -> None:
         device = debug_exit.DebugExit(self.host.requests)

@@ -22,6 +22,12 @@ class Link(Protocol):
     def captured(self, fd: int) -> Self:
         """The same link, with a copy of every frame in the file `fd`."""
 
+    def served_by_kernel(self) -> Self:
+        """The same tap device, whose frames the kernel moves (vhost-net).
+
+        `OSError` when the host has no vhost-net, or refuses.
+        """
+
     def completing_handshakes(self, gateway: bytes) -> Self:
         """The same link, which acknowledges the guest's SYN-ACKs in place of its peer, and answers
         pings of the IPv4 address `gateway`.
@@ -80,6 +86,12 @@ class Backend:
     link: Link
     mtu: int = 0
     """What the guest's driver should use at most; 0 where it may decide."""
+
+    def traffic(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """What the host counted: frames, bytes, dropped and faulty frames that the guest received,
+        then the same of those it sent; `None` where the host counts nothing.
+        """
+        return None
 
     def close(self) -> None:
         """Give back what is the host's."""

@@ -6,6 +6,7 @@ import array
 import fcntl
 import socket
 import struct
+from pathlib import Path
 
 IFNAMSIZ = 16
 SIOCGIFFLAGS, SIOCSIFFLAGS = 0x8913, 0x8914
@@ -68,3 +69,32 @@ def set_up(name: str) -> None:
 def join(bridge: str, name: str) -> None:
     """Make the interface a port of `bridge`; `OSError` when not permitted."""
     _request(SIOCBRADDIF, bridge, struct.pack("i", socket.if_nametoindex(name)))
+
+
+Traffic = tuple[tuple[int, ...], tuple[int, ...]]
+"""Frames, bytes, dropped and faulty frames that an interface sent, and the same it received."""
+
+
+def traffic(name: str) -> Traffic:
+    """What the interface has counted; zeros where there is none of that name."""
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+        interface, _, columns = line.partition(":")
+        if interface.strip() == name:
+            counted = [int(column) for column in columns.split()]
+            received, sent = counted[:4], counted[8:12]
+            return _ordered(*sent), _ordered(*received)
+    return (0,) * 4, (0,) * 4
+
+
+def traffic_since(name: str, before: Traffic) -> Traffic:
+    """What it has counted since then; zeros where it is gone."""
+    now = traffic(name)
+    sent, received = (
+        tuple(max(0, count - first) for count, first in zip(*pair, strict=True))
+        for pair in zip(now, before, strict=True)
+    )
+    return sent, received
+
+
+def _ordered(count_bytes: int, frames: int, errors: int, dropped: int) -> tuple[int, ...]:
+    return frames, count_bytes, dropped, errors

@@ -63,6 +63,7 @@ class Macvtap(Backend):
             rtnetlink.set_alias(name, owner())
             self._open(queues)
             self.link = links.tap(self._fds)
+            self._traffic_before = interface.traffic(name)
         except OSError as error:
             self.close()
             raise HostError(f"{what}: {_reason(error, lower)}") from error
@@ -74,6 +75,11 @@ class Macvtap(Backend):
         for _ in range(queues):
             self._fds.append(os.open(device, os.O_RDWR | os.O_CLOEXEC))
             set_up_queue(self._fds[-1], self.name, queues)
+
+    def traffic(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """What the device counted since it was made."""
+        sent, received = interface.traffic_since(self.name, self._traffic_before)
+        return received, sent
 
     def _look(self) -> None:
         """Nothing tells those who have it open that the device has gone."""

@@ -53,6 +53,7 @@ class Tap(Backend):
             if bridge or not target:
                 self._bring_up(bridge, what)
             self.link = links.tap(self._fds)
+            self._traffic_before = interface.traffic(self.name)
         except BaseException:
             self.close()
             raise
@@ -97,6 +98,10 @@ class Tap(Backend):
             raise HostError(
                 f"{what}: {self.name}: {error.strerror}; run as root or with CAP_NET_ADMIN"
             ) from error
+
+    def traffic(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """What the device counted since it was opened."""
+        return interface.traffic_since(self.name, self._traffic_before)
 
     def _look(self) -> None:
         """The kernel wakes nobody who waits for nothing but the end of a tap device."""

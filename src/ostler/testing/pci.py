@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -266,6 +268,11 @@ class FakeScsi:
         unit["disk"] = disk
         return bool(unit.get("disc"))
 
+    def pass_through(self, target: int, lun: int, path: str) -> int:
+        """List it."""
+        self.units[target, lun] = {"path": path}
+        return 1 << 19
+
     def set_sizes(self, cdb_bytes: int, sense_bytes: int) -> None:
         """Remember them."""
         self.sizes = (cdb_bytes, sense_bytes)
@@ -295,6 +302,8 @@ class FakeNic:
     announcing: bool = False
     features: int = 0
     held: dict[str, Any] = field(default_factory=lambda: {"mac": bytes(6)})
+    kernel_features: int | None = None
+    kernel_refuses: bool = False
 
     def negotiate(self, features: int) -> None:
         """Begin."""
@@ -315,6 +324,12 @@ class FakeNic:
     def counters(self) -> Sequence[Sequence[int]]:
         """Nothing has come or gone."""
         return ((0,) * 4,) * 2
+
+    def serve_in_kernel(self, queue: Queue, pair: int, transmit: bool) -> FakeWorker:
+        """The kernel."""
+        if self.kernel_refuses:
+            raise OSError(errno.EBADFD, os.strerror(errno.EBADFD))
+        return self.workers.start(f"kernel {'transmit' if transmit else 'receive'}{pair}", queue)
 
     def receive(self, queue: Queue, pair: int) -> FakeWorker:
         """A receive worker."""
@@ -404,6 +419,8 @@ class FakeWorkers:
     disks: list[FakeDisk] = field(default_factory=list)
     balloons: list[FakeBalloon] = field(default_factory=list)
     nics: list[FakeNic] = field(default_factory=list)
+    kernel_features: int | None = None
+    """What the kernel can serve network cards with."""
     refuse: bool = False
 
     def disk(self, disk: object, readonly: bool, serial: bytes) -> BlkBackend:
@@ -436,7 +453,7 @@ class FakeWorkers:
 
     def nic(self, link: Any, mac: bytes, pairs: int) -> NicBackend:
         """A network card."""
-        self.nics.append(FakeNic(self, mac))
+        self.nics.append(FakeNic(self, mac, kernel_features=self.kernel_features))
         return self.nics[-1]
 
     def ethernet(self, model: str, link: Any, mac: bytes) -> FakeChip:

@@ -137,7 +137,7 @@ impl ControlService {
             MQ_VQ_PAIRS_SET if self.0.has(features::MQ) => {
                 let pairs = u16::from_le_bytes(command.take()?);
                 let possible = (1..=self.0.max_pairs()).contains(&pairs);
-                possible.then(|| self.0.settings().pairs = pairs)
+                possible.then(|| self.0.set_pairs(pairs))
             }
             MQ_HASH_CONFIG if self.0.has(features::HASH_REPORT) => {
                 let types = u32::from_le_bytes(command.take()?);

@@ -15,6 +15,7 @@ mod nic;
 pub mod offload;
 mod receive;
 mod transmit;
+pub mod vhost;
 
 pub use control::ControlService;
 pub use filter::{Filter, Mac};
@@ -25,3 +26,4 @@ pub use link::{Capture, CaptureLink, DatagramLink, HandshakeLink, Link, StreamLi
 pub use nic::{Counters, Nic, Settings, features};
 pub use receive::{ReceiveService, Receiver};
 pub use transmit::{Sender, TransmitService};
+pub use vhost::Vhost;

@@ -101,6 +101,8 @@ impl Nic {
     pub fn negotiate(&self, negotiated: u64) {
         self.resume(negotiated);
         let mut settings = self.settings();
+        // The driver asks for more on the control queue (section 5.1.6.5.6).
+        settings.pairs = 1;
         settings.offloads = negotiated & features::OFFLOADS;
         settings.filter.promiscuous = negotiated & features::CTRL_RX == 0;
         settings.filter.vlan_filtering = negotiated & features::CTRL_VLAN != 0;
@@ -108,8 +110,12 @@ impl Nic {
         self.tell_link();
     }
 
+    pub fn negotiated(&self) -> u64 {
+        self.features.load(Ordering::Acquire)
+    }
+
     pub fn has(&self, feature: u64) -> bool {
-        self.features.load(Ordering::Acquire) & feature != 0
+        self.negotiated() & feature != 0
     }
 
     pub fn settings(&self) -> MutexGuard<'_, Settings> {
@@ -144,8 +150,15 @@ impl Nic {
         }
     }
 
+    pub fn set_pairs(&self, pairs: u16) {
+        self.settings().pairs = pairs;
+        self.tell_link();
+    }
+
     fn tell_link(&self) {
         self.link.guest_takes(self.guest_takes());
+        let pairs = self.settings().pairs;
+        self.link.use_pairs(pairs.into());
     }
 
     /// Whether the driver has been asked to announce itself and has not done so.

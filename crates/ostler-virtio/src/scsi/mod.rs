@@ -7,12 +7,15 @@
 //! Commands are executed one after the other in each queue, so a task is either not begun or done:
 //! task management waits for what is being executed.
 //!
+//! Commands for a device of the host are passed on as they are ([`generic`]).
+//!
 //! Not modelled: persistent reservations, protection information, unit attentions but those of another disc, command
-//! priorities; pass-through to a device of the host.
+//! priorities.
 
 mod command;
 mod control;
 mod disc;
+mod generic;
 mod inquiry;
 mod mode;
 mod request;
@@ -28,6 +31,7 @@ use ostler_block::Disk as Image;
 use ostler_memory::GuestMap;
 
 pub use control::ControlService;
+pub use generic::Generic;
 pub use request::{DEFAULT_CDB_BYTES, DEFAULT_SENSE_BYTES, MAX_CDB_BYTES, MAX_SENSE_BYTES};
 pub use tray::Tray;
 pub use unit::{Kind, Unit};
@@ -40,10 +44,17 @@ use sense::{Failure, Sense};
 /// Target and logical unit.
 pub type Address = (u8, u16);
 
+/// What is at an address.
+#[derive(Clone, Debug)]
+enum Occupant {
+    Unit(Arc<Unit>),
+    Generic(Arc<Generic>),
+}
+
 /// The units there are, shared by the queues of one device.
 #[derive(Debug)]
 pub struct Bus {
-    units: RwLock<BTreeMap<Address, Arc<Unit>>>,
+    units: RwLock<BTreeMap<Address, Occupant>>,
     cdb_bytes: AtomicU32,
     sense_bytes: AtomicU32,
     /// Held for reading while a command is executed, for writing to wait for all of them.
@@ -64,7 +75,17 @@ impl Default for Bus {
 impl Bus {
     /// Puts `unit` at `address`; what was there is gone.
     pub fn attach(&self, address: Address, unit: Unit) {
-        self.units.write().unwrap_or_else(PoisonError::into_inner).insert(address, Arc::new(unit));
+        self.put(address, Occupant::Unit(Arc::new(unit)));
+    }
+
+    /// Puts a device of the host at `address`; what was there is gone. Its commands may take long: others of the same
+    /// queue wait for them.
+    pub fn pass_through(&self, address: Address, device: Generic) {
+        self.put(address, Occupant::Generic(Arc::new(device)));
+    }
+
+    fn put(&self, address: Address, occupant: Occupant) {
+        self.units.write().unwrap_or_else(PoisonError::into_inner).insert(address, occupant);
     }
 
     /// Takes the unit at `address` away, once no command is executed; whether there was one.
@@ -100,8 +121,15 @@ impl Bus {
         (self.cdb_bytes.load(Ordering::Acquire), self.sense_bytes.load(Ordering::Acquire))
     }
 
-    fn unit(&self, address: Address) -> Option<Arc<Unit>> {
+    fn occupant(&self, address: Address) -> Option<Occupant> {
         self.units.read().unwrap_or_else(PoisonError::into_inner).get(&address).cloned()
+    }
+
+    fn unit(&self, address: Address) -> Option<Arc<Unit>> {
+        match self.occupant(address)? {
+            Occupant::Unit(unit) => Some(unit),
+            Occupant::Generic(_) => None,
+        }
     }
 
     /// The units of a target; empty when there is no such target.
@@ -113,8 +141,8 @@ impl Bus {
     /// Brings the unit at `address`, or `all` of its target, to what a driver begins with.
     fn reset(&self, address: Address, all: bool) {
         let units = self.units.read().unwrap_or_else(PoisonError::into_inner);
-        for ((target, lun), unit) in units.iter() {
-            if *target == address.0 && (all || *lun == address.1) {
+        for ((target, lun), occupant) in units.iter() {
+            if let (Occupant::Unit(unit), true) = (occupant, *target == address.0 && (all || *lun == address.1)) {
                 unit.tray.reset();
             }
         }
@@ -135,8 +163,9 @@ impl Bus {
         let result = if request.cdb[0] == command::REPORT_LUNS {
             inquiry::report_luns(request, &units, map)
         } else {
-            match self.unit((target, lun)) {
-                Some(unit) => unit.execute(request, map),
+            match self.occupant((target, lun)) {
+                Some(Occupant::Generic(device)) => return device.execute(request, map),
+                Some(Occupant::Unit(unit)) => unit.execute(request, map),
                 None => inquiry::of_no_unit(request, map),
             }
         };

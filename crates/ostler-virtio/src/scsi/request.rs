@@ -21,7 +21,10 @@ const BEFORE_SENSE_BYTES: usize = 12;
 pub mod response {
     pub const OK: u8 = 0;
     pub const OVERRUN: u8 = 1;
+    pub const ABORTED: u8 = 2;
     pub const BAD_TARGET: u8 = 3;
+    pub const RESET: u8 = 4;
+    pub const BUSY: u8 = 5;
     pub const FAILURE: u8 = 9;
     pub const FUNCTION_REJECTED: u8 = 11;
     pub const INCORRECT_LUN: u8 = 12;
@@ -71,16 +74,17 @@ pub fn address(lun: &[u8]) -> Option<Address> {
 /// How a request ended.
 #[derive(Clone, Debug)]
 pub struct Response {
-    response: u8,
-    status: u8,
-    residual: u32,
-    sense: Vec<u8>,
+    pub response: u8,
+    pub status: u8,
+    pub residual: u32,
+    pub sense: Vec<u8>,
     /// Bytes from the front of the data-in buffer that were written.
     pub data_in: u64,
 }
 
 impl Response {
-    fn plain(response: u8) -> Self {
+    /// Without data or sense data.
+    pub fn plain(response: u8) -> Self {
         Self { response, status: 0, residual: 0, sense: Vec::new(), data_in: 0 }
     }
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use crate::driver::{DATA, Driver, RAM_BYTES, WRITE, disk_file};
+use ostler_virtio::ServedQueue;
 use ostler_virtio::{BlkService, Disk, Worker};
 
 const SECTORS: u64 = 256;

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::driver::{DATA, Driver, WRITE};
+use ostler_virtio::ServedQueue;
 use ostler_virtio::host::{CallService, Feed, FeedService, MAX_REQUEST_BYTES, MAX_WAITING};
 
 #[test]

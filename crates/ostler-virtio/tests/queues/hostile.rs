@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::driver::{AVAIL, DATA, Desc, Driver, QUEUE_SIZE, RAM_BYTES, WRITE, disk_file};
 use ostler_memory::GuestMap;
+use ostler_virtio::ServedQueue;
 use ostler_virtio::balloon::{Balloon, HintService, InflateService, ReportService, StatsService};
 use ostler_virtio::host::CallService;
 use ostler_virtio::scsi::{Bus, ControlService, RequestService};

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ostler_virtio::ServedQueue;
 use ostler_virtio::net::{ControlService, HEADER_BYTES, Header, Link, Nic, ReceiveService, Switch, TransmitService};
 use ostler_virtio::net::{Frame, Mac, features};
 use ostler_virtio::{Outcome, Ring, Service};

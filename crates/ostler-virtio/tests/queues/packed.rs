@@ -3,6 +3,7 @@
 use crate::driver::packed::{PACKED_SIZE, PackedDriver, Used};
 use crate::driver::{DATA, INDIRECT, NEXT, RAM_BYTES, TABLE, WRITE};
 use ostler_memory::GuestMap;
+use ostler_virtio::ServedQueue;
 use ostler_virtio::{Broken, Chain, Outcome, Position, Ring, RingConfig, RingError, Service};
 
 /// Says how long the readable part was, at once.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::driver::{AVAIL, DATA, Desc, Driver, INDIRECT, NEXT, QUEUE_SIZE, RAM_BYTES, TABLE, USED, WRITE, pipe};
 use ostler_memory::GuestMap;
+use ostler_virtio::ServedQueue;
 use ostler_virtio::limit::Limited;
 use ostler_virtio::{
     Broken, Chain, InputService, Outcome, OutputService, Position, Ring, RingConfig, RingError, RngService, Service,

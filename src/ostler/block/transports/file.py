@@ -221,15 +221,16 @@ def _open(path: str, readonly: bool) -> int:
 
 
 def _refuse_generic(path: str) -> None:
-    """Refuse what takes SCSI commands (sg(4)): a guest's are not passed on."""
+    """Refuse what takes SCSI commands (sg(4)): it is no image."""
     try:
         found = os.stat(path)
     except OSError:
         return  # who opens it says why
     if stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) == _SCSI_GENERIC:
         raise DiskError(
-            f"{path}: SCSI commands are not passed on to a device; give its block device,"
-            " which lsscsi -g names beside it"
+            f"{path}: takes SCSI commands, and is no disk image; give its block device, which"
+            f" lsscsi -g names beside it, or have commands passed on:"
+            f" --device scsi-generic,path={path}"
         )
 
 

@@ -10,10 +10,11 @@ queues of a tap device), UFO, coalescing, standby for a passed-through card.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ostler.devices.virtio.device import VirtioDevice
+from ostler.devices.virtio.device import F_RING_RESET, RING_FEATURES, VirtioDevice
 from ostler.devices.virtio.workers import Cable, Queue, Worker, Workers
 from ostler.errors import StateError
 from ostler.state import State
@@ -139,11 +140,16 @@ class NetState(State):
             raise StateError(f"{type(self).__name__}: what is saved cannot be a network card's")
 
 
+def nobody(text: str) -> None:
+    """Who reports are for when nobody asked for them."""
+
+
 class VirtioNet(VirtioDevice[NetState]):
     """A network card with the address `mac` on `cable`.
 
     `pairs` is how many pairs of queues it has, `mtu` what the driver is told to use at most (0: the
-    driver decides). With `hash_report` each frame comes with its Toeplitz hash.
+    driver decides). With `hash_report` each frame comes with its Toeplitz hash. `report` is called
+    with a line when the kernel was to serve the queues and does not.
     """
 
     name = "virtio-net"
@@ -160,6 +166,7 @@ class VirtioNet(VirtioDevice[NetState]):
         pairs: int = 1,
         mtu: int = 0,
         hash_report: bool = False,
+        report: Callable[[str], object] = nobody,
     ) -> None:
         self.state = NetState()
         self.cable = cable
@@ -172,7 +179,13 @@ class VirtioNet(VirtioDevice[NetState]):
         self.features |= F_MTU if mtu else 0
         self.features |= F_HASH_REPORT if hash_report else 0
         self._connected = True
+        self._report = report
         self._nic = workers.nic(cable, mac, pairs)
+        by_kernel = self._nic.kernel_features
+        self._by_kernel = by_kernel is not None
+        if by_kernel is not None:
+            # A queue's reset is the transport's: it stops the queue, and starts it again.
+            self.ring_features = RING_FEATURES & (by_kernel | F_RING_RESET)
 
     def config(self) -> bytes:
         """`struct virtio_net_config`."""
@@ -202,6 +215,11 @@ class VirtioNet(VirtioDevice[NetState]):
         """The other end of the cable has come or gone: the driver looks at the status again."""
         self.announce_config()
 
+    @property
+    def served_by_kernel(self) -> bool:
+        """Whether vhost-net moves the frames, so that only the host counts them."""
+        return self._by_kernel
+
     def announce(self) -> None:
         """Ask the driver to tell the network where its address is now, after a migration say."""
         self._nic.announcing = True
@@ -226,6 +244,13 @@ class VirtioNet(VirtioDevice[NetState]):
         pair, direction = divmod(queue.index, 2)
         if queue.index == 2 * pairs:
             return self._nic.control(queue)
+        if self._by_kernel:
+            try:
+                return self._nic.serve_in_kernel(queue, pair, bool(direction))
+            except OSError as error:
+                # What was negotiated is what our workers can do as well.
+                self._by_kernel = False
+                self._report(f"vhost-net: {error}; this process moves the frames instead")
         return self._nic.transmit(queue, pair) if direction else self._nic.receive(queue, pair)
 
     def save(self) -> dict[str, Any]:

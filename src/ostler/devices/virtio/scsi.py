@@ -1,21 +1,21 @@
-"""virtio-scsi (virtio 1.2, section 5.6): a SCSI host with disks and CD-ROMs.
+"""virtio-scsi (virtio 1.2, section 5.6): a SCSI host with disks, CD-ROMs, and devices of the host.
 
 This file is the configuration space, the events, and which units there are; commands are executed
 by the engine's workers.
 
-Not modelled: pass-through to a device of the host, protection information, and what
-`ostler-virtio/src/scsi` leaves out.
+Not modelled: protection information, and what `ostler-virtio/src/scsi` leaves out.
 """
 
 from __future__ import annotations
 
+import errno
 import struct
 from dataclasses import dataclass
 
 from ostler.devices.virtio.blk import Disk
 from ostler.devices.virtio.device import VirtioDevice
 from ostler.devices.virtio.workers import Queue, Worker, Workers
-from ostler.errors import ConfigError, StateError
+from ostler.errors import ConfigError, HostError, StateError
 from ostler.state import State
 
 F_HOTPLUG = 1 << 1
@@ -25,7 +25,7 @@ CONTROL_QUEUE, EVENT_QUEUE, _FIRST_REQUEST_QUEUE = range(3)
 QUEUE_SIZE = 256
 # Two descriptors of a request are its header and its response.
 SEG_MAX = QUEUE_SIZE - 2
-MAX_SECTORS = 0xFFFF
+SECTOR_BYTES, MAX_SECTORS = 512, 0xFFFF
 COMMANDS_PER_UNIT = 128
 EVENT = struct.Struct("<I8sI")
 MAX_TARGET, MAX_LUN = 63, 0x3FFF
@@ -69,6 +69,7 @@ class VirtioScsi(VirtioDevice[ScsiState]):
         self.features = F_HOTPLUG | F_CHANGE
         self.queue_sizes = (QUEUE_SIZE,) * (2 + queues)
         self.units: set[tuple[int, int]] = set()
+        self._max_sectors = MAX_SECTORS
         self._bus = workers.scsi()
         self._events = workers.feed()
 
@@ -87,12 +88,7 @@ class VirtioScsi(VirtioDevice[ScsiState]):
 
         `ConfigError` where there is a unit already, or cannot be one.
         """
-        if not (0 <= target <= MAX_TARGET and 0 <= lun <= MAX_LUN):
-            raise ConfigError(
-                f"SCSI unit {target}:{lun}: targets go from 0 to {MAX_TARGET}, units to {MAX_LUN}"
-            )
-        if (target, lun) in self.units:
-            raise ConfigError(f"SCSI unit {target}:{lun} is there already; take another number")
+        self._check_free(target, lun)
         self._bus.attach(
             target,
             lun,
@@ -106,6 +102,29 @@ class VirtioScsi(VirtioDevice[ScsiState]):
         )
         self.units.add((target, lun))
         self._tell(EVENT_TRANSPORT_RESET, target, lun, RESET_RESCAN)
+
+    def pass_through(self, path: str) -> None:
+        """Have the commands for unit 0 of target 0 passed on to the host's SCSI device at `path`.
+
+        It should be the only unit, as others wait for its commands, which may take a minute.
+        `HostError` when it cannot be had.
+        """
+        self._check_free(0, 0)
+        try:
+            self._max_sectors = self._bus.pass_through(0, 0, path) // SECTOR_BYTES
+        except ValueError as error:
+            raise HostError(f"{path}: {error}; lsscsi -g lists those of this host") from error
+        except OSError as error:
+            raise HostError(f"{path}: {_reason(error)}") from error
+        self.units.add((0, 0))
+
+    def _check_free(self, target: int, lun: int) -> None:
+        if not (0 <= target <= MAX_TARGET and 0 <= lun <= MAX_LUN):
+            raise ConfigError(
+                f"SCSI unit {target}:{lun}: targets go from 0 to {MAX_TARGET}, units to {MAX_LUN}"
+            )
+        if (target, lun) in self.units:
+            raise ConfigError(f"SCSI unit {target}:{lun} is there already; take another number")
 
     def detach(self, target: int, lun: int) -> None:
         """Take the unit at `target` and `lun` away; `ConfigError` where there is none."""
@@ -145,7 +164,7 @@ class VirtioScsi(VirtioDevice[ScsiState]):
             "<7I2HI",
             len(self.queue_sizes) - 2,
             SEG_MAX,
-            MAX_SECTORS,
+            self._max_sectors,
             COMMANDS_PER_UNIT,
             EVENT.size,
             self.state.sense_bytes,
@@ -179,3 +198,15 @@ class VirtioScsi(VirtioDevice[ScsiState]):
         if queue.index == EVENT_QUEUE:
             return self._events.serve(queue)
         return self._bus.requests(queue)
+
+
+def _reason(error: OSError) -> str:
+    match error.errno:
+        case errno.ENOENT | errno.ENXIO | errno.ENODEV:
+            return "there is no such device; lsscsi -g lists those of this host"
+        case errno.EACCES | errno.EPERM:
+            return "it may not be opened for reading and writing; run as root, or have the rights"
+        case errno.EBUSY:
+            return "it is in use; unmount it, or end who has it open (fuser -v lists them)"
+        case _:
+            return f"it cannot be opened: {error.strerror}; lsscsi -g lists those of this host"

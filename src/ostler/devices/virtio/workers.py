@@ -144,6 +144,12 @@ class ScsiBackend(Protocol):
     def insert(self, target: int, lun: int, disk: Any) -> bool:
         """Put the data path `disk` into a drive as its disc; whether there is such a drive."""
 
+    def pass_through(self, target: int, lun: int, path: str) -> int:
+        """Have commands passed on to the host's SCSI device at `path`; the most data of one.
+
+        `OSError` when it cannot be opened, `ValueError` for what is none.
+        """
+
     def set_sizes(self, cdb_bytes: int, sense_bytes: int) -> None:
         """Take the driver's sizes of command blocks and sense data."""
 
@@ -167,6 +173,13 @@ class NicBackend(Protocol):
 
     announcing: bool
     """Whether the driver was asked to announce itself and has not done so."""
+
+    @property
+    def kernel_features(self) -> int | None:
+        """The features of rings with which the kernel serves the queues; `None` if it does not."""
+
+    def serve_in_kernel(self, queue: Queue, pair: int, transmit: bool) -> Worker:
+        """Have the kernel serve a queue of pair number `pair`; `OSError` when it refuses."""
 
     @property
     def mac(self) -> bytes:

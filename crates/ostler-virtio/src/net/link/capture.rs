@@ -94,6 +94,10 @@ impl Link for CaptureLink {
         self.link.guest_takes(offloads);
     }
 
+    fn use_pairs(&self, pairs: usize) {
+        self.link.use_pairs(pairs);
+    }
+
     fn unplug(&self) {
         self.link.unplug();
     }

@@ -63,6 +63,9 @@ pub trait Link: Send + Sync + Debug {
     /// Tells the other end what the guest's driver takes, where that makes a difference there.
     fn guest_takes(&self, _offloads: Offloads) {}
 
+    /// Tells the other end how many pairs of queues the driver uses, where it spreads frames over them.
+    fn use_pairs(&self, _pairs: usize) {}
+
     /// The other end is gone, where the link itself cannot tell, and does not come back.
     fn unplug(&self) {}
 

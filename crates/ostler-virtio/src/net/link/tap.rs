@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::poller::{is_passing, moved, set_nonblocking};
 use super::{Link, Sent};
@@ -14,6 +15,9 @@ use crate::net::offload::Offloads;
 
 /// `ioctl` numbers and flags of `linux/if_tun.h`.
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
+const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
+const IFF_ATTACH_QUEUE: libc::c_short = 0x0200;
+const IFF_DETACH_QUEUE: libc::c_short = 0x0400;
 const TUN_F_CSUM: libc::c_uint = 0x01;
 const TUN_F_TSO4: libc::c_uint = 0x02;
 const TUN_F_TSO6: libc::c_uint = 0x04;
@@ -25,6 +29,8 @@ pub struct TapLink {
     queues: Vec<OwnedFd>,
     udp: bool,
     gone: AtomicBool,
+    /// How many of the queues, from the first on, the kernel sends frames to.
+    used: Mutex<usize>,
 }
 
 impl TapLink {
@@ -37,7 +43,18 @@ impl TapLink {
             set_offload(fd, 0)?;
             set_nonblocking(fd)?;
         }
-        Ok(Self { queues, udp, gone: AtomicBool::new(false) })
+        let used = Mutex::new(queues.len());
+        Ok(Self { queues, udp, gone: AtomicBool::new(false), used })
+    }
+
+    /// How many pairs of queues it has.
+    pub fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// The descriptor of pair number `queue`.
+    pub fn queue(&self, queue: usize) -> Option<RawFd> {
+        self.queues.get(queue).map(AsRawFd::as_raw_fd)
     }
 
     /// The device is down or was deleted. A deleted one does not come back.
@@ -117,6 +134,21 @@ impl Link for TapLink {
         }
     }
 
+    /// The kernel spreads flows over the queues that are attached: a driver that uses fewer would not get them all.
+    fn use_pairs(&self, pairs: usize) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = pairs.clamp(1, self.queues.len());
+        for (number, fd) in self.queues.iter().enumerate() {
+            let (is_attached, is_wanted) = (number < *used, number < wanted);
+            if is_attached != is_wanted
+                && let Err(error) = set_attached(fd, is_wanted)
+            {
+                self.note(&error);
+            }
+        }
+        *used = wanted;
+    }
+
     fn unplug(&self) {
         self.gone.store(true, Ordering::Release);
     }
@@ -133,5 +165,14 @@ fn vector(bytes: &[u8]) -> libc::iovec {
 fn set_offload(fd: &OwnedFd, flags: libc::c_uint) -> io::Result<()> {
     // SAFETY: this request takes its argument by value.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(flags)) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn set_attached(fd: &OwnedFd, attached: bool) -> io::Result<()> {
+    // SAFETY: every part of an `ifreq` may be zero.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = if attached { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+    // SAFETY: the argument is the structure that this request reads.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETQUEUE, &raw const request) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
