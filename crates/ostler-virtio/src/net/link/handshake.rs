@@ -56,7 +56,7 @@ pub struct HandshakeLink {
     link: Arc<StreamLink>,
     /// Its pings are answered here.
     gateway: [u8; 4],
-    waiting: Mutex<VecDeque<Frame>>,
+    waiting: Mutex<Waiting>,
     /// Readable while acknowledgements wait.
     news: EventFd,
     /// Readable while those or frames of the peer wait.
@@ -66,6 +66,14 @@ pub struct HandshakeLink {
     /// Readable when it is time to look; never read, so that it wakes every queue.
     look: Mutex<TimerFd>,
     look_fd: RawFd,
+}
+
+/// Frames of ours for the guest.
+#[derive(Debug, Default)]
+struct Waiting {
+    frames: VecDeque<Frame>,
+    /// `news` was written to and not read since: each frame of the peer's would cost a call to find that out.
+    told: bool,
 }
 
 impl HandshakeLink {
@@ -81,7 +89,7 @@ impl HandshakeLink {
         Ok(Self { link, gateway, waiting: Mutex::default(), news, input, alone, look: Mutex::new(look), look_fd })
     }
 
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<Frame>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -108,9 +116,10 @@ impl HandshakeLink {
     /// Has the guest receive a frame of ours.
     fn put(&self, bytes: &[u8]) {
         let mut waiting = self.waiting();
-        if waiting.len() < MAX_WAITING {
+        if waiting.frames.len() < MAX_WAITING {
             let header = Header { flags: DATA_VALID, ..Header::default() };
-            waiting.push_back(Frame::exact(header, bytes));
+            waiting.frames.push_back(Frame::exact(header, bytes));
+            waiting.told = true;
             // The counter cannot be full: it is read whenever nothing waits.
             let _full = self.news.write(1);
         }
@@ -118,8 +127,8 @@ impl HandshakeLink {
 
     fn next(&self) -> Option<Frame> {
         let mut waiting = self.waiting();
-        let next = waiting.pop_front();
-        if next.is_none() {
+        let next = waiting.frames.pop_front();
+        if next.is_none() && std::mem::take(&mut waiting.told) {
             // Under the lock: who answers next writes after this.
             let _empty = self.news.read();
         }
