@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from net_events import Heard
 
-from ostler.engine import NetLinks, VirtioWorkers, VirtualMachine
+from ostler.engine import NetLink, NetLinks, VirtioWorkers, VirtualMachine
 from ostler.net import interface
 from ostler.net.monitor import MonitorThread
 from ostler.net.tap import Tap
@@ -42,6 +42,7 @@ def test_queues_that_the_driver_does_not_use_are_detached() -> None:
     try:
         tap = Tap(NetLinks(), monitor, Heard(), queues=3)
         queues = Path("/sys/class/net", tap.name, "queues")
+        assert isinstance(tap.link, NetLink)
         nic = VirtioWorkers(VirtualMachine("soft").memory).nic(tap.link, bytes(6), 3)
         assert len(list(queues.glob("tx-*"))) == 3
         used = []
