@@ -8,10 +8,7 @@
 use std::cell::RefCell;
 
 use libfuzzer_sys::fuzz_target;
-use ostler_differential::initial;
-use ostler_differential::layout::CODE;
-use ostler_differential::random::Random;
-use ostler_differential::state::Mode;
+use ostler_differential::programs::of_bytes;
 use ostler_differential::twins::{Twins, Verdict};
 
 thread_local! {
@@ -20,15 +17,10 @@ thread_local! {
 
 fuzz_target!(|data: &[u8]| {
     let Some((seed, code)) = data.split_first_chunk() else { return };
-    let mut random = Random::new(u64::from_le_bytes(*seed));
-    let mut before = initial::state(&mut random, Mode::Long);
-    // Half of them across the two pages.
-    let start = if random.percent(50) { CODE.base + 16 } else { CODE.base + CODE.bytes / 2 - 1 - random.below(64) };
-    before.rip = start;
-    before.write_memory(start, code);
+    let before = of_bytes(u64::from_le_bytes(*seed), code);
     TWINS.with_borrow_mut(|twins| {
         if let Verdict::Different(found) = twins.compare(&before).expect("both run") {
-            panic!("at {start:#x}: {}", found.join("; "));
+            panic!("at {:#x}: {}", before.rip, found.join("; "));
         }
     });
 });

@@ -9,7 +9,7 @@ use crate::initial;
 use crate::layout::{CODE, PAGE, SAVE_SLOT, SAVE_SLOT_BYTES, STACK};
 use crate::random::Random;
 use crate::sequence::branch_skip;
-use crate::state::{CpuState, RSP};
+use crate::state::{CpuState, Mode, RSP};
 
 /// Where no random operand points: the loop's counter, and a pointer to the function that is called through memory.
 const COUNTER: u64 = SAVE_SLOT + SAVE_SLOT_BYTES - 16;
@@ -46,6 +46,16 @@ pub fn program(generator: &Generator, seed: u64, turn: u64) -> Result<Program, I
     put(&mut before, 0, &code);
     before.write_memory(POINTER, &random.pick(&functions).to_le_bytes());
     Ok(Program { before })
+}
+
+/// A state made from `seed`, from which any bytes are run as code; half of them across the two pages.
+pub fn of_bytes(seed: u64, code: &[u8]) -> CpuState {
+    let mut random = Random::new(seed);
+    let mut before = initial::state(&mut random, Mode::Long);
+    let start = if random.percent(50) { CODE.base + 16 } else { CODE.base + PAGE - 1 - random.below(64) };
+    before.rip = start;
+    before.write_memory(start, code);
+    before
 }
 
 /// Calls functions until the counter is 0.

@@ -7,12 +7,13 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
+use crate::jit::cold::Cold;
 use crate::jit::context::field;
 use crate::jit::encoding::Encoding;
 use crate::jit::memory::Wanted;
 use crate::jit::registers::{Home, T, home};
 use crate::jit::stubs::{jump_to_found, look_up_jump};
-use crate::jit::translate::{Cold, Translator};
+use crate::jit::translate::Translator;
 
 /// Bytes of code at most to push a return address, and to jump to a target that was found.
 const PUSH_BYTES: usize = 90;

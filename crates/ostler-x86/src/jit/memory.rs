@@ -3,9 +3,10 @@
 use iced_x86::{Instruction, Register};
 
 use crate::jit::code::{Memory, RSP, Way};
+use crate::jit::cold::StoreMiss;
 use crate::jit::context::{field, tlb_addend, tlb_read, tlb_write};
 use crate::jit::registers::{C, Home, T, home};
-use crate::jit::translate::{StoreMiss, Translator};
+use crate::jit::translate::Translator;
 
 const PAGE: i32 = 0x1000;
 

@@ -4,7 +4,7 @@
 //! and its memory operand replaced by a host address. Guest flags are the host's. What is not
 //! transcoded calls the interpreter's semantic function in the middle of the block.
 //!
-//! * [`translate`]: one block; [`transcode`], [`divide`], [`stack`], [`branch`], [`memory`],
+//! * [`translate`]: one block; [`cold`]: what is behind it; [`transcode`], [`divide`], [`stack`], [`branch`], [`memory`],
 //!   [`bits`], [`system`]: its instructions; [`encoding`]: a guest instruction's fields; [`code`]: the host's;
 //! * [`registers`]: which host register is which guest register; [`context`]: what is in memory;
 //! * [`near`]: which memory operands are looked up together;
@@ -16,6 +16,7 @@ pub mod arena;
 mod bits;
 mod branch;
 mod code;
+mod cold;
 pub mod context;
 mod divide;
 mod encoding;
