@@ -3,12 +3,14 @@
 Prints one line for each thing seen, and fails where the guest does not come up.
 
 A guest of several CPUs that came up, and whose processor shuts down later without a word of its
-kernel, is started again, twice at most, and that is said loudly. It was seen once, and why is not
-known; but the emulator's SVM is not beyond suspicion. What stops QEMU 7.2's thread of a CPU soon
-after KVM has injected an interrupt has the vector delivered a second time, into the handler that
-runs with interrupts disabled (`helper_vmrun` leaves it in `exception_index`): a guest of a few
-bytes saw that, where the emulator was paused and resumed all the time. A guest that ends so every
-time, on one CPU, before it is up, or with a complaint of its kernel has a defect of ours.
+kernel, is started again, twice at most, and that is said loudly. It was seen once. QEMU 7.2's SVM
+now and then delivers an interrupt that KVM injects a second time, into the handler that has begun
+with interrupts disabled: `helper_vmrun` leaves the vector in `exception_index`, and a kick of the
+CPU's thread in the wrong instant takes it for an exception to raise. A guest of a few bytes that
+KVM alone ran, whose handler looks whether it was entered while it runs, saw it once in 1,247
+interrupts on a busy host, and more where the emulator was paused and resumed all the time. What a
+kernel does then depends on where it stood. A guest that ends so every time, on one CPU, before it
+is up, or with a complaint of its kernel has a defect of ours.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,8 @@ PIN, PIN_VECTOR = 20, 0x71
 EDGE_PIN, EDGE_VECTOR = 21, 0x61
 IOAPIC = 0xFEC0_0000
 LEVEL = 1 << 15
+# Of a count of 0, which stands for 65536.
+PIT_PERIOD_S = 65536 / 1193182
 READY = 1
 CLI, STI, HLT, IRET = b"\xfa", b"\xfb", b"\xf4", b"\xcf"
 FOREVER_HALTED = STI + HLT + bytes.fromhex("ebfd")  # sti; hlt; jmp hlt
@@ -175,6 +178,19 @@ def test_vector_of_the_pic_is_where_it_was_after_a_pause(guests: list[Guest]) ->
         guest.vcpu.events = guest.vcpu.events
         guest.threads.resume()
         assert guest.heard() == PIC_BASE + LINE
+
+
+def test_timer_that_nobody_programmed_does_not_tick_after_its_state_was_set(
+    guests: list[Guest],
+) -> None:
+    guests.append(guest := Guest(init_pics() + say(READY) + FOREVER_HALTED))
+    guest.start()
+    assert guest.threads is not None
+    guest.threads.pause()
+    guest.vm.irqchip_state = guest.vm.irqchip_state
+    guest.threads.resume()
+    with pytest.raises(queue.Empty):
+        guest.mailbox.get(timeout=10 * PIT_PERIOD_S)
 
 
 def test_state_of_the_chips_goes_to_the_software_cpu_and_back(guests: list[Guest]) -> None:

@@ -209,10 +209,12 @@ fn kvm_ioapic_of(from: &IoapicState) -> kvm_ioapic_state {
     }
 }
 
+/// Before the first control word KVM has a mode that is none, and a count that nobody wrote. With any other mode it
+/// counts as soon as the state is set.
+const NO_MODE: u8 = 0xff;
+const RESET_MODE: u8 = 3;
+
 fn pit_channel(from: &kvm_pit_channel_state, count_load_time_ns: i64) -> PitChannelState {
-    // Before the first control word KVM has a mode that is none, and a count that nobody wrote.
-    const NO_MODE: u8 = 0xff;
-    const RESET_MODE: u8 = 3;
     let (mode, count) = if from.mode == NO_MODE { (RESET_MODE, 0) } else { (from.mode, from.count) };
     PitChannelState {
         count,
@@ -232,6 +234,7 @@ fn pit_channel(from: &kvm_pit_channel_state, count_load_time_ns: i64) -> PitChan
 }
 
 fn kvm_pit_channel_of(from: &PitChannelState) -> kvm_pit_channel_state {
+    let never_programmed = from.count == 0 && from.mode == RESET_MODE;
     kvm_pit_channel_state {
         count: from.count,
         latched_count: from.latched_count,
@@ -242,7 +245,7 @@ fn kvm_pit_channel_of(from: &PitChannelState) -> kvm_pit_channel_state {
         write_state: from.write_state,
         write_latch: from.write_latch,
         rw_mode: from.rw_mode,
-        mode: from.mode,
+        mode: if never_programmed { NO_MODE } else { from.mode },
         bcd: from.bcd,
         gate: from.gate,
         count_load_time: 0,
