@@ -3,6 +3,9 @@
 On a tap device the peer is in a network namespace behind a bridge; by user mode it is this host,
 behind a passt for each guest. Both engines have a virtio card with the same offloads; ostler's tap
 device is measured once more with an emulated e1000. Takes root.
+
+What is lost of datagrams at full speed is lost at the peer's socket, which the host's kernel counts
+(RcvbufErrors in /proc/net/snmp): it says how the host schedules, and differs from run to run.
 """
 
 from __future__ import annotations

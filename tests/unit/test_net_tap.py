@@ -31,6 +31,7 @@ def test_device_that_vanishes_is_reported(queues: int) -> None:
         assert interface.exists(tap.name)
         subprocess.run(["ip", "link", "del", tap.name], check=True)
         heard.await_change()
+        assert not tap.link.up
         assert heard.reports == [f"the tap device {tap.name} is gone; the guest has no carrier"]
         tap.close()
     finally:

@@ -117,7 +117,8 @@ def run(
             " ends the VM with exit code V*2+1), virtio-rng (rate=BYTES/S), virtio-console,"
             " virtio-balloon, virtio-mem (size=BYTES), virtio-keyboard, virtio-tablet,"
             " virtio-vsock (cid=N, path=PATH; --vsock is short for it),"
-            " virtio-9p (path=DIR, mount_tag=TAG, readonly=on; --share)."
+            " virtio-9p (path=DIR, mount_tag=TAG, readonly=on; --share), scsi-generic"
+            " (path=/dev/sgN: the guest's SCSI commands go to that device of this host)."
             " Example: --device debug-exit,iobase=0xf4",
         ),
     ] = None,
@@ -177,7 +178,8 @@ def run(
             " local=), none."
             " Options: mac=ADDRESS, model=virtio|e1000|rtl8139, queues=N, mtu=BYTES, pcap=FILE,"
             " hash=on, packed=off; host=on with user: the guest reaches this host's 127.0.0.1 as"
-            " its gateway."
+            " its gateway; vhost=on|off with tap and macvtap under kvm: the host's kernel moves the"
+            " frames (by default where it can)."
             " Example: --net tap=br0,queues=2 --net user,pcap=net.pcap",
         ),
     ] = None,

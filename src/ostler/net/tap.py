@@ -112,6 +112,8 @@ class Tap(Backend):
         if not end.poll(0):
             self._monitor.after(LOOK_EVERY_S, self._look)
             return
+        # Where the kernel moves the frames, the link has not found out by itself.
+        self.link.detach()
         self._events.report(f"the tap device {self.name} is gone; the guest has no carrier")
         self._events.changed()
 
