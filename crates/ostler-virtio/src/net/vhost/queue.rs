@@ -54,11 +54,13 @@ impl VhostQueue {
         kernel.set_event(index, VringEvent::Kick, &queue.kick)?;
         kernel.set_event(index, VringEvent::Call, &*call)?;
         kernel.set_event(index, VringEvent::Error, &error)?;
+        let stop_of_attendant = stop.try_clone()?;
+        // Whatever fails from here on, `started` lets go of the eventfd.
         let follows = queue.interrupt.as_ref().is_none_or(|interrupt| interrupt.follow(&call));
         let attendant = Attendant {
             call: Arc::clone(&call),
             error,
-            stop: stop.try_clone()?,
+            stop: stop_of_attendant,
             interrupt: queue.interrupt.clone().filter(|_| !follows),
             on_broken: Arc::clone(&queue.on_broken),
         };
