@@ -20,6 +20,7 @@ TO_BENCH := qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils nbdcopy=libnb
 # How much of what is random `make long` runs.
 PROGRAMS := 300000
 SEQUENCES := 500000
+LITMUS := 10
 
 .PHONY: help demo test lab lab-full long bench lint format build wheel clean
 .DEFAULT_GOAL := help
@@ -47,9 +48,9 @@ lab-full: build ## every test of a stock guest under kvm in the lab; takes hours
 long: build ## what takes too long for make test: 264 CPUs, systems under the translator, long random runs
 	@tools/need $(TO_FETCH) $(TO_TEST)
 	OSTLER_LONG=1 $(BIN)/pytest tests/guest/test_smp.py tests/guest/test_translator.py
-	OSTLER_LITMUS=100 cargo test $(CARGO_FLAGS) --quiet -p ostler-x86 --test system litmus
-	OSTLER_PROGRAMS=$(PROGRAMS) cargo test $(CARGO_FLAGS) --quiet -p ostler-differential --test translator
-	cargo run $(CARGO_FLAGS) --quiet -p ostler-differential -- --count $(SEQUENCES)
+	OSTLER_LITMUS=$(LITMUS) cargo test --release --locked --quiet -p ostler-x86 --test system_translated litmus
+	OSTLER_PROGRAMS=$(PROGRAMS) cargo test --release --locked --quiet -p ostler-differential --test translator
+	cargo run --release --locked --quiet -p ostler-differential -- --count $(SEQUENCES)
 
 bench: build ## measure boot and guest speed beside qemu -accel tcg; writes build/bench.json
 	@tools/need $(TO_FETCH) $(TO_BENCH)
