@@ -6,11 +6,9 @@ A guest of several CPUs that came up, and whose processor shuts down later witho
 kernel, is started again, twice at most, and that is said loudly. It was seen once. QEMU 7.2's SVM
 now and then delivers an interrupt that KVM injects a second time, into the handler that has begun
 with interrupts disabled: `helper_vmrun` leaves the vector in `exception_index`, and a kick of the
-CPU's thread in the wrong instant takes it for an exception to raise. A guest of a few bytes that
-KVM alone ran, whose handler looks whether it was entered while it runs, saw it once in 1,247
-interrupts on a busy host, and more where the emulator was paused and resumed all the time. What a
-kernel does then depends on where it stood. A guest that ends so every time, on one CPU, before it
-is up, or with a complaint of its kernel has a defect of ours.
+CPU's thread in the wrong instant takes it for an exception to raise. `redelivery.py` has seen it in
+20 of 7,840 interrupts. What a kernel does then depends on where it stood. A guest that ends so
+every time, on one CPU, before it is up, or with a complaint of its kernel has a defect of ours.
 """
 
 from __future__ import annotations

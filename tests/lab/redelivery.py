@@ -24,7 +24,8 @@ ROUNDS = 20_000
 WAIT = bytes.fromhex("b001") + OUT + bytes.fromhex("fbf4ebfc")  # say 1; sti; hlt; jmp sti
 COUNT_UP = bytes.fromhex("fe060050 a00050 3c01 7402") + OUT  # inc [0x5000]; say it unless 1
 SPEND = b"\x66\xb9" + ROUNDS.to_bytes(4, "little") + bytes.fromhex("9c9d 6649 75fa")
-END = bytes.fromhex("fe0e0050 b077") + OUT + bytes.fromhex("cf")  # dec [0x5000]; say 0x77; iret
+END = bytes.fromhex("fe0e0050 b077") + OUT  # dec [0x5000]; say 0x77
+SAVE, RETURN = bytes.fromhex("50 6651"), bytes.fromhex("6659 58 cf")  # ax, ecx; iret
 SPURIOUS, IN_SERVICE = slice(0xF0, 0xF4), slice(0x100, 0x180)
 
 
@@ -35,7 +36,7 @@ def main(seconds: str) -> None:
     vm.create_irqchip()
     vm.memory.add_slot(0, gpa=0, size=engine_guest.RAM_BYTES)
     vm.memory.write(ENTRY, WAIT)
-    vm.memory.write(HANDLER, COUNT_UP + SPEND + END)
+    vm.memory.write(HANDLER, SAVE + COUNT_UP + SPEND + END + RETURN)
     vm.memory.write(4 * VECTOR, HANDLER.to_bytes(4, "little"))
     vm.bus.add("pio", 0x10, 1, mailbox := Mailbox())
     vcpu = vm.create_vcpu(0)
