@@ -274,3 +274,21 @@ def test_read_only_file_system_is_told_in_one_line(
     monkeypatch.setattr(os, "unlink", unlink)
     monkeypatch.setattr(Path, "unlink", unlink)
     assert "cannot create disk image" in run(command, 2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "convert -p -O qcow2 a.qcow2 b",
+        "compare -p a.qcow2 base",
+        "rebase -p -b other -F qcow2 over",
+        "commit -p over",
+    ],
+)
+def test_progress_is_shown_to_its_end_when_asked(words: str, run: Run) -> None:
+    for name in ("a.qcow2", "base", "other"):
+        run(f"create {name} 1M")
+    run("create -b base -F qcow2 over")
+    assert "    (100.00/100%)\r\n" in run(words)
+    run("create -q -b base -F qcow2 over")
+    assert "100%" not in run(words.replace(" -p", ""))
