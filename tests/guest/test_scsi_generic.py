@@ -17,6 +17,7 @@ import ostler
 from guests.fetch import Kernel
 from guests.images import initrd
 from guests.scsi_debug import DebugDevice, debug_device, takes_scsi_debug
+from ostler.errors import HostError
 
 pytestmark = [pytest.mark.guest, takes_scsi_debug]
 
@@ -90,7 +91,7 @@ def test_guest_reads_writes_and_hears_of_failures(
 def test_device_in_use_is_refused(boot: Boot, full: Kernel, device: DebugDevice) -> None:
     held = os.open(device.generic, os.O_RDWR | os.O_EXCL | os.O_NONBLOCK)
     try:
-        with pytest.raises(ostler.HostError, match=r"scsi-generic: .* it is in use"):
+        with pytest.raises(HostError, match=r"scsi-generic: .* it is in use"):
             start(boot, full, device.generic)
     finally:
         os.close(held)
