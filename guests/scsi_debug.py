@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import hashlib
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +16,37 @@ import pytest
 
 DRIVER = Path("/sys/bus/pseudo/drivers/scsi_debug")
 SECTOR_BYTES = 512
+# linux/blkpg.h
+BLKPG = 0x1269
+BLKPG_ADD_PARTITION = 1
+BLKPG_DEL_PARTITION = 2
 
 takes_scsi_debug = pytest.mark.skipif(
     os.geteuid() != 0 or not DRIVER.exists() or not Path("/sys/class/scsi_generic").exists(),
     reason="takes root, and the modules scsi_debug, sg and sd_mod",
 )
+
+
+class _Partition(ctypes.Structure):
+    """`struct blkpg_partition`."""
+
+    _fields_ = (
+        ("start", ctypes.c_longlong),
+        ("length", ctypes.c_longlong),
+        ("number", ctypes.c_int),
+        ("names", ctypes.c_char * 128),
+    )
+
+
+class _Request(ctypes.Structure):
+    """`struct blkpg_ioctl_arg`."""
+
+    _fields_ = (
+        ("operation", ctypes.c_int),
+        ("flags", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("data", ctypes.c_void_p),
+    )
 
 
 @dataclass(frozen=True)
@@ -48,6 +78,25 @@ class DebugDevice:
                 assert os.pwritev(fd, [buffer], sector * SECTOR_BYTES) == len(data)
             finally:
                 os.close(fd)
+
+    @contextmanager
+    def partition(self, *, first: int, sectors: int) -> Iterator[Path]:
+        """The device file of a partition, which the kernel alone knows of."""
+        place = _Partition(first * SECTOR_BYTES, sectors * SECTOR_BYTES, 1)
+        fd = os.open(self.block, os.O_RDONLY)
+        try:
+            self._ask(fd, BLKPG_ADD_PARTITION, place)
+            try:
+                yield Path(f"{self.block}1")
+            finally:
+                self._ask(fd, BLKPG_DEL_PARTITION, place)
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _ask(fd: int, operation: int, place: _Partition) -> None:
+        size = ctypes.sizeof(place)
+        fcntl.ioctl(fd, BLKPG, _Request(operation, 0, size, ctypes.addressof(place)))
 
     def digest(self, sector: int, length: int) -> str:
         """SHA-256 of what is there."""

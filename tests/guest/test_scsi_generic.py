@@ -88,10 +88,24 @@ def test_guest_reads_writes_and_hears_of_failures(
     run(words.replace("2>&1", "2>/dev/null"), timeout=END_S)
 
 
-def test_device_in_use_is_refused(boot: Boot, full: Kernel, device: DebugDevice) -> None:
-    held = os.open(device.generic, os.O_RDWR | os.O_EXCL | os.O_NONBLOCK)
+@pytest.mark.parametrize(
+    ("held", "asked"), [("generic", "generic"), ("block", "generic"), ("block", "block")]
+)
+def test_device_in_use_is_refused(
+    boot: Boot, full: Kernel, device: DebugDevice, held: str, asked: str
+) -> None:
+    nodes = {"generic": device.generic, "block": device.block}
+    holding = os.open(nodes[held], os.O_RDWR | os.O_EXCL | os.O_NONBLOCK)
     try:
         with pytest.raises(HostError, match=r"scsi-generic: .* it is in use"):
-            start(boot, full, device.generic)
+            start(boot, full, nodes[asked])
     finally:
-        os.close(held)
+        os.close(holding)
+
+
+def test_part_of_a_device_is_refused(boot: Boot, full: Kernel, device: DebugDevice) -> None:
+    with (
+        device.partition(first=64, sectors=64) as part,
+        pytest.raises(HostError, match="it is no SCSI device, or a part of one"),
+    ):
+        start(boot, full, part)

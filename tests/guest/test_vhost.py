@@ -109,7 +109,6 @@ def test_driver_that_goes_and_comes_back_finds_its_queues_served(
 ) -> None:
     vm = start(boot, cloud, bridge)
     assert " 0% packet loss" in ping(vm)
-    # Interrupts move to another address, masked meanwhile: those that come are pending.
     vm.serial.run(f"ls {DRIVER} | grep virtio >/tmp/name")
     for _ in range(2):
         vm.serial.run(f"cat /tmp/name >{DRIVER}/unbind", timeout=END_S)

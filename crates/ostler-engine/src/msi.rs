@@ -71,7 +71,16 @@ impl Messages {
 
     fn change(&self, gsi: u32, msi: Msi) -> Result<()> {
         let mut table = self.table();
-        if table.taken.insert(gsi, msi) == Some(msi) { Ok(()) } else { self.tell(&table) }
+        let before = table.taken.insert(gsi, msi);
+        if before == Some(msi) {
+            return Ok(());
+        }
+        self.tell(&table).inspect_err(|_| {
+            // One that is refused would have all others refused.
+            if let Some(before) = before {
+                table.taken.insert(gsi, before);
+            }
+        })
     }
 
     fn release(&self, gsi: u32) {
@@ -146,8 +155,8 @@ impl MsiRoute {
         let mut row = self.row();
         row.msi = msi;
         if let (Some(followed), false) = (&row.followed, row.masked) {
-            // The accelerator has no reason to refuse another message in place of one that it took.
-            let _changed = self.messages.change(followed.gsi, msi);
+            self.vm().unbind_irqfd(followed.gsi);
+            self.bind_all(followed, msi);
         }
     }
 
@@ -163,13 +172,7 @@ impl MsiRoute {
             Some(followed) if masked && !was_masked => {
                 self.vm().unbind_irqfd(followed.gsi);
             }
-            Some(followed) if was_masked && !masked => {
-                let _changed = self.messages.change(followed.gsi, row.msi);
-                for event in &followed.events {
-                    // It was bound before, so that only want of memory can be in the way.
-                    let _bound = self.bind(followed.gsi, event);
-                }
-            }
+            Some(followed) if was_masked && !masked => self.bind_all(followed, row.msi),
             _ => {}
         }
         if !masked && std::mem::take(&mut row.pending) {
@@ -204,6 +207,18 @@ impl MsiRoute {
         drop(row);
         // A message to no processor is lost, as it is on the real bus.
         let _delivered = self.vm().signal_msi(msi);
+    }
+
+    /// Has the eventfds send `msi`. An address that the accelerator refuses leads nowhere: the messages are lost, as they are
+    /// on the real bus.
+    fn bind_all(&self, followed: &Followed, msi: Msi) {
+        if self.messages.change(followed.gsi, msi).is_err() {
+            return;
+        }
+        for event in &followed.events {
+            // It was bound before, so that only want of memory can be in the way.
+            let _bound = self.bind(followed.gsi, event);
+        }
     }
 
     fn bind(&self, gsi: u32, event: &OwnedFd) -> Result<()> {
@@ -241,15 +256,12 @@ impl Interrupt for MsiRoute {
 
     fn unfollow(&self, event: &Arc<OwnedFd>) {
         let mut row = self.row();
-        let masked = row.masked;
+        let (masked, msi) = (row.masked, row.msi);
         let Some(followed) = &mut row.followed else { return };
         followed.events.retain(|other| !Arc::ptr_eq(other, event));
         if !masked {
             self.vm().unbind_irqfd(followed.gsi);
-            for other in &followed.events {
-                // As when the mask goes.
-                let _bound = self.bind(followed.gsi, other);
-            }
+            self.bind_all(followed, msi);
         }
         if followed.events.is_empty() {
             self.messages.release(followed.gsi);
@@ -330,6 +342,25 @@ mod tests {
         route.unfollow(&event);
         assert!(vm.irqfds().is_empty() && vm.routes().is_empty());
         assert!(vm.messages().is_empty());
+    }
+
+    #[test]
+    fn message_that_is_refused_is_lost_and_takes_no_other_with_it() {
+        let vm = toy_vm();
+        let messages = Messages::new(vm.clone());
+        let (refused, well) = (MsiRoute::new(Arc::clone(&messages)), MsiRoute::new(messages));
+        let events = [event(), event()];
+        for (route, event) in [&refused, &well].into_iter().zip(&events) {
+            route.update(MESSAGE);
+            route.set_masked(false);
+            assert!(route.follow(event));
+        }
+        refused.update(Msi { address: 1 << 32 | MESSAGE.address, ..MESSAGE });
+        assert_eq!(vm.irqfds(), [LAST_MESSAGE - 2], "its eventfd sends nothing to where it was before");
+        well.update(OTHER);
+        assert!(vm.routes().contains(&MsiRouteEntry { gsi: LAST_MESSAGE - 2, msi: OTHER }));
+        refused.update(OTHER);
+        assert_eq!(vm.irqfds().len(), 2);
     }
 
     #[test]

@@ -140,6 +140,10 @@ impl Vm for ToyVm {
     }
 
     fn set_msi_routes(&self, routes: &[MsiRouteEntry]) -> Result<()> {
+        // As KVM does, all of them.
+        if let Some(route) = routes.iter().find(|route| route.msi.address >> 32 & 0xff != 0) {
+            return Err(AccelError::BadState { what: "the address of a message", value: route.msi.address });
+        }
         *lock(&self.routes) = routes.to_vec();
         Ok(())
     }

@@ -62,7 +62,7 @@ impl VirtioScsi {
     /// the most bytes of data that one may have. `OSError` when it cannot be opened, `ValueError` for what is none.
     fn pass_through(&self, target: u8, lun: u16, path: PathBuf) -> PyResult<u64> {
         let device = Generic::open(&path).map_err(|error| match error.kind() {
-            ErrorKind::Unsupported => PyValueError::new_err("it is no SCSI device"),
+            ErrorKind::Unsupported => PyValueError::new_err("it is no SCSI device, or a part of one"),
             _ => os_error(&error),
         })?;
         let max_bytes = device.max_bytes();

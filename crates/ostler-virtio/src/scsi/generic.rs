@@ -3,16 +3,15 @@
 //! Data goes through a buffer of ours, so that whoever watches or logs guest memory sees it. Task management waits
 //! for commands under way; none is taken back, and the device itself is not reset.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::ptr;
 
 use ostler_memory::GuestMap;
 
 use super::Sense;
+use super::node::Node;
 use super::request::{Request, Response, response};
 
 /// `ioctl` numbers of `scsi/sg.h` and `linux/fs.h`.
@@ -77,7 +76,7 @@ struct Header {
 /// A device of the host that a unit stands for.
 #[derive(Debug)]
 pub struct Generic {
-    file: File,
+    node: Node,
     max_bytes: u64,
 }
 
@@ -90,22 +89,20 @@ struct Done {
 }
 
 impl Generic {
-    /// Opens a `/dev/sgN`, or the block device of a SCSI device, for us alone.
+    /// Opens a `/dev/sgN`, or the block device of a whole SCSI device, for us alone: neither node of the disk is in use by
+    /// a mount or another machine.
     ///
-    /// `ErrorKind::Unsupported` for what is no SCSI device.
+    /// `ErrorKind::Unsupported` for what is no SCSI device, or a part of one.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let flags = libc::O_EXCL | libc::O_NONBLOCK;
-        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
-        let kind = file.metadata()?.file_type();
+        let node = Node::open(path)?;
         let mut version: libc::c_int = 0;
-        let is_device = kind.is_char_device() || kind.is_block_device();
         // SAFETY: this request fills an int.
-        let known = is_device && unsafe { libc::ioctl(file.as_raw_fd(), SG_GET_VERSION_NUM, &raw mut version) } == 0;
+        let known = unsafe { libc::ioctl(node.file.as_raw_fd(), SG_GET_VERSION_NUM, &raw mut version) } == 0;
         if !known || version < FIRST_VERSION {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let max_bytes = device_limit(&file, kind.is_block_device()).clamp(SECTOR_BYTES, MAX_DATA_BYTES);
-        Ok(Self { file, max_bytes })
+        let max_bytes = device_limit(&node).min(node.segment_limit()).clamp(SECTOR_BYTES, MAX_DATA_BYTES);
+        Ok(Self { node, max_bytes })
     }
 
     /// The most data that one command may have.
@@ -164,7 +161,7 @@ impl Generic {
             info: 0,
         };
         // SAFETY: the header names three buffers that live through the call, with their lengths.
-        if unsafe { libc::ioctl(self.file.as_raw_fd(), SG_IO, &raw mut header) } < 0 {
+        if unsafe { libc::ioctl(self.node.file.as_raw_fd(), SG_IO, &raw mut header) } < 0 {
             return Err(io::Error::last_os_error());
         }
         let written = usize::from(header.sb_len_wr).min(sense.len());
@@ -174,13 +171,14 @@ impl Generic {
 }
 
 /// What the device's queue takes at once; no limit where it does not tell.
-fn device_limit(file: &File, is_block: bool) -> u64 {
+fn device_limit(node: &Node) -> u64 {
+    let is_block = node.is_block;
     let (mut bytes, mut sectors): (libc::c_int, libc::c_ushort) = (0, 0);
     // SAFETY: this request fills an int with bytes for sg(4), and a short with sectors for block devices.
     let result = unsafe {
         match is_block {
-            true => libc::ioctl(file.as_raw_fd(), BLKSECTGET, &raw mut sectors),
-            false => libc::ioctl(file.as_raw_fd(), BLKSECTGET, &raw mut bytes),
+            true => libc::ioctl(node.file.as_raw_fd(), BLKSECTGET, &raw mut sectors),
+            false => libc::ioctl(node.file.as_raw_fd(), BLKSECTGET, &raw mut bytes),
         }
     };
     match (result, is_block) {
@@ -197,7 +195,8 @@ fn command_block(sent: &[u8]) -> Option<&[u8]> {
     let len = match opcode >> 5 {
         0 => 6,
         1 | 2 => 10,
-        3 if opcode == VARIABLE_LENGTH => 8 + usize::from(*sent.get(7)?),
+        // Of four bytes each (SPC-4, section 4.2.3).
+        3 if opcode == VARIABLE_LENGTH => Some(8 + usize::from(*sent.get(7)?)).filter(|len| len % 4 == 0)?,
         4 => 16,
         5 => 12,
         6 | 7 => 10,
@@ -251,6 +250,11 @@ mod tests {
         assert_eq!(size_of::<Header>(), 88);
         assert_eq!(std::mem::offset_of!(Header, status), 64);
         assert_eq!(std::mem::offset_of!(Header, info), 80);
+    }
+
+    #[test]
+    fn variable_length_is_a_multiple_of_four() {
+        assert_eq!(command_block(&[&[0x7f, 0, 0, 0, 0, 0, 0, 1], [0; 24].as_slice()].concat()), None);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod disc;
 mod generic;
 mod inquiry;
 mod mode;
+mod node;
 mod request;
 mod sense;
 mod tray;

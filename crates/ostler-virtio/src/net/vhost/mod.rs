@@ -24,7 +24,11 @@ use crate::worker::{Queue, StartError};
 const INDIRECT_DESC: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
 const VERSION_1: u64 = 1 << 32;
+const RING_PACKED: u64 = 1 << 34;
+const IN_ORDER: u64 = 1 << 35;
 const KNOWN: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1 | features::MRG_RXBUF;
+/// What it has to know where it was negotiated.
+const DECISIVE: u64 = KNOWN | RING_PACKED | IN_ORDER;
 
 /// Which queue of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +63,9 @@ impl Vhost {
     }
 
     /// Has the kernel serve one queue of pair number `pair` with the `negotiated` features.
+    ///
+    /// `ErrorKind::Unsupported` where it does not know them all, as a saved state may have packed rings; or without
+    /// `VIRTIO_NET_F_MRG_RXBUF`, where kernels before 6.14 leave `num_buffers` 0 (virtio 1.2, section 5.1.6.4.1).
     pub fn start(
         &self,
         pair: usize,
@@ -69,6 +76,9 @@ impl Vhost {
         let (Some(kernel), Some(tap)) = (self.kernels.get(pair), self.tap.queue(pair)) else {
             return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
         };
+        if negotiated & DECISIVE & !self.features != 0 || negotiated & features::MRG_RXBUF == 0 {
+            return Err(io::Error::from(io::ErrorKind::Unsupported).into());
+        }
         VhostQueue::start(Arc::clone(kernel), direction, tap, negotiated & self.features, queue)
     }
 }

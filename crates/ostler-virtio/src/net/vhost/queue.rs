@@ -45,11 +45,16 @@ impl VhostQueue {
         let map = queue.memory.map();
         // What a driver may not do is the same whoever serves it.
         Ring::new(&queue.config, &map)?;
-        let addresses = Addresses::of(&queue.config, &map)?;
+        // A ring across two slots is one that only the kernel cannot have.
+        let addresses = Addresses::of(&queue.config, &map).map_err(|_| io::Error::from(io::ErrorKind::Unsupported))?;
         let index = direction as u32;
         kernel.set_features(features)?;
         kernel.set_memory(&map)?;
         kernel.set_vring(index, &queue.config, &addresses)?;
+        let used_ring = queue.config.used_ring;
+        // The kernel goes on behind what is used by memory, which a saved state may be behind of.
+        let used = queue.config.position.next_used.to_le();
+        map.write_obj(used, GuestAddress(used_ring + USED_INDEX_OFFSET)).map_err(io::Error::other)?;
         let (call, error, stop) = (Arc::new(eventfd()?), eventfd()?, EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         kernel.set_event(index, VringEvent::Kick, &queue.kick)?;
         kernel.set_event(index, VringEvent::Call, &*call)?;
@@ -67,7 +72,7 @@ impl VhostQueue {
         let mut started = Self {
             kernel,
             index,
-            used_ring: queue.config.used_ring,
+            used_ring,
             map,
             call,
             interrupt: queue.interrupt.clone().filter(|_| follows),
@@ -117,8 +122,9 @@ impl ServedQueue for VhostQueue {
         if self.thread.is_none() {
             return self.position;
         }
+        // Between two frames both are the same; asked for one after the other, a frame may come in between.
         let next_used = self.used_index();
-        Position { next_avail: self.next_avail(next_used), next_used }
+        Position { next_avail: next_used, next_used }
     }
 
     fn stop(&mut self) -> Position {
