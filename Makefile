@@ -78,6 +78,8 @@ format: .venv/.installed ## rewrite Python and Rust in the project's format
 
 build: .venv/.installed ## the extension module, into .venv
 	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --release --locked --skip-install --quiet
+	@# As an installation does: where Python may write no bytecode, each start would compile all it imports.
+	@$(BIN)/python -m compileall -q src
 
 wheel: .venv/.installed ## one abi3 wheel for Python 3.11 and later, under target/wheels
 	$(BIN)/maturin build --release --locked --quiet

@@ -91,9 +91,10 @@ def test_openssl_computes_what_the_host_computes(workshop: ostler.VM) -> None:
         assert said.split()[0] == hashlib.new(host, data).hexdigest(), name
     for name, digits in CIPHERS.items():
         options = ["-e", f"-{name}", "-K", KEY[:digits], "-iv", IV]
-        ours = subprocess.run(["openssl", "enc", *options], input=data, capture_output=True)
-        command = f"openssl enc {' '.join(options)} -in data 2>/dev/null | sha256sum"
-        said = workshop.serial.run(command, timeout=300)
+        command = ["openssl", "enc", *options]
+        ours = subprocess.run(command, input=data, capture_output=True, check=True)
+        words = f"openssl enc {' '.join(options)} -in data 2>/dev/null | sha256sum"
+        said = workshop.serial.run(words, timeout=300)
         assert said.split()[0] == hashlib.sha256(ours.stdout).hexdigest(), name
     for kind in ("RSA", "ED25519", "EC -pkeyopt ec_paramgen_curve:P-256"):
         make = f"openssl genpkey -algorithm {kind} -out key 2>/dev/null"

@@ -3,7 +3,7 @@
 Prints one line for each thing seen, and fails where the guest does not come up.
 
 A guest that came up, and whose processor shuts down later without a word of its kernel, is started
-again, twice at most, and that is said loudly. It was seen once. QEMU 7.2's SVM now and then
+again, once, and that is said loudly. It was seen once. QEMU 7.2's SVM now and then
 delivers an interrupt that KVM injects a second time, into the handler that has begun with
 interrupts disabled: `helper_vmrun` leaves the vector in `exception_index`, and a kick of the CPU's
 thread in the wrong instant takes it for an exception to raise. `redelivery.py` has seen it in 20 of
@@ -25,7 +25,7 @@ from ostler.errors import GuestError, OstlerError
 # Less than the silence after which the lab counts as broken.
 BOOT_S = 240
 COMMAND_S = 120
-ATTEMPTS = 3
+ATTEMPTS = 2
 SHOWN_CHARACTERS = 3000
 COMPLAINTS = re.compile(r"Oops|BUG|PANIC|panic|Call Trace|WARNING")
 COMMANDS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -88,6 +89,22 @@ def test_hole_that_was_preallocated_is_not_taken_for_zeroes(tmp_path: Path) -> N
     assert invoke(["image", "convert", "--key-file", str(made.key_file), str(made.path),
                    str(target)]) == 0  # fmt: skip
     assert target.read_bytes() == wanted
+
+
+def test_map_does_not_look_below_what_is_encrypted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Legacy(tmp_path, b"open sesame", ",preallocation=metadata")
+    made.io("write -P 0x11 1M 64k")
+    command = ["qemu-img", "map", "--output", "json", *made.object, "--image-opts"]
+    said = subprocess.run([*command, made.place(made.path)], check=True, capture_output=True)
+    assert invoke(["image", "map", "--output", "json", "--key-file", str(made.key_file),
+                   str(made.path)]) == 0  # fmt: skip
+    ours = json.loads(capsys.readouterr().out)
+    # qemu-img 7.2 does not say it yet.
+    assert not any(extent.pop("compressed") for extent in ours)
+    assert ours == json.loads(said.stdout)
+    assert all(extent["data"] for extent in ours)
 
 
 def test_writing_is_refused_and_facts_need_no_passphrase(

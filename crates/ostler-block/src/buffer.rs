@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 
 /// A page: some hosts (AMD's, where the kernel copies with `rep movsb`) take 1.6 times as long for
 /// a copy to memory that is 16 bytes off a cache line, as a large `Vec` is.
-const ALIGN: usize = 4096;
+pub(crate) const ALIGN: usize = 4096;
 
 /// Bytes whose first is where a page begins.
 #[derive(Debug)]

@@ -245,7 +245,9 @@ impl Storage for FileStorage {
         }
         let end = offset.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
         if !self.is_block_device && self.len()? < end {
-            self.file.set_len(end)?;
+            // To set the length would cut off what others write behind it meanwhile.
+            let last = len.min(DIRECT_ALIGN);
+            self.write_bytes(&ZEROES[..last as usize], end - last)?;
         }
         let mode = if unmap { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
         match self.allocate(mode, offset, len) {

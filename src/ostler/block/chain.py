@@ -150,15 +150,22 @@ def map_text(image: Image, offset: int = 0, length: int | None = None) -> str | 
 
 
 def native_chain(image: Image) -> list[tuple[BlockDisk, BlockStorage | None]] | None:
-    """The layers as the engine walks them; `None` where one of them is Python's."""
+    """The layers as the engine walks them; `None` where one of them is Python's, or encrypted."""
     chain: list[tuple[BlockDisk, BlockStorage | None]] = []
     for layer in layers(image):
         disk = getattr(layer, "disk", None)
         file = getattr(layer, "data_file", None) or getattr(layer, "file", None)
         if not isinstance(disk, BlockDisk) or not isinstance(file, LocalDescriptor):
             return None
+        if _is_encrypted(layer):
+            return None
         chain.append((disk, BlockStorage.from_fd(file.fd) if _has_holes(layer, file) else None))
     return chain
+
+
+def _is_encrypted(layer: Image) -> bool:
+    """Whether what its file holds is not what it reads as: a hole is noise."""
+    return getattr(getattr(layer, "header", None), "crypt_method", 0) != 0
 
 
 def _has_holes(layer: Image, file: LocalDescriptor) -> bool:
@@ -188,6 +195,7 @@ def _runs(image: Image, offset: int, end: int, depth: int) -> Iterator[Mapped]:
 def _held(image: Image, extent: Extent, depth: int) -> Iterator[Mapped]:
     """An extent that this layer decides about; holes of the file below read as zeroes."""
     data = extent.allocated and not extent.zero
+    place = None if _is_encrypted(image) else extent.host_offset
     whole = Mapped(
         extent.offset,
         extent.length,
@@ -196,15 +204,15 @@ def _held(image: Image, extent: Extent, depth: int) -> Iterator[Mapped]:
         zero=not data,
         data=data,
         compressed=extent.compressed,
-        offset=extent.host_offset,
+        offset=place,
         name=image.name,
     )
     file = getattr(image, "data_file", None) or getattr(image, "file", None)
-    if not data or extent.host_offset is None or file is None:
+    if not data or place is None or file is None:
         yield whole
         return
-    for piece in file.extents(extent.host_offset, extent.length):
-        start = extent.offset + piece.offset - extent.host_offset
+    for piece in file.extents(place, extent.length):
+        start = extent.offset + piece.offset - place
         yield whole._replace(start=start, length=piece.length, zero=piece.zero, offset=piece.offset)
 
 

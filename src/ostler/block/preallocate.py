@@ -7,6 +7,8 @@ from ostler.block.formats.raw import RawImage
 from ostler.block.image import Image, ImageFile
 from ostler.errors import DiskError
 
+PAGE_BYTES = 4096
+
 
 def preallocate(image: Image, offset: int, length: int, how: str) -> None:
     """`metadata` maps the range, `falloc` also reserves its space, `full` writes it.
@@ -34,7 +36,9 @@ def _preallocate_qcow2(image: Qcow2Image, offset: int, length: int, how: str) ->
         if how != "metadata":
             _fill(where, extent.host_offset, extent.length, how)
         elif where.size_bytes < extent.host_offset + extent.length:
-            where.truncate(extent.host_offset + extent.length)
+            # Not by its length: a guest may write behind that meanwhile.
+            last = min(extent.length, PAGE_BYTES)
+            where.write_zeroes(extent.host_offset + extent.length - last, last)
 
 
 def _fill(file: ImageFile, offset: int, length: int, how: str) -> None:

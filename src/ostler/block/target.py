@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ostler.block.image import ImageFile
 
 
+# What SELinux sets on every file; a new one gets that of its folder.
+GIVEN_BY_THE_FOLDER = "security.selinux"
+
+
 class Target:
     """Where the copy `name` is written; without `create` it is what is there already.
 
@@ -34,23 +38,31 @@ class Target:
         """`now` is the name it has meanwhile."""
         self._is_new = self._file is not None and not os.path.lexists(self._file)
         self._replaced: ImageFile | None = None
+        self._is_made = False
+        """`now` is a file that was made for this copy: it may be removed."""
         if self._file is not None:
             self._move_beside(self._file)
-        self._is_made = self._file is not None and not os.path.lexists(self.now)
 
     def _move_beside(self, file: str) -> None:
         part = f"{file}.part"
         if self._is_new:
             self.now = part
+            # What is in the way of that is told by who makes the image in it.
+            with suppress(OSError):
+                os.close(_make_alone(part, 0o666))
+                self._is_made = True
         elif _is_plain(file):
             from ostler.block.registry import open_file
 
             # Nobody uses it, and nobody will until it is another.
             self._replaced = open_file(file, readonly=False)
-            if _make_like(part, file):
-                self.now = part
-            else:
-                self._let_go()
+            try:
+                self._is_made = _make_like(part, file)
+            finally:
+                if self._is_made:
+                    self.now = part
+                else:
+                    self._let_go()
 
     def _let_go(self) -> None:
         if self._replaced is not None:
@@ -68,7 +80,7 @@ class Target:
             with self._named():
                 yield
         except BaseException:
-            if self._is_made or self._replaced is not None:
+            if self._is_made:
                 remove_quietly(self.now)
             self._let_go()
             raise
@@ -122,7 +134,8 @@ def _is_plain(file: str) -> bool:
     """Whether another file can be all that this one is: no link, one name, no attributes."""
     try:
         facts = os.lstat(file)
-        return stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and not os.listxattr(file)
+        attributes = set(os.listxattr(file)) - {GIVEN_BY_THE_FOLDER}
+        return stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and not attributes
     except OSError:
         return False
 
@@ -130,7 +143,7 @@ def _is_plain(file: str) -> bool:
 def _make_like(part: str, file: str) -> bool:
     """Whether there is a file `part` now that has the owner and the permissions of `file`."""
     try:
-        fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = _make_alone(part, 0o600)
     except OSError:
         return False
     try:
@@ -143,6 +156,28 @@ def _make_like(part: str, file: str) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def _make_alone(part: str, mode: int) -> int:
+    """A descriptor of a file that was not there: not what a link leads to, nor what others write.
+
+    What a copy that was killed left there is removed. `DiskError` if it is something else, or used.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(part, flags, mode)
+    except FileExistsError:
+        _remove_leftover(part)
+    return os.open(part, flags, mode)
+
+
+def _remove_leftover(part: str) -> None:
+    from ostler.block.registry import open_file
+
+    if not stat.S_ISREG(os.lstat(part).st_mode):
+        raise DiskError(f"{part}: in the way, as the copy is written there first; remove it")
+    open_file(part, readonly=False).close()
+    os.unlink(part)
 
 
 def rename_new(name: str, target: str, *, lasting: bool) -> None:

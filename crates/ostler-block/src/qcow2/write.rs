@@ -8,7 +8,7 @@ use super::entry::{Entry, units};
 use super::layout::{COPIED, SUBCLUSTERS};
 use super::tables::Tables;
 use crate::Result;
-use crate::buffer::Scratch;
+use crate::buffer::{ALIGN, Scratch};
 use crate::copy::RESERVED_BYTES;
 use crate::disk::Content;
 use crate::pieces::{Sink, Source};
@@ -88,15 +88,16 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Has the file reach as far as clusters that are mapped without being written.
+    /// Has the file reach as far as clusters that are mapped without being written. Others write behind them meanwhile,
+    /// so that no length is set: the last bytes, which are nobody's yet, become zeroes.
     pub(super) fn begin_clusters(&self, flight: &Flight) -> Result<()> {
-        let tables = self.tables();
-        let end = flight.host + (flight.count << tables.layout.cluster_bits);
-        if tables.layout.external_data || self.storage.len()? >= end {
-            Ok(())
-        } else {
-            Ok(self.storage.set_len(end)?)
+        let end = flight.host + (flight.count << self.shape.cluster_bits);
+        let file_end = self.storage.len()?;
+        if self.shape.external_data || file_end >= end || !flight.is_new && file_end > flight.host {
+            return Ok(());
         }
+        let last = self.shape.cluster().min(ALIGN as u64);
+        Ok(self.storage.write_zeroes(end - last, last, true)?)
     }
 
     /// How much from the start is mapped and owned, and was written.

@@ -1,5 +1,6 @@
 //! What is left of an image when the host dies: everything that was flushed, and at worst leaks.
 
 mod fragile;
+mod growth;
 mod snapshots;
 mod writes;

@@ -21,6 +21,7 @@ _SCSI_GENERIC = 21
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL)
 _ZEROES = bytes(1 << 20)
+_PAGE_BYTES = 4096
 
 
 class LocalFile(Closing):
@@ -119,11 +120,12 @@ class LocalFile(Closing):
         """Make the range read as zeroes."""
         with _host(self.name, "write zeroes"):
             end = offset + length
-            done = self._fallocate(_PUNCH_HOLE if unmap else _ZERO_RANGE, offset, length)
-            if not done:
+            if not self.is_block_device and self.size_bytes < end:
+                # To set the length would cut off what others write behind it meanwhile.
+                last = min(length, _PAGE_BYTES)
+                self._write_plain_zeroes(end - last, last)
+            if not self._fallocate(_PUNCH_HOLE if unmap else _ZERO_RANGE, offset, length):
                 self._write_plain_zeroes(offset, length)
-            elif not self.is_block_device and self.size_bytes < end:
-                os.ftruncate(self.fd, end)
 
     def _write_plain_zeroes(self, offset: int, length: int) -> None:
         while length:
