@@ -36,6 +36,7 @@ PYTHON_LAYERS = {
     "cli": LEAVES
     | {"block", "control", "host", "image", "machine", "migration", "net", "__init__"},
     "__init__": LEAVES | {"block", "control", "host", "machine"},
+    "__main__": {"cli"},
 }
 
 # What each crate may depend on of the others.

@@ -182,6 +182,22 @@ def test_device_of_the_host_that_cannot_be_had_says_why(
         VirtioScsi(FakeWorkers()).pass_through("/dev/sg7")
 
 
+def test_device_of_the_host_is_let_go_of_with_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[int, int]] = []
+
+    def detach(_: FakeScsi, target: int, lun: int) -> bool:
+        taken.append((target, lun))
+        return True
+
+    monkeypatch.setattr(FakeScsi, "pass_through", lambda *_: 1 << 20)
+    monkeypatch.setattr(FakeScsi, "detach", detach)
+    device = VirtioScsi(FakeWorkers())
+    device.pass_through("/dev/sg7")
+    device.close()
+    device.close()
+    assert taken == [(0, 0)]
+
+
 def test_what_is_no_scsi_device_is_refused_by_the_engine(tmp_path: Path) -> None:
     vm = VirtualMachine("soft")
     image = tmp_path / "image"

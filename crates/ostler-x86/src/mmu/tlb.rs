@@ -41,7 +41,7 @@ pub const TOLD: u64 = 4;
 const NOTED: usize = 8192;
 
 /// Entries filled in that make it worth giving the tables back: each may have touched a page of its own.
-const WORN: u32 = 1024;
+const WORN: u32 = 256;
 
 /// The guest physical page of each entry.
 type Physical = [[u64; TLB_ENTRIES]; TLB_BANKS];

@@ -70,6 +70,7 @@ class VirtioScsi(VirtioDevice[ScsiState]):
         self.queue_sizes = (QUEUE_SIZE,) * (2 + queues)
         self.units: set[tuple[int, int]] = set()
         self._max_sectors = MAX_SECTORS
+        self._passes_through = False
         self._bus = workers.scsi()
         self._events = workers.feed()
 
@@ -117,6 +118,14 @@ class VirtioScsi(VirtioDevice[ScsiState]):
         except OSError as error:
             raise HostError(f"{path}: {_reason(error)}") from error
         self.units.add((0, 0))
+        self._passes_through = True
+
+    def close(self) -> None:
+        """Let go of the device of the host: the machine's next start, or another, may have it."""
+        super().close()
+        if self._passes_through:
+            self._passes_through = False
+            self._bus.detach(0, 0)
 
     def _check_free(self, target: int, lun: int) -> None:
         if not (0 <= target <= MAX_TARGET and 0 <= lun <= MAX_LUN):
