@@ -6,9 +6,9 @@
 use crate::jit::code::{R10, R11, R14, R15, RCX};
 use crate::jit::context::field;
 
-/// The first scratch register: the address of a memory operand, mostly.
+/// The first scratch register: the address of a memory operand, then the index of its page.
 pub const T: u8 = R11;
-/// The second: indices and JRCXZ.
+/// The second: what a look-up found, for LOOP or JRCXZ.
 pub const C: u8 = RCX;
 /// Guest RCX and RSP.
 pub const GUEST_RCX: u8 = R14;
