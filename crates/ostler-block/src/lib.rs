@@ -18,6 +18,7 @@ pub mod dirty;
 pub mod disk;
 pub mod encrypted;
 pub mod error;
+mod known_data;
 pub mod layers;
 pub mod live;
 pub mod pieces;

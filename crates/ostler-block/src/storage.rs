@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::known_data::KnownData;
 use crate::pieces::{Sink, Source};
 
 /// What kind of bytes follow an offset, and how many of them.
@@ -72,6 +73,7 @@ pub struct FileStorage {
     device_bytes: u64,
     /// The file system has no space to reserve.
     cannot_reserve: AtomicBool,
+    known_data: KnownData,
 }
 
 /// A file that was opened with O_DIRECT, and what its requests are multiples of.
@@ -105,7 +107,8 @@ impl FileStorage {
         // SAFETY: no memory is passed.
         let end = if is_block_device { unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_END) } } else { 0 };
         let device_bytes = u64::try_from(end).map_err(|_| io::Error::last_os_error())?;
-        Ok(Self { file, direct: None, is_block_device, device_bytes, cannot_reserve: AtomicBool::new(false) })
+        let (cannot_reserve, known_data) = (AtomicBool::new(false), KnownData::default());
+        Ok(Self { file, direct: None, is_block_device, device_bytes, cannot_reserve, known_data })
     }
 
     /// As `new`, with requests around the page cache where they are aligned.
@@ -225,7 +228,9 @@ impl Storage for FileStorage {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         if !self.is_block_device {
-            return self.file.set_len(len);
+            self.file.set_len(len)?;
+            self.known_data.forget();
+            return Ok(());
         }
         if len <= self.device_bytes { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOSPC)) }
     }
@@ -236,6 +241,7 @@ impl Storage for FileStorage {
         } else {
             self.allocate(libc::FALLOC_FL_PUNCH_HOLE, offset, len)
         };
+        self.known_data.forget();
         done.or_else(|error| if is_unsupported(&error) { Ok(()) } else { Err(error) })
     }
 
@@ -250,7 +256,9 @@ impl Storage for FileStorage {
             self.write_bytes(&ZEROES[..last as usize], end - last)?;
         }
         let mode = if unmap { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
-        match self.allocate(mode, offset, len) {
+        let done = self.allocate(mode, offset, len);
+        self.known_data.forget();
+        match done {
             Err(error) if is_unsupported(&error) => self.write_plain_zeroes(offset, len),
             done => done,
         }
@@ -272,12 +280,18 @@ impl Storage for FileStorage {
         if self.is_block_device {
             return Ok(Run { is_data: true, len: limit });
         }
+        if let Some(len) = self.known_data.after(offset) {
+            return Ok(Run { is_data: true, len: len.min(limit) });
+        }
         let data = self.seek(offset, libc::SEEK_DATA)?;
         if data != Some(offset) {
             let len = data.map_or(limit, |at| (at - offset).min(limit));
             return Ok(Run { is_data: false, len });
         }
         let hole = self.seek(offset, libc::SEEK_HOLE)?;
+        if let Some(end) = hole {
+            self.known_data.note(offset..end);
+        }
         Ok(Run { is_data: true, len: hole.map_or(limit, |at| (at - offset).min(limit)) })
     }
 
@@ -466,6 +480,29 @@ mod tests {
         let rest = advance(&mut vectors, 6);
         assert_eq!((rest.len(), rest[0].iov_base as usize, rest[0].iov_len), (2, 0x2002, 2));
         assert!(advance(rest, 6).is_empty());
+    }
+
+    #[test]
+    fn hole_that_is_made_is_found_where_data_was_found_before() {
+        let path = std::env::temp_dir().join(format!("ostler-hole-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path).expect("a file");
+        std::fs::remove_file(&path).expect("remove");
+        let storage = FileStorage::new(file).expect("a storage");
+        storage.write_bytes(&[1; 3 << 16], 0).expect("write");
+        let (data, hole) = (|len| Run { is_data: true, len }, |len| Run { is_data: false, len });
+        let run_at = |offset, limit| storage.run_at(offset, limit).expect("a run");
+        assert_eq!(run_at(0, 1 << 20), data(3 << 16));
+        assert_eq!((run_at(4096, 8192), run_at(1 << 16, 1 << 20)), (data(8192), data(2 << 16)));
+        storage.discard(1 << 16, 1 << 16).expect("discard");
+        // Where the file system has no holes, there is nothing to find.
+        if run_at(0, 1 << 20) == data(3 << 16) {
+            return;
+        }
+        assert_eq!((run_at(0, 1 << 20), run_at(1 << 16, 1 << 20)), (data(1 << 16), hole(1 << 16)));
+        assert_eq!(run_at(2 << 16, 1 << 20), data(1 << 16));
+        storage.write_zeroes(2 << 16, 1 << 16, true).expect("zeroes");
+        storage.set_len(5 << 15).expect("cut");
+        assert_eq!(run_at(1 << 16, 3 << 15), hole(3 << 15));
     }
 
     /// A page that begins where a page of the host does, out of room for two.
