@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from stock import SLOWER
 
-LONG_S = 300
+LONG_S = 300 * SLOWER
 GUEST4, GUEST6 = "10.77.0.2", "fd00:77::2"
 PEER4, PEER6 = "10.77.0.1", "fd00:77::1"
 SETUP = (

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stock import ACCELERATOR, GREETING, Boot, start_shell
+from stock import ACCELERATOR, BOOT_S, GREETING, IN_LAB, Boot, start_shell
 
 import ostler
 from guests.fetch import Kernel, kernel
 from guests.images import ext4
+from ostler.control.balloon import Balloon
+from ostler.control.console import SerialConsole
+from ostler.control.vsock import Vsock
+
+# What waits for a guest, `timeout` seconds or by default.
+WAITS = (
+    (SerialConsole, "run"), (SerialConsole, "wait_for"), (ostler.VM, "wait"), (Vsock, "connect"),
+    (Balloon, "statistics"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> Iterator[None]:
+    """In the lab nothing that waits for a guest gives up before its boot would be given up."""
+    with pytest.MonkeyPatch.context() as patch:
+        if IN_LAB:
+            for owner, name in WAITS:
+                patch.setattr(owner, name, _patient(getattr(owner, name)))
+        yield
+
+
+def _patient(wait: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(wait)
+
+    @functools.wraps(wait)
+    def patient(*arguments: Any, **options: Any) -> Any:
+        bound = signature.bind(*arguments, **options)
+        bound.apply_defaults()
+        if bound.arguments["timeout"] is not None:
+            bound.arguments["timeout"] = max(bound.arguments["timeout"], BOOT_S)
+        return wait(*bound.args, **bound.kwargs)
+
+    return patient
 
 
 @pytest.fixture

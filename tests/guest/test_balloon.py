@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stock import END_S, Boot, start_shell
+from stock import END_S, SLOWER, Boot, start_shell
 
 import ostler
 from guests.fetch import Kernel
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.guest
 MIB = 1 << 20
 MEMORY = 512 * MIB
 FILL_BYTES = 256 * MIB
-RETURN_S = 10
+RETURN_S = 10 * SLOWER
 FILL = "dd if=/dev/zero of=/tmp/fill bs=1M count=256; rm /tmp/fill"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stock import Boot, start_shell
+from stock import SLOWER, Boot, start_shell
 
 from guests.fetch import Kernel
 from guests.fio import fio_disk
@@ -26,7 +26,7 @@ JOB = (
     " --verify=crc32c --verify_fatal=1 --iodepth=8 --ioengine=psync --direct=1 --fsync=16"
 )
 FIO = "/usr/bin/fio"
-JOB_S = 300
+JOB_S = 300 * SLOWER
 """A loaded machine takes a minute for all of them."""
 
 

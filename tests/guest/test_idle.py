@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from stock import process
+from stock import SLOWER, process
 
 from guests.fetch import Kernel
 
 pytestmark = pytest.mark.guest
 
-SETTLE_S = 3
+SETTLE_S = 3 * SLOWER
 # Long enough that one thing Linux had put off (0.2 s were seen) does not pass for its being busy.
 WATCH_S = 30
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from stock import Boot, start_shell
+from stock import SLOWER, Boot, start_shell
 
 from guests.fetch import Kernel
 
@@ -22,7 +22,7 @@ COUNT = (
     " dd if=/dev/vda of=/dev/null bs=4k count=64 iflag=direct;"
     " printf $n | dd of=/dev/vda bs=512 conv=sync,notrunc oflag=direct; done) 2>/dev/null &"
 )
-HOLD_S = 20.0
+HOLD_S = 20.0 * SLOWER
 # A vCPU may be in a Python device just when the interpreter is taken away from it.
 TRIES = 6
 

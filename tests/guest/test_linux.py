@@ -8,7 +8,18 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from stock import ACCELERATOR, BOOT_S, END_S, FLAVOURS, GREETING, READY, Boot, start_shell
+from stock import (
+    ACCELERATOR,
+    BOOT_S,
+    END_S,
+    FLAVOURS,
+    GREETING,
+    READY,
+    SLOWER,
+    SPOKEN,
+    Boot,
+    start_shell,
+)
 
 import ostler
 from guests.fetch import Kernel, kernel
@@ -34,7 +45,7 @@ def guest(stock: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[o
         initrd=initrd(stock),
         disks=[disk],
         devices=["virtio-rng"],
-        append="console=ttyS0",
+        append=f"console=ttyS0 {SPOKEN}",
         memory="512M",
         accelerator=ACCELERATOR,
     ) as vm:
@@ -76,9 +87,9 @@ def test_clock_of_the_guest_keeps_the_pace_of_the_host(guest: ostler.VM) -> None
         return float(guest.serial.run("cat /proc/uptime").split()[0])
 
     guest_before, host_before = uptime(), time.monotonic()
-    guest.serial.run("sleep 3")
+    guest.serial.run(f"sleep {3 * SLOWER}")
     guest_took, host_took = uptime() - guest_before, time.monotonic() - host_before
-    assert guest_took == pytest.approx(host_took, abs=0.5)
+    assert guest_took == pytest.approx(host_took, abs=0.5 * SLOWER)
 
 
 def test_file_on_the_disk_has_the_hash_it_has_on_the_host(guest: ostler.VM) -> None:

@@ -38,7 +38,9 @@ def test_early_console_hears_the_kernel_before_its_drivers(
     boot: Boot, cloud: Kernel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plug = load_plug(str(EXAMPLES / "memory_device.py"))
-    vm = start_shell(boot, cloud, "earlycon=uart8250,mmio,0xf0000000 keep_bootcon", plug=[plug])
+    vm = start_shell(
+        boot, cloud, "earlycon=uart8250,mmio,0xf0000000 keep_bootcon loglevel=6", plug=[plug]
+    )
     assert "Linux version" in vm.device("early-console").text
     capsys.readouterr()
 

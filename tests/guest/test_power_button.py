@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from stock import BOOT_S, END_S, READY, Boot, process
+from stock import BOOT_S, END_S, READY, SPOKEN, Boot, process
 
 import ostler
 from guests.fetch import Kernel, busybox
@@ -29,7 +29,7 @@ def shell(boot: Boot, cloud: Kernel, tmp_path: Path) -> ostler.VM:
     image.add_modules(ModuleTree(cloud.modules), ["button", "evdev"])
     path = tmp_path / "initrd.gz"
     image.write(path)
-    vm = boot(kernel=cloud.image, initrd=path, append="console=ttyS0", memory="256M")
+    vm = boot(kernel=cloud.image, initrd=path, append=f"console=ttyS0 {SPOKEN}", memory="256M")
     vm.serial.wait_for(READY, timeout=BOOT_S)
     return vm
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stock import BOOT_S
+from stock import ACCELERATOR, BOOT_S
 
 from guests.demo import lay_out
 from guests.fetch import Kernel, kernel
@@ -39,6 +39,19 @@ def checkout(tmp_path: Path, cloud: Kernel) -> Path:
     return tmp_path
 
 
+def here(text: str) -> str:
+    """As it is written, or with the accelerator that is asked for, and the patience of tests."""
+    if "OSTLER_TEST_ACCELERATOR" not in os.environ:
+        return text
+    for written, added in (
+        ("ostler run ", f"ostler run --accel {ACCELERATOR} "),
+        ('append="console', f'accelerator="{ACCELERATOR}", append="console'),
+        ('wait_for("ready"', f'wait_for("ready", timeout={BOOT_S}'),
+    ):
+        text = text.replace(written, added)
+    return text
+
+
 def run(checkout: Path, command: list[str], typed: str = "") -> str:
     """What `command` prints, which is given `typed` and has to end with 0."""
     done = subprocess.run(
@@ -57,12 +70,12 @@ def run(checkout: Path, command: list[str], typed: str = "") -> str:
 def test_readme_run_starts_the_demos_guest(checkout: Path) -> None:
     # What is typed waits until the guest's shell reads it.
     typed = "echo disk=$(cat /sys/block/vda/size); poweroff\n"
-    assert "disk=32768" in run(checkout, ["sh", "-c", block("sh", "ostler run")], typed)
+    assert "disk=32768" in run(checkout, ["sh", "-c", here(block("sh", "ostler run"))], typed)
 
 
 def test_readme_initramfs_starts_a_guest(checkout: Path) -> None:
     run(checkout, ["sh", "-c", block("sh", "image initramfs")])
-    start = block("sh", "ostler run").replace("build/demo/initrd.gz", "initrd.gz")
+    start = here(block("sh", "ostler run")).replace("build/demo/initrd.gz", "initrd.gz")
     # Without its script udhcpc would go on for ever.
     typed = "[ -x /etc/udhcpc/default.script ] && echo script=$((1 + 1))"
     if shutil.which("passt"):
@@ -89,6 +102,6 @@ def test_readme_names_the_modules_that_only_the_general_kernel_has(cloud: Kernel
 
 
 def test_readme_python_runs_a_command_in_the_guest(checkout: Path) -> None:
-    said = run(checkout, [sys.executable, "-c", block("python", "ostler.VM(")])
+    said = run(checkout, [sys.executable, "-c", here(block("python", "ostler.VM("))])
     assert said.startswith("Linux guest 6.")
     assert said.endswith("power-off\n")

@@ -7,11 +7,17 @@ system, and prints what differs.
 from __future__ import annotations
 
 import pytest
-from stock import Boot
+from stock import IN_LAB, Boot
 
 from guests.native import system
 
-pytestmark = pytest.mark.guest
+pytestmark = [
+    pytest.mark.guest,
+    # With no hypervisor, too, it answers a stack load from a non-canonical address by #GP.
+    pytest.mark.skipif(
+        IN_LAB, reason="the lab's processor is QEMU's, which departs from the manual"
+    ),
+]
 
 CHECKS_AT_LEAST = 140
 

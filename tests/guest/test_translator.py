@@ -8,14 +8,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from stock import Boot, log_in, long, start_shell
+from stock import Boot, log_in, long, soft_only, start_shell
 
 import ostler
 from guests.fetch import Kernel
 from guests.images import ext4, initrd
 from guests.rootfs import debian, debian_for_work
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, soft_only]
 
 COMPLAINTS = re.compile(r"^.*(?:WARNING|BUG|rcu: INFO|soft lockup|Oops|segfault).*$", re.MULTILINE)
 # Interpreted, a Debian disk takes minutes to its login.
