@@ -39,7 +39,7 @@ def test_early_console_hears_the_kernel_before_its_drivers(
 ) -> None:
     plug = load_plug(str(EXAMPLES / "memory_device.py"))
     vm = start_shell(
-        boot, cloud, "earlycon=uart8250,mmio,0xf0000000 keep_bootcon loglevel=6", plug=[plug]
+        boot, cloud, "loglevel=6 earlycon=uart8250,mmio,0xf0000000 keep_bootcon", plug=[plug]
     )
     assert "Linux version" in vm.device("early-console").text
     capsys.readouterr()
