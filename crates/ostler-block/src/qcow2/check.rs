@@ -1,13 +1,14 @@
 //! Who refers to each cluster, held against the refcounts. Finds; Python decides what to repair.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::btree_map::Entry::{Occupied, Vacant};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Qcow2;
 use super::entry::Entry;
+use super::l2::L2Table;
 use super::layout::{Layout, MAX_REFCOUNT_TABLE_BYTES, OFFSET_MASK};
 use super::refcounts::{self, Refcounts};
 use super::tables::{Tables, read_l1};
-use super::tree::read_table;
 use crate::disk::Content;
 use crate::storage::Storage;
 use crate::{BlockError, Result};
@@ -60,21 +61,39 @@ type Placed = (u64, Vec<u8>);
 /// References to clusters, sparse.
 #[derive(Debug, Default)]
 struct References {
-    chunks: HashMap<u64, Box<[u32; CHUNK]>>,
+    chunks: BTreeMap<u64, Box<[u32; CHUNK]>>,
 }
 
 impl References {
     fn add(&mut self, first: u64, count: u64) -> Result<()> {
         for cluster in first..first + count {
-            let chunk = cluster / CHUNK as u64;
-            if !self.chunks.contains_key(&chunk) && self.chunks.len() >= MAX_CHUNKS {
-                return Err(BlockError::damaged("its tables refer to clusters all over the address space"));
-            }
-            let counters = self.chunks.entry(chunk).or_insert_with(|| Box::new([0; CHUNK]));
-            let counter = &mut counters[(cluster % CHUNK as u64) as usize];
+            let counter = &mut self.chunk(cluster / CHUNK as u64)?[(cluster % CHUNK as u64) as usize];
             *counter = counter.saturating_add(1);
         }
         Ok(())
+    }
+
+    fn chunk(&mut self, number: u64) -> Result<&mut [u32; CHUNK]> {
+        let count = self.chunks.len();
+        match self.chunks.entry(number) {
+            Occupied(chunk) => Ok(chunk.into_mut()),
+            Vacant(_) if count >= MAX_CHUNKS => {
+                Err(BlockError::damaged("its tables refer to clusters all over the address space"))
+            }
+            Vacant(place) => Ok(place.insert(Box::new([0; CHUNK]))),
+        }
+    }
+
+    /// How often each of `count` clusters is referred to.
+    fn run(&self, first: u64, count: u64) -> impl Iterator<Item = u64> + '_ {
+        let mut chunk = (u64::MAX, None);
+        (first..first + count).map(move |cluster| {
+            let number = cluster / CHUNK as u64;
+            if chunk.0 != number {
+                chunk = (number, self.chunks.get(&number));
+            }
+            chunk.1.map_or(0, |counters| counters[(cluster % CHUNK as u64) as usize].into())
+        })
     }
 
     fn get(&self, cluster: u64) -> u64 {
@@ -334,10 +353,8 @@ impl Check<'_> {
     }
 
     fn l2(&mut self, table: u64, is_active: bool) -> Result<()> {
-        for (index, entry) in read_table(&self.layout, self.storage, table, self.file_end)?.into_iter().enumerate() {
-            if entry == Entry::default() {
-                continue;
-            }
+        let entries = L2Table::read(&self.layout, self.storage, table, self.file_end)?;
+        for (index, entry) in entries.used() {
             if let Err(error) = self.entry(entry, is_active) {
                 self.say(format!("L2 table at {table:#x}, entry {index}: {error}"));
                 self.report.bad_l2.push((table, index as u64));
@@ -401,11 +418,10 @@ impl Check<'_> {
             }
             self.storage.read_bytes(&mut bytes, offset)?;
             let base = number as u64 * per_block;
-            for place in 0..per_block {
-                let refcount = refcounts::get(&bytes, place as usize, layout.refcount_order);
-                let references = self.found.get(base + place);
+            for (place, references) in self.found.run(base, per_block).enumerate() {
+                let refcount = refcounts::get(&bytes, place, layout.refcount_order);
                 if refcount != references {
-                    self.differ(base + place, refcount, references);
+                    differ(&mut self.report.differences, base + place as u64, refcount, references);
                 }
             }
         }
@@ -421,15 +437,15 @@ impl Check<'_> {
         };
         self.found.clusters().filter(|cluster| !is_counted(*cluster)).count() as u64
     }
+}
 
-    fn differ(&mut self, cluster: u64, refcount: u64, references: u64) {
-        if let Some(last) = self.report.differences.last_mut()
-            && last.first + last.count == cluster
-            && (last.refcount, last.references) == (refcount, references)
-        {
-            last.count += 1;
-            return;
-        }
-        self.report.differences.push(Difference { first: cluster, count: 1, refcount, references });
+fn differ(differences: &mut Vec<Difference>, cluster: u64, refcount: u64, references: u64) {
+    if let Some(last) = differences.last_mut()
+        && last.first + last.count == cluster
+        && (last.refcount, last.references) == (refcount, references)
+    {
+        last.count += 1;
+        return;
     }
+    differences.push(Difference { first: cluster, count: 1, refcount, references });
 }

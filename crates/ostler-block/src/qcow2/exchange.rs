@@ -8,10 +8,11 @@
 
 use super::Qcow2;
 use super::entry::Entry;
+use super::l2::L2Table;
 use super::layout::{COPIED, Layout, OFFSET_MASK};
 use super::refcounts::Refcounts;
 use super::tables::{Tables, Unlinked};
-use super::tree::{flagged, read_table, write_table};
+use super::tree::flagged;
 use crate::{BlockError, Result};
 
 /// The header from `size` up to `snapshots_offset`, all in its first sector.
@@ -128,14 +129,23 @@ impl Qcow2 {
         if offset == 0 {
             return Ok(());
         }
-        let old = read_table(&layout, storage, offset, storage.len()?)?;
-        let new = old.iter().map(|entry| self.flag_entry(tables, *entry)).collect::<Result<Vec<Entry>>>()?;
+        let mut table = L2Table::read(&layout, storage, offset, storage.len()?)?;
+        let mut changed = Vec::new();
+        for (index, entry) in table.used() {
+            let flagged = self.flag_entry(tables, entry)?;
+            if flagged != entry {
+                changed.push((index, flagged));
+            }
+        }
         let mut cluster = offset >> bits;
-        if old != new {
+        if !changed.is_empty() {
+            for (index, entry) in changed {
+                table.set(index, entry);
+            }
             tables.count_down(storage, cluster, names)?;
             (cluster, _) = tables.refcounts.allocate(storage, 1)?;
             tables.refcounts.set(storage, cluster, names)?;
-            write_table(&layout, storage, cluster << bits, &new)?;
+            table.write(storage, cluster << bits)?;
         }
         *word = flagged(cluster << bits, tables.refcounts.get(storage, cluster)? == 1);
         Ok(())

@@ -18,6 +18,7 @@ mod discard;
 mod entry;
 pub mod exchange;
 mod flush;
+mod l2;
 pub mod layout;
 mod legacy_aes;
 mod pull;

@@ -1,6 +1,6 @@
 //! Who uses each cluster of the file: the refcount table, its blocks, and allocation.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::layout::{Layout, MAX_REFCOUNT_TABLE_BYTES, OFFSET_MASK};
 use crate::storage::Storage;
@@ -43,7 +43,7 @@ pub struct Refcounts {
     table: Vec<u64>,
     table_offset: u64,
     table_clusters: u32,
-    blocks: HashMap<u64, Block>,
+    blocks: BTreeMap<u64, Block>,
     table_dirty: BTreeSet<usize>,
     /// No cluster below is free.
     hint: u64,
@@ -68,7 +68,7 @@ impl Refcounts {
             table: raw.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).collect(),
             table_offset: layout.refcount_table_offset,
             table_clusters: layout.refcount_table_clusters,
-            blocks: HashMap::new(),
+            blocks: BTreeMap::new(),
             table_dirty: BTreeSet::new(),
             hint: 0,
             fresh_from: file_bytes.next_multiple_of(layout.cluster()),

@@ -5,6 +5,7 @@
 
 use super::Qcow2;
 use super::entry::Entry;
+use super::l2::L2Table;
 use super::layout::{COPIED, Layout, OFFSET_MASK};
 use super::tables::{L1_WORDS, Tables, Unlinked, read_l1};
 use crate::Result;
@@ -108,7 +109,7 @@ impl Qcow2 {
             let offset = word & OFFSET_MASK;
             // Most clusters are in a row with the one before.
             let mut run = (0, 0);
-            for entry in read_table(&layout, storage, offset, file_end)? {
+            for (_, entry) in L2Table::read(&layout, storage, offset, file_end)?.used() {
                 let (first, count) = clusters_of(&layout, entry)?;
                 if count != 0 && run.0 + run.1 == first && !entry.is_compressed() {
                     run.1 += count;
@@ -158,9 +159,9 @@ impl Qcow2 {
 
     fn count_table_flags(&self, tables: &mut Tables, offset: u64, file_end: u64, fix: bool) -> Result<u64> {
         let (storage, layout) = (self.storage.as_ref(), tables.layout);
-        let mut entries = read_table(&layout, storage, offset, file_end)?;
-        let mut wrong = 0;
-        for entry in &mut entries {
+        let mut table = L2Table::read(&layout, storage, offset, file_end)?;
+        let mut corrected = Vec::new();
+        for (index, entry) in table.used() {
             let right = if entry.is_compressed() {
                 entry.word & !COPIED
             } else if layout.external_data {
@@ -170,13 +171,17 @@ impl Qcow2 {
             } else {
                 entry.word
             };
-            wrong += u64::from(right != entry.word);
-            entry.word = right;
+            if right != entry.word {
+                corrected.push((index, Entry { word: right, ..entry }));
+            }
         }
-        if fix && wrong != 0 {
-            write_table(&layout, storage, offset, &entries)?;
+        if fix && !corrected.is_empty() {
+            for &(index, entry) in &corrected {
+                table.set(index, entry);
+            }
+            table.write(storage, offset)?;
         }
-        Ok(wrong)
+        Ok(corrected.len() as u64)
     }
 }
 
@@ -201,28 +206,4 @@ fn count_run(tables: &mut Tables, storage: &dyn Storage, first: u64, count: u64,
         return tables.refcounts.add(storage, first, count, delta);
     }
     (first..first + count).try_for_each(|cluster| tables.count_down(storage, cluster, delta.unsigned_abs()))
-}
-
-/// The entries of the L2 table at `offset`.
-pub fn read_table(layout: &Layout, storage: &dyn Storage, offset: u64, file_end: u64) -> Result<Vec<Entry>> {
-    if offset & layout.in_cluster() != 0 || offset >= file_end {
-        return Err(crate::BlockError::damaged(format!("an L1 entry points to {offset:#x}, where no L2 table can be")));
-    }
-    let mut bytes = vec![0; layout.cluster() as usize];
-    storage.read_bytes(&mut bytes, offset)?;
-    let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word));
-    if !layout.extended_l2 {
-        return Ok(words.map(|word| Entry { word, bitmap: 0 }).collect());
-    }
-    let words: Vec<u64> = words.collect();
-    Ok(words.as_chunks().0.iter().map(|[word, bitmap]| Entry { word: *word, bitmap: *bitmap }).collect())
-}
-
-pub(super) fn write_table(layout: &Layout, storage: &dyn Storage, offset: u64, entries: &[Entry]) -> Result<()> {
-    let words = entries.iter().flat_map(|entry| {
-        let words = [entry.word, entry.bitmap];
-        words.into_iter().take(layout.entry_words() as usize)
-    });
-    let bytes: Vec<u8> = words.flat_map(u64::to_be_bytes).collect();
-    Ok(storage.write_bytes(&bytes, offset)?)
 }
