@@ -105,6 +105,30 @@ fn accesses_of_a_frame_share_a_look_up_and_are_made_one_by_one_across_pages() {
     assert_eq!(cpu.regs.get(0), 1000);
 }
 
+#[test]
+fn targets_loaded_from_several_pages_stay_in_translated_code() {
+    if !host_is_fit() {
+        return;
+    }
+    let cpu = after(|a| {
+        let (mut again, mut target) = (a.create_label(), a.create_label());
+        a.lea(rax, qword_ptr(target))?;
+        a.mov(qword_ptr(0x8000), rax)?;
+        a.mov(qword_ptr(0x9000), rax)?;
+        a.mov(ebx, 1000)?;
+        a.mov(esi, 0x8000)?;
+        a.set_label(&mut again)?;
+        a.xor(esi, 0x1000)?;
+        a.jmp(qword_ptr(rsi))?;
+        a.set_label(&mut target)?;
+        a.inc(rdi)?;
+        a.dec(ebx)?;
+        a.jne(again)
+    });
+    assert_eq!(cpu.regs.get(7), 1000);
+    assert!(cpu.jit.statistics.call_outs < 50, "{:?}", cpu.jit.statistics);
+}
+
 /// A page of its own.
 const FUNCTION: u64 = 0x6000;
 

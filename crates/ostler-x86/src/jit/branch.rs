@@ -10,7 +10,6 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 use crate::jit::cold::Cold;
 use crate::jit::context::field;
 use crate::jit::encoding::Encoding;
-use crate::jit::memory::Wanted;
 use crate::jit::registers::{Home, T, home};
 use crate::jit::stubs::{jump_to_found, look_up_jump};
 use crate::jit::translate::Translator;
@@ -116,8 +115,7 @@ impl Translator<'_> {
     fn load_target(&mut self, instruction: &Instruction) -> Option<()> {
         match instruction.op0_kind() {
             OpKind::Memory if instruction.memory_size().size() == 8 => {
-                let address = self.linear_address(instruction)?;
-                let found = self.look_up(address, Wanted::read(8));
+                let found = self.look_up_guessed(instruction)?;
                 self.code.load_from(T, found);
             }
             OpKind::Register if instruction.op0_register().is_gpr64() => {

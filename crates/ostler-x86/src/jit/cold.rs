@@ -2,6 +2,7 @@
 
 use crate::jit::code::{Memory, Way};
 use crate::jit::context::field;
+use crate::jit::guess::GuessMiss;
 use crate::jit::memory::Linear;
 use crate::jit::registers::C;
 use crate::jit::translate::{Site, Translator};
@@ -11,6 +12,7 @@ use crate::jit::translate::{Site, Translator};
 pub(super) struct Misses {
     pub jumps: Vec<Way>,
     pub stores: Vec<StoreMiss>,
+    pub guesses: Vec<GuessMiss>,
 }
 
 /// A store that the TLB does not allow, but that may be to a spared line.
@@ -26,12 +28,13 @@ pub(super) struct StoreMiss {
 
 impl Misses {
     pub fn is_empty(&self) -> bool {
-        self.jumps.is_empty() && self.stores.is_empty()
+        self.jumps.is_empty() && self.stores.is_empty() && self.guesses.is_empty()
     }
 
     pub fn clear(&mut self) {
         self.jumps.clear();
         self.stores.clear();
+        self.guesses.clear();
     }
 }
 
@@ -76,6 +79,7 @@ impl Translator<'_> {
             Cold::CallOut { from, op, resume } => {
                 let mut jumps = from.jumps;
                 jumps.extend(from.stores.into_iter().map(|miss| self.store_miss(miss)));
+                jumps.extend(from.guesses.into_iter().filter_map(|miss| self.guess_miss(miss)));
                 let here = self.code.here();
                 jumps.into_iter().for_each(|way| self.code.lead(way, here));
                 let site = self.site_of_op(op);

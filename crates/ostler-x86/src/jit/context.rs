@@ -66,6 +66,21 @@ pub struct SparedBank {
     pub lines: [u64; SPARED],
 }
 
+/// Guesses per bank: a block has the one at its number's low bits.
+pub const GUESSES: usize = 64;
+
+/// See [`crate::mmu::guesses`].
+#[derive(Debug)]
+#[repr(C)]
+pub struct GuessBank {
+    /// What an address turned right by three is shifted by to be the number of its page.
+    pub shift: [u64; GUESSES],
+    /// The page's number, all bits inverted.
+    pub number: [u64; GUESSES],
+    /// Host address minus linear address.
+    pub addend: [u64; GUESSES],
+}
+
 /// Ranges of a block that are in use at a time.
 pub const NEAR: usize = 4;
 
@@ -118,6 +133,9 @@ pub struct Context {
     pub tlb: [TlbBank; TLB_BANKS],
     pub jumps: [JumpBank; super::BANKS],
     pub spared: [SparedBank; super::BANKS],
+    pub guesses: [GuessBank; super::BANKS],
+    /// Not 0 when a guess was made.
+    pub guessed: u64,
 }
 
 #[repr(C, align(64))]
@@ -155,6 +173,20 @@ pub fn jump_target(bank: usize) -> i32 {
 }
 pub fn jump_entry(bank: usize) -> i32 {
     (offset_of!(Context, jumps) + bank * size_of::<JumpBank>() + offset_of!(JumpBank, entry) - BIAS) as i32
+}
+
+/// Offsets of the parts of a guess from RSP.
+pub fn guess_shift(bank: usize, number: usize) -> i32 {
+    guess(bank) + (offset_of!(GuessBank, shift) + 8 * number) as i32
+}
+pub fn guess_number(bank: usize, number: usize) -> i32 {
+    guess(bank) + (offset_of!(GuessBank, number) + 8 * number) as i32
+}
+pub fn guess_addend(bank: usize, number: usize) -> i32 {
+    guess(bank) + (offset_of!(GuessBank, addend) + 8 * number) as i32
+}
+fn guess(bank: usize) -> i32 {
+    (offset_of!(Context, guesses) + bank * size_of::<GuessBank>() - BIAS) as i32
 }
 
 /// An owned [`Context`] at a fixed address.

@@ -7,7 +7,7 @@
 //! * [`translate`]: one block; [`cold`]: what is behind it; [`transcode`], [`divide`], [`stack`], [`branch`], [`memory`],
 //!   [`bits`], [`system`]: its instructions; [`encoding`]: a guest instruction's fields; [`code`]: the host's;
 //! * [`registers`]: which host register is which guest register; [`context`]: what is in memory;
-//! * [`near`]: which memory operands are looked up together;
+//! * [`near`]: which memory operands are looked up together; [`guess`]: which are expected where they were;
 //! * [`stubs`]: the way in and out; [`run`]: Rust's side of it;
 //! * [`links`]: which jumps lead where; [`arena`]: the memory code lives in;
 //! * [`key`]: what code was translated for.
@@ -20,6 +20,7 @@ mod cold;
 pub mod context;
 mod divide;
 mod encoding;
+mod guess;
 mod key;
 pub mod links;
 mod memory;

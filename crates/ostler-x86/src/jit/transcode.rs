@@ -184,6 +184,7 @@ impl Translator<'_> {
         let aligned = if must_be_aligned(instruction, bytes, encoding.vex.is_some()) { bytes } else { 1 };
         let found = match self.found_near(instruction.memory_displacement64() as i32) {
             Some(found) => found,
+            None if self.loads_target => self.look_up_guessed(instruction)?,
             None => {
                 let address = self.linear_address(instruction)?;
                 self.look_up(address, Wanted { bytes, write, aligned })

@@ -12,6 +12,7 @@ use crate::jit::code::{Code, Memory, Way};
 use crate::jit::cold::{Cold, Misses};
 use crate::jit::context::field;
 use crate::jit::encoding::Encoding;
+use crate::jit::guess::loads_target;
 use crate::jit::key::Key;
 use crate::jit::memory::Linear;
 use crate::jit::near::{Range, Ranges};
@@ -64,6 +65,8 @@ pub(super) struct Translator<'a> {
     pub ended: bool,
     /// The instruction after the one under way is a jump.
     pub next_jumps: bool,
+    /// The instruction after the one under way jumps to what it loads.
+    pub loads_target: bool,
     /// The accesses that share look-ups, in the copy of the block where they do.
     ranges: Option<Ranges>,
     /// The last instruction that Rust ran, plus one: ranges that began before are stale.
@@ -169,6 +172,7 @@ impl<'a> Translator<'a> {
             vector_loaded: false,
             ended: false,
             next_jumps: false,
+            loads_target: false,
             ranges: None,
             called_out: 0,
             found_until: 0,
@@ -232,6 +236,7 @@ impl Translator<'_> {
             at += usize::from(op.len);
             self.op = index;
             let next = instructions.get(index + 1).and_then(|next| isa::row(next.mnemonic()));
+            self.loads_target = loads_target(instruction, instructions.get(index + 1));
             self.next_jumps = next.is_some_and(|row| row.native == Native::Branch);
             self.code.island_before(expected_bytes(instruction));
             let here = self.code.here();

@@ -4,11 +4,13 @@
 //! * [`walk`]: the page-table walk;
 //! * [`tlb`]: translations that were made before, as host addresses; [`spaces`]: those that outlive CR3;
 //! * [`spared`]: stores to pages that hold code, beside it;
+//! * [`guesses`]: pages that loads of jump targets are expected to be in;
 //! * [`page_set`]: which pages an invalidation may concern;
 //! * [`access`]: loads, stores and read-modify-writes of a linear address;
 //! * [`mmio`]: accesses that no memory answers, and their replay after an exit.
 
 pub mod access;
+pub mod guesses;
 pub mod mmio;
 pub mod page_set;
 pub mod physical;

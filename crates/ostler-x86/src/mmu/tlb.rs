@@ -11,6 +11,7 @@ use ostler_memory::PAGE_BYTES;
 use crate::host::zeros::give_back;
 use crate::jit::context::{ContextBox, TLB_BANKS, TLB_ENTRIES};
 use crate::mmu::Privilege;
+use crate::mmu::guesses;
 use crate::mmu::physical::PAGE_MASK;
 use crate::mmu::spared::Spared;
 
@@ -86,6 +87,7 @@ impl Default for Tlb {
             spared: Spared::default(),
         };
         Spared::prepare(&mut tlb.context);
+        guesses::prepare(&mut tlb.context);
         for bank in 0..TLB_BANKS {
             // Elsewhere, zero is invalid.
             tlb.clear_ends(bank);
@@ -142,6 +144,7 @@ impl Tlb {
             self.flush();
         }
         self.spared.clear(&mut self.context);
+        guesses::forget_of(&mut self.context, privilege);
         let filled = if entry.global { &mut self.globals } else { &mut self.locals };
         filled.push((number as u8, index as u16));
         self.wear = self.wear.saturating_add(1);
@@ -191,6 +194,12 @@ impl Tlb {
         }
     }
 
+    /// Forgets what translated code knows of pages beside the tables.
+    fn forget_beside(&mut self) {
+        self.spared.clear(&mut self.context);
+        guesses::forget(&mut self.context);
+    }
+
     /// Forgets everything.
     pub fn flush(&mut self) {
         self.flush_space();
@@ -202,7 +211,7 @@ impl Tlb {
 
     /// Forgets what is good in the current address space only.
     pub fn flush_space(&mut self) {
-        self.spared.clear(&mut self.context);
+        self.forget_beside();
         let mut locals = std::mem::take(&mut self.locals);
         locals.drain(..).for_each(|(bank, index)| self.clear(usize::from(bank), usize::from(index)));
         self.locals = locals;
@@ -234,7 +243,7 @@ impl Tlb {
 
     /// Forgets the page of `linear`, however large it was.
     pub fn flush_page(&mut self, linear: u64) {
-        self.spared.clear(&mut self.context);
+        self.forget_beside();
         let at = index(linear);
         for bank in 0..TLB_BANKS {
             if self.page_at(bank, at) == Some(linear & PAGE_MASK) {
@@ -263,7 +272,7 @@ impl Tlb {
 
     /// Forgets what leads to the physical page `gpa`.
     pub fn forget_physical(&mut self, gpa: u64) {
-        self.spared.clear(&mut self.context);
+        self.forget_beside();
         self.for_each_filled(|tlb, bank, index| {
             if tlb.physical[bank][index] & PAGE_MASK == gpa & PAGE_MASK {
                 tlb.clear(bank, index);
@@ -285,6 +294,7 @@ impl Tlb {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jit::context::GUESSES;
 
     #[test]
     fn page_whose_writers_are_told_of_is_known_to_be_writable_but_not_stored_to() {
@@ -323,6 +333,28 @@ mod tests {
             assert!(spares(&tlb));
             change(&mut tlb);
             assert!(!spares(&tlb));
+        }
+    }
+
+    #[test]
+    fn guesses_are_taken_back_by_whatever_takes_a_right_to_read() {
+        let known = TlbEntry { read: true, write: false, addend: 0, physical: 0x5000, global: true };
+        let changes: [fn(&mut Tlb, TlbEntry); 4] = [
+            |tlb, _| tlb.flush_space(),
+            |tlb, _| tlb.flush_page(0x9000),
+            |tlb, _| tlb.forget_physical(0x5000),
+            |tlb, known| tlb.insert(Privilege::User, 0x7000, known),
+        ];
+        for change in changes {
+            let mut tlb = Tlb::default();
+            let none = |tlb: &Tlb| tlb.context.guesses[Privilege::User as usize].shift == [63; GUESSES];
+            assert!(none(&tlb));
+            // As translated code does.
+            tlb.context.guesses[Privilege::User as usize].shift[5] = 9;
+            tlb.context.guessed = 1;
+            assert!(!none(&tlb));
+            change(&mut tlb, known);
+            assert!(none(&tlb));
         }
     }
 

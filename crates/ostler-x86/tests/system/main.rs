@@ -10,6 +10,7 @@ mod descriptors;
 mod guest;
 mod identity;
 mod interrupts;
+mod jump_targets;
 mod litmus;
 mod long_mode;
 mod modes;
