@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 from engine_guest import ENTRY, RAM_BYTES, Mailbox, enter_real_mode, machine
 
@@ -48,3 +50,11 @@ def test_more_than_255_vcpus_are_started_by_x2apic_and_know_who_they_are() -> No
     said = [mailbox.get(PATIENCE_S) for _ in range(FIRST, VCPUS)]
     assert sorted(said) == list(range(FIRST, VCPUS))
     threads.stop()
+
+
+def test_vcpu_takes_no_memory_for_tables_that_it_does_not_use() -> None:
+    vm = machine()
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    vcpus = [vm.create_vcpu(number) for number in range(64)]
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
+    assert grown_kib < 2048 * len(vcpus), "the tables of one have 9 MiB"

@@ -95,7 +95,8 @@ class Chooser:
         if name != SOFT:
             return f"running on {name}: {why}; --accel soft is faster"
         mips = self._speed(SOFT)
-        cost = f"{mips:,.0f} million instructions/s"
+        cost = f"{mips:,.0f}" if mips >= 10 else f"{mips:.1f}"
+        cost += " million instructions/s"
         mhz = self._cpu_mhz()
         if mhz:
             cost += f", about 1/{max(mhz * TYPICAL_IPC / mips, 1):.0f} of this CPU's own speed"

@@ -6,14 +6,14 @@
 //! bits of a page number or an address. Their invalid entries are zero but for a few, so that what a guest does not
 //! use takes no memory.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::Layout;
 use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
 
 use crate::cpu::Cpu;
 use crate::cpu::vector::MXCSR_RESET;
+use crate::host::zeros::ZeroPages;
 
 /// RSP modulo 64: a shift by the low byte of RSP is one by as many bits as a page has, without a register for it.
 pub const BIAS: usize = PAGE_SHIFT;
@@ -191,18 +191,15 @@ fn guess(bank: usize) -> i32 {
 
 /// An owned [`Context`] at a fixed address.
 #[derive(Debug)]
-pub struct ContextBox(NonNull<Allocation>);
+pub struct ContextBox(ZeroPages);
 
-// SAFETY: the allocation belongs to the box; its pointers are set anew before each use.
+// SAFETY: the pages belong to the box; its pointers are set anew before each use.
 unsafe impl Send for ContextBox {}
 
 impl Default for ContextBox {
     fn default() -> Self {
-        let layout = Layout::new::<Allocation>();
-        // SAFETY: the layout is not empty; every field of a context may be zero.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let Some(memory) = NonNull::new(memory.cast::<Allocation>()) else { handle_alloc_error(layout) };
-        let mut this = Self(memory);
+        // Every field of a context may be zero.
+        let mut this = Self(ZeroPages::new(Layout::new::<Allocation>()));
         this.vector_absent = 1;
         this.host_mxcsr = u64::from(MXCSR_RESET);
         for (number, count) in this.counts.iter_mut().enumerate() {
@@ -213,31 +210,28 @@ impl Default for ContextBox {
 }
 
 impl ContextBox {
+    fn allocation(&self) -> *mut Allocation {
+        self.0.start().as_ptr().cast()
+    }
+
     /// RSP of translated code.
     pub fn stack_pointer(&mut self) -> *mut u8 {
         // SAFETY: inside the context.
-        unsafe { (&raw mut (*self.0.as_ptr()).context).cast::<u8>().add(BIAS) }
+        unsafe { (&raw mut (*self.allocation()).context).cast::<u8>().add(BIAS) }
     }
 }
 
 impl Deref for ContextBox {
     type Target = Context;
     fn deref(&self) -> &Context {
-        // SAFETY: the allocation lives as long as the box.
-        unsafe { &(*self.0.as_ptr()).context }
+        // SAFETY: the pages live as long as the box.
+        unsafe { &(*self.allocation()).context }
     }
 }
 
 impl DerefMut for ContextBox {
     fn deref_mut(&mut self) -> &mut Context {
         // SAFETY: as above; `&mut self` makes it ours alone.
-        unsafe { &mut (*self.0.as_ptr()).context }
-    }
-}
-
-impl Drop for ContextBox {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.0.as_ptr().cast(), Layout::new::<Allocation>()) };
+        unsafe { &mut (*self.allocation()).context }
     }
 }
