@@ -203,10 +203,9 @@ impl MsiRoute {
             row.pending = true;
             return;
         }
-        let msi = row.msi;
-        drop(row);
-        // A message to no processor is lost, as it is on the real bus.
-        let _delivered = self.vm().signal_msi(msi);
+        // Who masks the row, to send its messages elsewhere, waits for this one: afterwards it would go to a vector that
+        // is nobody's. A message to no processor is lost, as it is on the real bus.
+        let _delivered = self.vm().signal_msi(row.msi);
     }
 
     /// Has the eventfds send `msi`. An address that the accelerator refuses leads nowhere: the messages are lost, as they are
@@ -277,6 +276,7 @@ impl Interrupt for MsiRoute {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
+    use std::time::{Duration, Instant};
 
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::io::write;
@@ -289,6 +289,25 @@ mod tests {
 
     fn route(vm: &Arc<ToyVm>) -> MsiRoute {
         MsiRoute::new(Messages::new(vm.clone()))
+    }
+
+    #[test]
+    fn mask_waits_for_the_message_that_is_under_way() {
+        let vm = toy_vm();
+        let route = route(&vm);
+        route.set_masked(false);
+        std::thread::scope(|scope| {
+            let bus = vm.messages.lock().expect("the messages");
+            scope.spawn(|| route.signal());
+            let late = Instant::now() + Duration::from_secs(10);
+            let mut held = 0;
+            while held < 20 && Instant::now() < late {
+                held = if route.row.try_lock().is_err() { held + 1 } else { 0 };
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drop(bus);
+            assert_eq!(held, 20, "the row could be masked while its message was under way");
+        });
     }
 
     fn event() -> Arc<OwnedFd> {

@@ -69,7 +69,7 @@ impl Accelerator for ToyAccelerator {
 pub struct ToyVm {
     memory: Arc<GuestRam>,
     levels: Mutex<Vec<(u32, bool)>>,
-    messages: Mutex<Vec<Msi>>,
+    pub(crate) messages: Mutex<Vec<Msi>>,
     routes: Mutex<Vec<MsiRouteEntry>>,
     irqfds: Mutex<Vec<IrqFd>>,
     clock_ns: AtomicU64,
