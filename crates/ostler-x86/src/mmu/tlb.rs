@@ -144,7 +144,10 @@ impl Tlb {
             self.flush();
         }
         self.spared.clear(&mut self.context);
-        guesses::forget_of(&mut self.context, privilege);
+        if self.page_at(number, index).is_some() {
+            // A guess is of a page that an entry is for, maybe of this one.
+            guesses::forget_of(&mut self.context, privilege);
+        }
         let filled = if entry.global { &mut self.globals } else { &mut self.locals };
         filled.push((number as u8, index as u16));
         self.wear = self.wear.saturating_add(1);
@@ -347,6 +350,7 @@ mod tests {
         ];
         for change in changes {
             let mut tlb = Tlb::default();
+            tlb.insert(Privilege::User, 0x7000, known);
             let none = |tlb: &Tlb| tlb.context.guesses[Privilege::User as usize].shift == [63; GUESSES];
             assert!(none(&tlb));
             // As translated code does.
